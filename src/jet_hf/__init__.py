@@ -1,0 +1,17 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Jet, the transformer-based normalizing flow, as a transformers model."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from .model.configuration_jet import JetConfig
+from .model.image_processing_jet import JetImageProcessor
+from .model.modeling_jet import JetForDensityEstimation, JetModel
+
+
+AutoConfig.register("jet", JetConfig, exist_ok=True)
+AutoModel.register(JetConfig, JetModel, exist_ok=True)
+AutoImageProcessor.register(JetConfig, image_processor_classes={"pil": JetImageProcessor}, exist_ok=True)
+
+__version__ = "0.1.0"
+
+__all__ = ["JetConfig", "JetForDensityEstimation", "JetImageProcessor", "JetModel"]

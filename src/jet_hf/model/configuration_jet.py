@@ -1,0 +1,186 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of Jet, the transformer-based normalizing flow."""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+
+
+COUPLING_KINDS = ("channels", "spatial")
+SPATIAL_COUPLINGS = ("checkerboard", "checkerboard-inv", "vstripes", "vstripes-inv", "hstripes", "hstripes-inv")
+
+
+@strict
+class JetConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`JetModel`]. The defaults are the base model of "Jet: A Modern Transformer-Based Normalizing
+    Flow" at 64 x 64: 32 coupling layers, each with a ViT of depth 2 and width 512, over 256 patches.
+
+    Args:
+        image_size (`int`, *optional*, defaults to 64):
+            Height and width S of the (square) images, in pixels.
+        num_channels (`int`, *optional*, defaults to 3):
+            Number of image channels C.
+        patch_size (`int`, *optional*, defaults to 4):
+            Side p of a patch, in pixels. An image becomes `N = (S / p) ** 2` tokens of `D = C * p * p` numbers.
+        num_coupling_layers (`int`, *optional*, defaults to 32):
+            Number of affine coupling layers T.
+        coupling_kinds (`tuple[str, ...]`, *optional*, defaults to four `"channels"`, then `"spatial"`):
+            Kinds of split, cycled over the coupling layers (paper, section 3.2.1).
+        spatial_couplings (`tuple[str, ...]`, *optional*, defaults to checkerboard, vstripes and hstripes, each followed by its inverse):
+            Patterns of the spatial splits, cycled on their own, one step per spatial coupling layer.
+        hidden_size (`int`, *optional*, defaults to 512):
+            Width E of the ViT inside a coupling layer.
+        num_hidden_layers (`int`, *optional*, defaults to 2):
+            Number of transformer blocks of the ViT inside a coupling layer.
+        num_attention_heads (`int`, *optional*, defaults to 8):
+            Number of attention heads.
+        intermediate_size (`int`, *optional*, defaults to `4 * hidden_size`):
+            Width of the MLP in a transformer block.
+        hidden_act (`str`, *optional*, defaults to `"gelu_pytorch_tanh"`):
+            Activation of the MLP. The original code uses the tanh approximation of GELU.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6):
+            Epsilon of the layer norms.
+        scale_factor (`float`, *optional*, defaults to 2.0):
+            Upper bound m of the scales, `m * sigmoid(raw)`. With 2.0 a new model is the identity (paper, section 2.4).
+        context_size (`int`, *optional*):
+            Width of the context tokens that the couplings attend to. `None`: an unconditional model.
+        permutation_seed (`int`, *optional*, defaults to 0):
+            Draws the channel permutations; the same seed gives the same permutations on every machine.
+
+    Raises:
+        `StrictDataclassFieldValidationError`, `StrictDataclassClassValidationError`: for a field of the wrong type, or
+            a value that cannot work; the message names the field and the value.
+
+    Example:
+
+    ```python
+    >>> from jet_hf import JetConfig, JetForDensityEstimation
+
+    >>> config = JetConfig(image_size=32, num_coupling_layers=2, hidden_size=64, num_attention_heads=2)
+    >>> config.num_patches, config.patch_dim
+    (64, 48)
+    >>> model = JetForDensityEstimation(config)
+    ```"""
+
+    model_type = "jet"
+
+    image_size: int = 64
+    num_channels: int = 3
+    patch_size: int = 4
+    num_coupling_layers: int = 32
+    coupling_kinds: tuple[str, ...] | list[str] = ("channels", "channels", "channels", "channels", "spatial")
+    spatial_couplings: tuple[str, ...] | list[str] = SPATIAL_COUPLINGS
+    hidden_size: int = 512
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 8
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    scale_factor: float | int = 2.0
+    context_size: int | None = None
+    permutation_seed: int = 0
+
+    def __post_init__(self, **kwargs):
+        # JSON knows no tuples; lists keep a saved and loaded configuration equal to the one it came from.
+        self.coupling_kinds = list(self.coupling_kinds)
+        self.spatial_couplings = list(self.spatial_couplings)
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        super().__post_init__(**kwargs)
+
+    @property
+    def grid_size(self) -> int:
+        """Number of patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Number of tokens N of an image."""
+        return self.grid_size**2
+
+    @property
+    def patch_dim(self) -> int:
+        """Number of dimensions D of a patch."""
+        return self.num_channels * self.patch_size**2
+
+    @property
+    def num_dims(self) -> int:
+        """Number of dimensions d of an image, `C * S * S`."""
+        return self.num_channels * self.image_size**2
+
+    @property
+    def layer_splits(self) -> list[str]:
+        """The split of each coupling layer in turn: `"channels"`, or the name of a spatial pattern."""
+        kinds = [self.coupling_kinds[i % len(self.coupling_kinds)] for i in range(self.num_coupling_layers)]
+        splits, num_spatial = [], 0
+        for kind in kinds:
+            if kind == "spatial":
+                kind = self.spatial_couplings[num_spatial % len(self.spatial_couplings)]
+                num_spatial += 1
+            splits.append(kind)
+        return splits
+
+    def validate_sizes(self):
+        """Part of `@strict` validation: sizes that are positive and divide each other."""
+        for field in (
+            "image_size",
+            "num_channels",
+            "patch_size",
+            "num_coupling_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "intermediate_size",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")
+        if self.num_hidden_layers < 0:
+            raise ValueError(f"`num_hidden_layers` must be at least 0, got {self.num_hidden_layers}.")
+        if self.context_size is not None and self.context_size < 1:
+            raise ValueError(f"`context_size` must be at least 1, or None for no context, got {self.context_size}.")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"`image_size` must be divisible by `patch_size`, got image_size={self.image_size} and "
+                f"patch_size={self.patch_size}."
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` must be divisible by `num_attention_heads`, got hidden_size={self.hidden_size} and "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+        if self.patch_dim % 2:
+            raise ValueError(
+                "a coupling layer halves a patch, so `num_channels` * `patch_size` ** 2 must be even, got "
+                f"num_channels={self.num_channels} and patch_size={self.patch_size}, which is {self.patch_dim}."
+            )
+        if "spatial" in self.coupling_kinds and self.num_patches % 2:
+            raise ValueError(
+                "spatial `coupling_kinds` halve the patches, so their number must be even, got "
+                f"image_size={self.image_size} and patch_size={self.patch_size}, which is {self.num_patches} patches."
+            )
+
+    def validate_couplings(self):
+        """Part of `@strict` validation: known kinds and patterns of couplings."""
+        for field, known in (("coupling_kinds", COUPLING_KINDS), ("spatial_couplings", SPATIAL_COUPLINGS)):
+            values = getattr(self, field)
+            if not values:
+                raise ValueError(f"`{field}` must name at least one of {list(known)}, got {values}.")
+            for value in values:
+                if value not in known:
+                    raise ValueError(f"`{field}` must be out of {list(known)}, got {value!r}.")
+
+    def validate_numbers(self):
+        """Part of `@strict` validation: constants of the formulas."""
+        if not (math.isfinite(self.scale_factor) and self.scale_factor > 0):
+            raise ValueError(f"`scale_factor` must be a positive number, got {self.scale_factor}.")
+        if not (math.isfinite(self.layer_norm_eps) and self.layer_norm_eps >= 0):
+            raise ValueError(f"`layer_norm_eps` must be zero or a positive number, got {self.layer_norm_eps}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be out of {sorted(ACT2FN)}, got {self.hidden_act!r}.")
+
+
+JetConfig.register_for_auto_class()
+
+__all__ = ["JetConfig"]

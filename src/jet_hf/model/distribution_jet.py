@@ -1,0 +1,56 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Jet for users of torch.distributions."""
+
+import torch
+from torch.distributions import Distribution, constraints
+
+from .likelihood_jet import standard_normal_log_prob
+
+
+class JetDistribution(Distribution):
+    """
+    The density of a Jet model over scaled, dequantised images, as an event of shape (C, S, S).
+
+    `log_prob` is in nats and is the density of `u / 127.5 - 1 + noise / 127.5`; `model(pixel_values)` gives the
+    likelihood of the 8-bit images themselves.
+
+    Args:
+        model: A [`JetForDensityEstimation`].
+        context: Tensor (1, L, context_size), for a model whose configuration sets `context_size`.
+
+    Example:
+
+    ```python
+    >>> from jet_hf import JetConfig, JetForDensityEstimation
+
+    >>> config = JetConfig(image_size=16, num_coupling_layers=2, hidden_size=32, num_attention_heads=2)
+    >>> distribution = JetForDensityEstimation(config).distribution()
+    >>> distribution.log_prob(distribution.sample((5,))).shape
+    torch.Size([5])
+    ```"""
+
+    arg_constraints = {}
+    support = constraints.independent(constraints.real, 3)
+    has_rsample = True
+
+    def __init__(self, model, context: torch.Tensor | None = None):
+        self.model = model
+        self.context = context
+        size = model.config.image_size
+        super().__init__(event_shape=torch.Size([model.config.num_channels, size, size]), validate_args=False)
+
+    def _expand_context(self, batch_size: int) -> torch.Tensor | None:
+        return None if self.context is None else self.context.expand(batch_size, -1, -1)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """Log-density, in nats, of images `value` (*, C, S, S): a tensor (*)."""
+        images = value.reshape(-1, *self.event_shape)
+        latents, log_det = self.model.encode(images, self._expand_context(len(images)))
+        return (standard_normal_log_prob(latents) + log_det).reshape(value.shape[:-3])
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
+        """Images (*sample_shape, C, S, S), differentiable in the model's parameters."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        latents = torch.randn(shape, dtype=self.model.jet.state_dtype, device=self.model.device)
+        latents = latents.reshape(-1, *self.event_shape)
+        return self.model.decode(latents, self._expand_context(len(latents)))[0].reshape(shape)

@@ -1,0 +1,86 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+How a coupling layer splits the flow's state in two halves and merges them again (paper, section 2.5).
+
+Shapes: B batch, N patches of an image, D numbers of a patch. The state is (B, N, D); a half is always (B, N, D/2), so
+that one shape of conditioner serves both kinds of split. Values are moved by index and never enter a matrix product,
+which on accelerators may round them to TF32 or bfloat16 (paper, "Numerical precision considerations").
+"""
+
+import hashlib
+from functools import lru_cache
+
+import torch
+
+
+@lru_cache(maxsize=1024)
+def _channel_order(seed: int, layer_index: int, size: int) -> tuple[int, ...]:
+    # Sorting by a hash is a uniform shuffle that no release of a random number library can change.
+    def key(index: int) -> bytes:
+        return hashlib.sha256(f"{seed}/{layer_index}/{index}".encode()).digest()
+
+    return tuple(sorted(range(size), key=key))
+
+
+def channel_permutation(seed: int, layer_index: int, size: int) -> torch.Tensor:
+    """
+    Random order of the numbers of a patch; the first half of the order is the half that the conditioner sees.
+
+    Args:
+        seed: Draws the permutation, together with `layer_index`.
+        layer_index: Position of the coupling layer in the flow.
+        size: Number of dimensions D of a patch.
+
+    Returns:
+        int64 tensor of shape (D,) on the CPU.
+    """
+    return torch.tensor(_channel_order(seed, layer_index, size), dtype=torch.int64, device="cpu")
+
+
+def spatial_permutation(pattern: str, grid_size: int) -> torch.Tensor:
+    """
+    Order of the patches of an image that lists one half, in raster order, before the other.
+
+    Args:
+        pattern: `"checkerboard"` (even row + column first), `"vstripes"` (even columns first) or `"hstripes"` (even
+            rows first), or one of these with `"-inv"` (the other half first).
+        grid_size: Number of patches along one side.
+
+    Returns:
+        int64 tensor of shape (N,) on the CPU.
+    """
+    rows = torch.arange(grid_size, device="cpu")[:, None].expand(grid_size, grid_size)
+    columns = rows.T
+    parity = {"checkerboard": rows + columns, "vstripes": columns, "hstripes": rows}[pattern.removesuffix("-inv")] % 2
+    if pattern.endswith("-inv"):
+        parity = 1 - parity
+    return torch.argsort(parity.flatten(), stable=True)
+
+
+def split(state: torch.Tensor, permutation: torch.Tensor, spatial: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Splits a state (B, N, D) in two halves of shape (B, N, D/2).
+
+    Args:
+        state: The flow's state, of shape (B, N, D).
+        permutation: Integer tensor of shape (N,) for a spatial split, else (D,).
+        spatial: Whether patches are split, rather than the numbers of each patch. The N/2 patches of a half are cut in
+            two, "n (s c) -> (n s) c" with s = 2.
+    """
+    batch_size, num_patches, patch_dim = state.shape
+    if not spatial:
+        first, second = state.index_select(2, permutation).chunk(2, dim=2)
+        return first, second
+    first, second = state.index_select(1, permutation).chunk(2, dim=1)
+    half_shape = (batch_size, num_patches, patch_dim // 2)
+    return first.reshape(half_shape), second.reshape(half_shape)
+
+
+def merge(first: torch.Tensor, second: torch.Tensor, permutation: torch.Tensor, spatial: bool) -> torch.Tensor:
+    """Puts two halves of shape (B, N, D/2) back to where [`split`] took them from, giving a state (B, N, D)."""
+    inverse = torch.argsort(permutation)
+    if not spatial:
+        return torch.cat([first, second], dim=2).index_select(2, inverse)
+    batch_size, num_patches, half_dim = first.shape
+    half_shape = (batch_size, num_patches // 2, 2 * half_dim)
+    return torch.cat([first.reshape(half_shape), second.reshape(half_shape)], dim=1).index_select(1, inverse)

@@ -1,0 +1,143 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+The ViT inside a coupling layer, which maps one half of the state to bias and scale of the other.
+
+Shapes: B batch, N tokens, D numbers of a patch, E hidden size, H heads, L context tokens.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_jet import JetConfig
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain operations, in the form that transformers' attention interface asks for."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    weights = nn.functional.dropout(weights.to(value.dtype), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class JetAttentionBase(nn.Module):
+    """What self-attention and cross-attention share: the heads, and the choice of `config._attn_implementation`."""
+
+    is_causal = False
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, N, E), (B, L, E), (B, L, E) -> attended values (B, N, E), weights (B, H, N, L) or None."""
+        query, key, value = (
+            states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+            for states in (query, key, value)
+        )
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention(self, query, key, value, None, dropout=0.0, scaling=self.scaling)
+        return output.flatten(2), weights
+
+
+class JetAttention(JetAttentionBase):
+    """Multi-head self-attention; query, key and value come out of one projection."""
+
+    def __init__(self, config: JetConfig):
+        super().__init__(config)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output, weights = self.attend(*self.qkv_proj(hidden_states).chunk(3, dim=-1))
+        return self.o_proj(output), weights
+
+
+class JetCrossAttention(JetAttentionBase):
+    """Attention from the tokens (query) to the context (key, value)."""
+
+    def __init__(self, config: JetConfig):
+        super().__init__(config)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.kv_proj = nn.Linear(config.context_size, 2 * config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        output, _ = self.attend(self.q_proj(hidden_states), *self.kv_proj(context).chunk(2, dim=-1))
+        return self.o_proj(output)
+
+
+class JetMLP(nn.Module):
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class JetViTLayer(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = JetAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = JetMLP(config)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = hidden_states + self.attention(self.layernorm_before(hidden_states))[0]
+        return hidden_states + self.mlp(self.layernorm_after(hidden_states))
+
+
+class JetViT(nn.Module):
+    """
+    Conditioner of a coupling layer: a ViT without patchification or pooling (paper, section 2.1 and 3).
+
+    Takes one half of the state (B, N, D/2) and, where `config.context_size` is set, a context (B, L, context_size).
+    Gives `bias` and `raw_scale`, each (B, N, D/2), in the dtype of the half, whatever dtype the weights have.
+    """
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        self.in_proj = nn.Linear(config.patch_dim // 2, config.hidden_size)
+        self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches, config.hidden_size))
+        self.cross_attention = JetCrossAttention(config) if config.context_size is not None else None
+        self.layers = nn.ModuleList([JetViTLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.out_proj = nn.Linear(config.hidden_size, config.patch_dim)
+
+    def forward(self, half: torch.Tensor, context: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = self.in_proj.weight.dtype
+        hidden_states = self.in_proj(half.to(dtype)) + self.position_embeddings
+        if self.cross_attention is not None:
+            hidden_states = hidden_states + self.cross_attention(hidden_states, context.to(dtype))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        output = self.out_proj(self.layernorm(hidden_states)).to(half.dtype)
+        bias, raw_scale = output.chunk(2, dim=-1)
+        return bias, raw_scale

@@ -1,0 +1,62 @@
+import os
+
+
+# One thread a test process keeps sums in one order; the suite runs with as many processes as there are cores.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from jet_hf import JetConfig, JetForDensityEstimation
+
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def pytest_collection_modifyitems(items):
+    """Parity with the original comes first: nothing else counts where it fails."""
+    items.sort(key=lambda item: "test_parity" not in item.nodeid)
+
+
+def tiny_config(**fields) -> JetConfig:
+    defaults = {
+        "image_size": 8,
+        "num_channels": 3,
+        "patch_size": 2,
+        "num_coupling_layers": 5,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    return JetConfig(**(defaults | fields))
+
+
+def randomize(model: torch.nn.Module, std: float = 0.1, seed: int = 0) -> torch.nn.Module:
+    """Weights far from the zeros of initialisation, where wrong wiring would hide."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(std * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter))
+    return model
+
+
+def tiny_model(std: float = 0.1, **fields) -> JetForDensityEstimation:
+    torch.manual_seed(0)
+    return randomize(JetForDensityEstimation(tiny_config(**fields)), std).eval()
+
+
+def random_bytes(batch_size: int, config: JetConfig, seed: int = 0) -> torch.Tensor:
+    shape = (batch_size, config.num_channels, config.image_size, config.image_size)
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def random_images(batch_size: int, config: JetConfig, seed: int = 0) -> torch.Tensor:
+    return random_bytes(batch_size, config, seed) / 127.5 - 1
+
+
+@pytest.fixture
+def model() -> JetForDensityEstimation:
+    return tiny_model()
