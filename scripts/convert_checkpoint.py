@@ -33,7 +33,7 @@ def main() -> int:
     try:
         folder = convert_checkpoint(source, checkpoint, output_dir, **known)
     except (ValueError, OSError, StrictDataclassError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     print(f"wrote {folder}")
     return 0

@@ -10,19 +10,19 @@ from pathlib import Path
 
 
 @contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator[Path]:
     """
     Gives an empty folder to write to, and renames it to `path` at the end; after an exception nothing is left.
 
     Args:
-        path: Final place of the folder; must not exist, or be an empty folder.
+        path: Final place of the folder.
+        replaces: Name of a file by which a folder at `path` is known as an earlier version, to be replaced.
 
     Raises:
-        FileExistsError: if there is something at `path` already.
+        FileExistsError: see [`check_is_free`].
     """
+    check_is_free(path, replaces)
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} already exists and is not an empty folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -30,11 +30,38 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         yield draft
         for file in [*draft.rglob("*"), draft]:
             fsync(file)
-        os.replace(draft, path)
+        replace_folder(draft, path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     fsync(path.parent)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Renames the folder `new` to `path`; what was there is moved aside first and deleted last."""
+    old = new.with_name(new.name + ".old")
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        if old.exists():
+            os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_is_free(path: str | os.PathLike, replaces: str | None = None) -> None:
+    """
+    Raises FileExistsError if there is something at `path` already, other than an empty folder or, where `replaces` is
+    given, a folder with a file of that name.
+    """
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if replaces is None or not (path / replaces).is_file():
+        known = "" if replaces is None else f", nor one with a file {replaces}"
+        raise FileExistsError(f"{path} already exists and is not an empty folder{known}.")
 
 
 def fsync(path: Path) -> None:

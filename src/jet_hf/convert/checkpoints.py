@@ -3,17 +3,16 @@
 
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..files import new_folder
+from ..files import check_is_free, new_folder
 from ..model.configuration_jet import SPATIAL_COUPLINGS, JetConfig
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
@@ -34,14 +33,14 @@ def read_big_vision(path: str | os.PathLike) -> dict[str, np.ndarray]:
     with that prefix taken off, as float32.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # there is no end to what the readers of a damaged archive raise
         raise CheckpointError(f"{path} is not a whole NumPy .npz file: {error}") from error
     for prefix in ("params/", "opt/target/", ""):
         if f"{prefix}couplings/dnn/init_proj/kernel" in arrays:
             return {
-                name.removeprefix(prefix): _as_float32(array)
+                name.removeprefix(prefix): _as_float32(path, name, array)
                 for name, array in arrays.items()
                 if name.startswith(prefix)
                 and (prefix or name.split("/")[0] in ("couplings", CHANNEL_MASKS, SPATIAL_MASKS))
@@ -52,10 +51,13 @@ def read_big_vision(path: str | os.PathLike) -> dict[str, np.ndarray]:
     )
 
 
-def _as_float32(array: np.ndarray) -> np.ndarray:
+def _as_float32(path: str | os.PathLike, name: str, array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
     # NumPy has no bfloat16 and stores it as 2-byte void.
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if array.dtype.kind not in "biuf":
+        raise CheckpointError(f"{path}: {name} must hold numbers, got {array.dtype}.")
     return array.astype(np.float32)
 
 
@@ -83,9 +85,9 @@ class _Checkpoint:
             raise CheckpointError(f"{self.path} has arrays that a Jet of this shape does not have: {_some(left)}.")
 
     def count(self, template: str) -> int:
-        """How many of `template` with `{i}` = 0, 1, ... there are."""
+        """How many of the groups of arrays that begin with `template`, with `{i}` = 0, 1, ..., there are."""
         number = 0
-        while template.format(i=number) in self.arrays:
+        while any(name.startswith(template.format(i=number)) for name in self.arrays):
             number += 1
         return number
 
@@ -103,7 +105,9 @@ def convert_big_vision(path: str | os.PathLike, **known) -> tuple[JetConfig, dic
         CheckpointError: naming what is missing, unexpected or contradicted.
     """
     checkpoint = _Checkpoint(path, read_big_vision(path))
-    num_layers = len(checkpoint.take("couplings/dnn/init_proj/kernel"))
+    num_layers = len(np.atleast_1d(checkpoint.take("couplings/dnn/init_proj/kernel")))
+    if num_layers == 0:
+        raise CheckpointError(f"{path} has no coupling layers: couplings/dnn/init_proj/kernel is empty.")
     permutations = []
     channel_masks, spatial_masks = checkpoint.take(CHANNEL_MASKS), checkpoint.take(SPATIAL_MASKS)
     for name, masks in ((CHANNEL_MASKS, channel_masks), (SPATIAL_MASKS, spatial_masks)):
@@ -115,24 +119,20 @@ def convert_big_vision(path: str | os.PathLike, **known) -> tuple[JetConfig, dic
         kind = "channels" if channel_mask.any() else "spatial"
         permutations.append((kind, _read_permutation(path, channel_mask if kind == "channels" else spatial_mask)))
 
-    cross_kernel = "couplings/dnn/MultiHeadDotProductAttention_0/key/kernel"
-    num_blocks = checkpoint.count("couplings/dnn/vit/encoderblock_{i}/LayerNorm_0/scale")
-    fixed = names.BIG_VISION | (names.BIG_VISION_CONTEXT if cross_kernel in checkpoint.arrays else {})
+    num_blocks = checkpoint.count("couplings/dnn/vit/encoderblock_{i}/")
+    has_context = checkpoint.count("couplings/dnn/MultiHeadDotProductAttention_{i}/") > 0
+    fixed = names.BIG_VISION | (names.BIG_VISION_CONTEXT if has_context else {})
     table = names.name_table(fixed, names.BIG_VISION_BLOCK, num_blocks)
-    shown = {}
-    if cross_kernel in checkpoint.arrays:
-        shown["context_size"] = checkpoint.arrays[cross_kernel].shape[1]
-    if num_blocks:
-        query = checkpoint.take("couplings/dnn/vit/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel")
-        shown["num_attention_heads"] = query.shape[2]
 
     def take(layer: int, name: str) -> np.ndarray:
         array = checkpoint.take(f"couplings/dnn/{name}")
-        if len(array) != num_layers:
-            raise CheckpointError(f"{path}: couplings/dnn/{name} has {len(array)} layers, others {num_layers}.")
+        if array.ndim == 0 or len(array) != num_layers:
+            raise CheckpointError(
+                f"{path}: couplings/dnn/{name} must have a first axis of {num_layers} layers, got {array.shape}."
+            )
         return array[layer]
 
-    return _assemble(checkpoint, take, table, num_blocks, permutations, shown, known)
+    return _assemble(checkpoint, take, table, num_blocks, permutations, {}, known)
 
 
 def convert_jet_pytorch(path: str | os.PathLike, **known) -> tuple[JetConfig, dict[str, torch.Tensor]]:
@@ -152,8 +152,8 @@ def convert_jet_pytorch(path: str | os.PathLike, **known) -> tuple[JetConfig, di
         checkpoint = _Checkpoint(path, {name: array.float().numpy() for name, array in load_file(path).items()})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
-    num_layers = checkpoint.count("blocks.{i}.dnn.init_proj.weight")
-    if num_layers == 0:
+    num_layers = checkpoint.count("blocks.{i}.")
+    if "blocks.0.dnn.init_proj.weight" not in checkpoint.arrays:
         raise CheckpointError(
             f"{path} is not a checkpoint of jet-pytorch: it has no array blocks.0.dnn.init_proj.weight. "
             f"It has {_some(checkpoint.arrays)}."
@@ -163,8 +163,8 @@ def convert_jet_pytorch(path: str | os.PathLike, **known) -> tuple[JetConfig, di
     cycle = known.get("coupling_kinds") or JetConfig.coupling_kinds
     kinds = [cycle[i % len(cycle)] for i in range(num_layers)]
     matrices = {
-        "channels": list(checkpoint.take("channel_projections")),
-        "spatial": list(checkpoint.take("spatial_projections")),
+        "channels": list(np.atleast_1d(checkpoint.take("channel_projections"))),
+        "spatial": list(np.atleast_1d(checkpoint.take("spatial_projections"))),
     }
     for kind, found in matrices.items():
         if kinds.count(kind) != len(found):
@@ -173,7 +173,7 @@ def convert_jet_pytorch(path: str | os.PathLike, **known) -> tuple[JetConfig, di
                 f"layers make {kinds.count(kind)}: give the coupling_kinds that it was trained with."
             )
     permutations = [(kind, _read_permutation(path, matrices[kind].pop(0))) for kind in kinds]
-    num_blocks = checkpoint.count("blocks.0.dnn.encoder.blocks.{i}.ln1.weight")
+    num_blocks = checkpoint.count("blocks.0.dnn.encoder.blocks.{i}.")
     table = names.name_table(names.JET_PYTORCH, names.JET_PYTORCH_BLOCK, num_blocks)
     # The package departs from the paper's code in these two.
     shown = {"hidden_act": "gelu", "layer_norm_eps": 1e-5}
@@ -186,8 +186,9 @@ def convert_jet_pytorch(path: str | os.PathLike, **known) -> tuple[JetConfig, di
 
 def _read_permutation(path: str | os.PathLike, matrix: np.ndarray) -> torch.Tensor:
     """The order that a one-hot matrix (from, to) puts things in: element `to` comes from `from`."""
-    order = matrix.argmax(axis=0)
-    if not np.array_equal(matrix, np.eye(len(matrix), dtype=matrix.dtype)[:, order]) or len(set(order)) != len(order):
+    is_square = matrix.ndim == 2 and 0 < matrix.shape[0] == matrix.shape[1]
+    order = matrix.argmax(axis=0) if is_square else np.arange(0)
+    if not is_square or not np.array_equal(matrix, np.eye(len(matrix))[:, order]) or len(set(order)) != len(order):
         raise CheckpointError(f"{path}: a coupling mask of shape {matrix.shape} is not a permutation matrix.")
     return torch.from_numpy(order.astype(np.int64))
 
@@ -210,6 +211,31 @@ def _spatial_pattern(path: str | os.PathLike, layer: int, permutation: torch.Ten
     )
 
 
+def _read_layers(
+    path: str | os.PathLike,
+    take: Callable[[int, str], np.ndarray],
+    table: dict[str, names.Row],
+    permutations: list[tuple[str, torch.Tensor]],
+) -> tuple[dict[str, torch.Tensor], set[int]]:
+    """The weights of all layers under this package's names, and the numbers of heads that their shapes show."""
+    state_dict, heads = {}, set()
+    for layer, (_, permutation) in enumerate(permutations):
+        prefix = f"jet.couplings.{layer}"
+        state_dict[f"{prefix}.permutation"] = permutation
+        for ours, (layout, *theirs) in table.items():
+            arrays = [take(layer, name) for name in theirs]
+            try:
+                if layout in names.HEADS_AXIS:
+                    heads |= {array.shape[names.HEADS_AXIS[layout]] for array in arrays}
+                parts = [names.TO_TORCH[layout](array) for array in arrays]
+                state_dict[f"{prefix}.conditioner.{ours}"] = torch.from_numpy(np.concatenate(parts).copy()).float()
+            except (ValueError, IndexError) as error:
+                shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(theirs, arrays, strict=True))
+                message = f"{path}: coupling layer {layer} has arrays of shapes that do not fit together: {shapes}."
+                raise CheckpointError(message) from error
+    return state_dict, heads
+
+
 def _assemble(
     checkpoint: _Checkpoint,
     take: Callable[[int, str], np.ndarray],
@@ -221,20 +247,21 @@ def _assemble(
 ) -> tuple[JetConfig, dict[str, torch.Tensor]]:
     """Configuration from what the file shows and what is known of it, and weights under this package's names."""
     path = checkpoint.path
-    state_dict = {}
-    for layer, (_, permutation) in enumerate(permutations):
-        prefix = f"jet.couplings.{layer}"
-        state_dict[f"{prefix}.permutation"] = permutation
-        for ours, (layout, *theirs) in table.items():
-            parts = [names.TO_TORCH[layout](take(layer, name)) for name in theirs]
-            state_dict[f"{prefix}.conditioner.{ours}"] = torch.from_numpy(np.concatenate(parts).copy()).float()
+    state_dict, heads = _read_layers(path, take, table, permutations)
     checkpoint.check_all_taken()
-
     conditioner = "jet.couplings.0.conditioner"
-    hidden_size, half_dim = state_dict[f"{conditioner}.in_proj.weight"].shape
-    num_patches = state_dict[f"{conditioner}.position_embeddings"].shape[1]
+    in_shape = state_dict[f"{conditioner}.in_proj.weight"].shape
+    position_shape = state_dict[f"{conditioner}.position_embeddings"].shape
+    if len(in_shape) != 2 or len(position_shape) != 3 or 0 in (*in_shape, *position_shape):
+        raise CheckpointError(
+            f"{path} has an input projection of shape {tuple(in_shape)} and position embeddings of shape "
+            f"{tuple(position_shape)} in a layer, expected a matrix and (1, patches, width)."
+        )
+    if len(heads) > 1:
+        raise CheckpointError(f"{path} has attentions of different numbers of heads, {sorted(heads)}.")
+    (hidden_size, half_dim), num_patches = in_shape, position_shape[1]
     num_channels = known.get("num_channels") or JetConfig.num_channels
-    patch_size, grid_size = math.isqrt(2 * half_dim // num_channels), math.isqrt(num_patches)
+    patch_size, grid_size = math.isqrt(max(0, 2 * half_dim // num_channels)), math.isqrt(num_patches)
     if num_channels * patch_size**2 != 2 * half_dim:
         raise CheckpointError(
             f"{path} has patches of {2 * half_dim} numbers, which {num_channels} channels do not fill with a square: "
@@ -250,17 +277,26 @@ def _assemble(
         "coupling_kinds": _shortest_cycle([kind for kind, _ in permutations]),
         "hidden_size": hidden_size,
         "num_hidden_layers": num_blocks,
+        "context_size": None,
     }
+    if "cross_attention.kv_proj.weight" in table:
+        shown["context_size"] = state_dict[f"{conditioner}.cross_attention.kv_proj.weight"].shape[-1]
+    if heads:
+        shown["num_attention_heads"] = heads.pop()
     if num_blocks:
         shown["intermediate_size"] = state_dict[f"{conditioner}.layers.0.mlp.fc1.weight"].shape[0]
     if spatial:
         shown["spatial_couplings"] = _shortest_cycle(spatial)
     known = {field: value for field, value in known.items() if value is not None}
+    lengths = {"coupling_kinds": len(permutations), "spatial_couplings": len(spatial)}
     for field, value in known.items():
-        given = _shortest_cycle(_cycle(value, len(permutations))) if field == "coupling_kinds" else value
+        given = _shortest_cycle(_cycle(value, lengths[field])) if field in lengths and value else value
         if field in shown and given != shown[field]:
             raise CheckpointError(f"{path} shows {field}={shown[field]}, which contradicts the given {value}.")
-    config = JetConfig(**(known | shown))
+    try:
+        config = JetConfig(**(known | shown))
+    except StrictDataclassError as error:
+        raise CheckpointError(f"{path} does not make a configuration: {error}") from error
     _check_shapes(path, config, state_dict)
     return config, state_dict
 
@@ -297,6 +333,9 @@ def convert_checkpoint(source: str, path: str | os.PathLike, output_dir: str | o
         CheckpointError: see [`convert_big_vision`] and [`convert_jet_pytorch`].
         FileExistsError: if `output_dir` exists and is not empty.
     """
+    if source not in CONVERTERS:
+        raise ValueError(f"`source` must be out of {list(CONVERTERS)}, got {source!r}.")
+    check_is_free(output_dir)
     config, state_dict = CONVERTERS[source](path, **known)
     model = JetForDensityEstimation(config)
     model.load_state_dict(state_dict)

@@ -90,6 +90,9 @@ TO_TORCH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "head_bias": lambda array: array.reshape(-1),
 }
 
+# The axis of the heads in the array of one layer, where there is one.
+HEADS_AXIS = {"into_heads": 1, "out_of_heads": 0, "head_bias": 0}
+
 Row = tuple[str, ...]
 
 

@@ -29,7 +29,7 @@ class JetConfig(PreTrainedConfig):
             Number of affine coupling layers T.
         coupling_kinds (`tuple[str, ...]`, *optional*, defaults to four `"channels"`, then `"spatial"`):
             Kinds of split, cycled over the coupling layers (paper, section 3.2.1).
-        spatial_couplings (`tuple[str, ...]`, *optional*, defaults to checkerboard, vstripes and hstripes, each followed by its inverse):
+        spatial_couplings (`tuple[str, ...]`, *optional*, defaults to all six, each before its inverse):
             Patterns of the spatial splits, cycled on their own, one step per spatial coupling layer.
         hidden_size (`int`, *optional*, defaults to 512):
             Width E of the ViT inside a coupling layer.

@@ -8,13 +8,12 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import (
-    ChannelDimension,
-    PILImageResampling,
-    SizeDict,
-    infer_channel_dimension_format,
-)
+from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs
+
+
+# Images that were scaled in float32 and not dequantised lie up to this many grey levels below their byte.
+LEVEL_TOLERANCE = 2e-5
 
 
 def area_weights(in_size: int, out_size: int) -> np.ndarray:
@@ -38,12 +37,20 @@ def resize_area(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.floor(resized + 0.5 + 5e-7).astype(np.uint8) if image.dtype == np.uint8 else resized
 
 
+def to_numpy(values) -> np.ndarray:
+    """A tensor, of any dtype and device, or array-like as an array."""
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values that are whole numbers in 0..255, of any dtype, as uint8. Raises ValueError for others."""
+    """Values that are whole numbers in 0..255, of any real dtype, as uint8. Raises ValueError for others."""
+    if values.dtype.kind not in "iuf" or values.size == 0:
+        raise ValueError(f"an image array must hold bytes (uint8), got {values.dtype} of shape {values.shape}.")
     if values.dtype == np.uint8:
         return values
-    if not np.issubdtype(values.dtype, np.number) or values.size == 0:
-        raise ValueError(f"an image array must hold bytes (uint8), got {values.dtype} of shape {values.shape}.")
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 255 and np.array_equal(values, np.floor(values))):
         raise ValueError(
@@ -58,6 +65,29 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
     return values.astype(np.uint8)
 
 
+def channels_first(array: np.ndarray, num_channels: int | None, data_format: str | None) -> np.ndarray:
+    """
+    An image array (H, W), (C, H, W) or (H, W, C) as (C, H, W). Where `data_format` does not tell, the channels are the
+    side of 1, 3, 4 or `num_channels`. Raises ValueError where both sides or none could be that.
+    """
+    if array.ndim == 2:
+        return array[None]
+    if array.ndim != 3:
+        raise ValueError(f"an image array must have 2 dimensions, or 3 with its channels, got shape {array.shape}.")
+    if data_format is not None:
+        last = ChannelDimension(data_format) == ChannelDimension.LAST
+    else:
+        known = {1, 3, 4, num_channels}
+        first, last = array.shape[0] in known, array.shape[2] in known
+        if first == last and array.size > 1:
+            raise ValueError(
+                f"an image array of shape {array.shape} does not show which side is its channels, expected 1, 3, 4 or "
+                f"num_channels={num_channels} on one side: give `input_data_format`, 'channels_first' or "
+                "'channels_last'."
+            )
+    return array.transpose(2, 0, 1) if last else array
+
+
 def pil_to_array(image: Image.Image, num_channels: int) -> np.ndarray:
     """
     Any mode of PIL image as uint8 (C, H, W), with the EXIF orientation applied, transparency laid over white, and
@@ -68,7 +98,13 @@ def pil_to_array(image: Image.Image, num_channels: int) -> np.ndarray:
         values = np.array(image).astype(np.float64)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 65535):
             raise ValueError(
-                f"an image of mode {image.mode!r} must hold values from 0 to 65535, got {values.min()} to {values.max()}."
+                f"an image of mode {image.mode!r} must hold values from 0 to 65535, got {values.min()} to "
+                f"{values.max()}."
+            )
+        if image.mode == "F" and 0 < values.max() <= 1:
+            raise ValueError(
+                f"an image of mode 'F' with values up to {values.max()} is ambiguous (bytes 0 and 1, or black and "
+                "white): scale it to 0 to 255."
             )
         if image.mode.startswith("I;16") or values.max() > 255:
             values = values / 257
@@ -84,6 +120,27 @@ def pil_to_array(image: Image.Image, num_channels: int) -> np.ndarray:
     if num_channels == 1:
         return np.array(image.convert("L"))[None]
     return np.array(image.convert("RGB")).transpose(2, 0, 1)
+
+
+def scaling(
+    num_channels: int, do_rescale: bool, rescale_factor: float, do_normalize: bool, image_mean, image_std
+) -> tuple[np.ndarray, np.ndarray]:
+    """Factor and offset, each (num_channels or 1, 1, 1), of the scale `bytes * factor - offset`."""
+    if not do_normalize:
+        image_mean, image_std = 0.0, 1.0
+    mean, std = (np.array(value, dtype=np.float64).reshape(-1, 1, 1) for value in (image_mean, image_std))
+    if not {len(mean), len(std)} <= {1, num_channels}:
+        raise ValueError(
+            f"`image_mean` and `image_std` must be one number, or one for each of the image's {num_channels} "
+            f"channels, got {len(mean)} and {len(std)}."
+        )
+    return (rescale_factor if do_rescale else 1.0) / std, mean / std
+
+
+def check_whole(name: str, value: int | None) -> None:
+    """`value` must be a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
 
 
 class JetImageProcessorKwargs(ImagesKwargs, total=False):
@@ -145,21 +202,45 @@ class JetImageProcessor(PilBackend):
     image_std = [0.5, 0.5, 0.5]
 
     def __init__(self, **kwargs):
-        num_channels = kwargs.get("num_channels") or self.num_channels
+        num_channels = self.num_channels if kwargs.get("num_channels") is None else kwargs["num_channels"]
+        check_whole("num_channels", num_channels)
         # The default statistics follow the number of channels, so that a gray model needs no more than that number.
         for name in ("image_mean", "image_std"):
             if kwargs.get(name) is None:
                 kwargs[name] = [0.5] * num_channels
         super().__init__(**kwargs)
 
-    def _validate_preprocess_kwargs(self, crop_size=None, size=None, **kwargs):
+    def _standardize_kwargs(self, size=None, num_channels=None, **kwargs) -> dict:
+        if isinstance(size, list | tuple) and len(size) != 2:
+            raise ValueError(f"`size` must be one number, or height and width, got {size}.")
+        kwargs = super()._standardize_kwargs(size=size, **kwargs)
+        for name, value in (
+            ("size['height']", kwargs["size"] and kwargs["size"].height),
+            ("size['width']", kwargs["size"] and kwargs["size"].width),
+            ("num_channels", num_channels),
+        ):
+            check_whole(name, value)
+        return kwargs | {"num_channels": num_channels}
+
+    def _validate_preprocess_kwargs(self, crop_size=None, **kwargs):
         if crop_size is not None:
             raise ValueError(
                 f"`crop_size` is not used: the crop is the largest one that fits `size`; got {crop_size}."
             )
-        if not (size and size.height and size.width):
-            raise ValueError(f"`size` must have keys 'height' and 'width', got {size}.")
-        super()._validate_preprocess_kwargs(size=size, **{**kwargs, "do_center_crop": False})
+        super()._validate_preprocess_kwargs(**{**kwargs, "do_center_crop": False})
+
+    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
+        """One image, a batch array (B, ...), or lists of these, of mixed kinds, as a flat list of images."""
+        if isinstance(images, list | tuple):
+            flat = [image for item in images for image in self._prepare_images_structure(item)]
+        elif isinstance(images, str) or is_valid_image(images):
+            images = self.fetch_images(images)
+            flat = list(images) if getattr(images, "ndim", None) == expected_ndims + 1 else [images]
+        else:
+            raise ValueError(f"images must be PIL images, arrays, tensors or lists of them, got {type(images)}.")
+        if not flat:
+            raise ValueError("at least one image is expected, got none.")
+        return flat
 
     def process_image(
         self,
@@ -171,25 +252,22 @@ class JetImageProcessor(PilBackend):
     ) -> np.ndarray:
         """One image of any kind as uint8 array (C, H, W)."""
         if isinstance(image, Image.Image):
+            if 0 in image.size:
+                raise ValueError(f"an image must have at least one pixel, got {image.width} x {image.height}.")
             if do_convert_rgb and num_channels in (1, 3):
                 return pil_to_array(image, num_channels)
             array, input_data_format = np.array(ImageOps.exif_transpose(image)), ChannelDimension.LAST
         else:
-            array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
-        array = to_bytes(array)
-        if array.ndim == 2:
-            array, input_data_format = array[None], ChannelDimension.FIRST
-        elif input_data_format is None:
-            input_data_format = infer_channel_dimension_format(array, num_channels=tuple({1, 3, 4, num_channels}))
-        if input_data_format == ChannelDimension.LAST:
-            array = array.transpose(2, 0, 1)
+            array = to_numpy(image)
+        array = channels_first(to_bytes(array), num_channels, input_data_format)
         if not do_convert_rgb or len(array) == num_channels:
             return array
         if num_channels not in (1, 3) or len(array) not in (1, 3, 4):
             raise ValueError(
                 f"an image of {len(array)} channels cannot be converted to the model's num_channels={num_channels}."
             )
-        return pil_to_array(Image.fromarray(array.transpose(1, 2, 0).squeeze()), num_channels)
+        pixels = array[0] if len(array) == 1 else array.transpose(1, 2, 0)
+        return pil_to_array(Image.fromarray(np.ascontiguousarray(pixels)), num_channels)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
         """Crops (C, H, W) to the largest centred rectangle of the aspect ratio of `size`."""
@@ -210,11 +288,12 @@ class JetImageProcessor(PilBackend):
             )
         if resample in (None, PILImageResampling.BOX):
             return resize_area(image, size.height, size.width)
-        return super().resize(image, size, resample=resample, **kwargs)
+        channels = [Image.fromarray(channel).resize((size.width, size.height), resample) for channel in image]
+        return np.stack([np.array(channel) for channel in channels])
 
     def to_uint8(self, image: Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
         """One image, cropped and resized as configured, as the bytes (C, S, S) that the model scores."""
-        image = self.process_image(image, do_convert_rgb=self.do_convert_rgb, num_channels=self.num_channels)
+        image = self.process_image(image, self.do_convert_rgb, self.num_channels, self.input_data_format)
         return self._fit(image, self.do_center_crop, self.do_resize, self.size, self.resample)
 
     def _fit(self, image, do_center_crop, do_resize, size, resample) -> np.ndarray:
@@ -239,17 +318,12 @@ class JetImageProcessor(PilBackend):
         return_tensors=None,
         **kwargs,
     ) -> BatchFeature:
-        if not do_rescale:
-            rescale_factor = 1.0
-        if not do_normalize:
-            image_mean, image_std = 0.0, 1.0
-        mean, std = (np.array(value, dtype=np.float64).reshape(-1, 1, 1) for value in (image_mean, image_std))
-        # With the defaults this is u / 127.5 - 1 in float32, bit for bit.
-        pixel_values = [
-            (self._fit(image, do_center_crop, do_resize, size, resample) * (rescale_factor / std)).astype(np.float32)
-            - (mean / std).astype(np.float32)
-            for image in images
-        ]
+        pixel_values = []
+        for image in images:
+            factor, offset = scaling(len(image), do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+            image = self._fit(image, do_center_crop, do_resize, size, resample)
+            # With the defaults this is u / 127.5 - 1 in float32, bit for bit.
+            pixel_values.append((image * factor).astype(np.float32) - offset.astype(np.float32))
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
     def post_process(self, pixel_values: torch.Tensor | np.ndarray) -> list[Image.Image]:
@@ -257,27 +331,34 @@ class JetImageProcessor(PilBackend):
         Turns dequantised pixel values, such as samples, into images.
 
         Args:
-            pixel_values: (B, C, S, S), or one image (C, S, S), with 1 or 3 channels, on the model's scale.
+            pixel_values: (B, C, S, S), or one image (C, S, S), with C the model's 1 or 3 channels, on its scale.
 
         Returns:
             One PIL image each: clipped, and rounded down, since dequantisation only ever adds.
 
         Raises:
-            ValueError: for another shape, or values that are not finite.
+            ValueError: for another shape, or values that are not floating-point and finite.
         """
-        values = pixel_values.detach().cpu().numpy() if isinstance(pixel_values, torch.Tensor) else pixel_values
-        values = np.asarray(values, dtype=np.float64)
+        values = to_numpy(pixel_values)
         values = values[None] if values.ndim == 3 else values
-        if values.ndim != 4 or values.shape[1] not in (1, 3):
+        if values.ndim != 4 or values.shape[1] != self.num_channels or self.num_channels not in (1, 3):
             raise ValueError(
-                f"`pixel_values` must have shape (batch_size, 1 or 3, height, width), got {tuple(values.shape)}."
+                f"`pixel_values` must have shape (batch_size, {self.num_channels}, height, width), with 1 or 3 "
+                f"channels to make images of, got {tuple(values.shape)}."
             )
+        if values.dtype.kind != "f":
+            raise ValueError(f"`pixel_values` must be floating-point, on the model's scale, got {values.dtype}.")
         if not np.isfinite(values).all():
             raise ValueError("`pixel_values` must be finite, got NaN or infinite values.")
-        mean, std = (
-            np.array(value, dtype=np.float64).reshape(-1, 1, 1) for value in (self.image_mean, self.image_std)
+        factor, offset = scaling(
+            self.num_channels,
+            self.do_rescale,
+            self.rescale_factor,
+            self.do_normalize,
+            self.image_mean,
+            self.image_std,
         )
-        levels = np.floor((values * std + mean) / self.rescale_factor)
+        levels = np.floor((values.astype(np.float64) + offset) / factor + LEVEL_TOLERANCE)
         images = np.clip(levels, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
         return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in images]
 

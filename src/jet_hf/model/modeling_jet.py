@@ -20,6 +20,19 @@ from .validation_jet import check_context, check_images, check_noise, check_valu
 from .vit_jet import JetAttention, JetCrossAttention, JetMLP, JetViT
 
 
+# Standard deviation of a standard normal that is truncated at two standard deviations.
+TRUNCATED_STD = 0.87962566103423978
+
+
+def lecun_normal_(weight: torch.Tensor):
+    """
+    flax's default for a Dense layer: variance 1 / fan_in, from a normal truncated at two of its standard deviations.
+    (transformers' function of this name cuts at -2 and 2 whatever the deviation, so its variance is 29 % too large.)
+    """
+    std = weight.shape[1] ** -0.5 / TRUNCATED_STD
+    init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
 @dataclass
 class JetModelOutput(ModelOutput):
     """
@@ -81,6 +94,13 @@ class JetPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {
         "hidden_states": OutputRecorder(JetCoupling, index=0, capture_initial_hidden_state=False),
     }
+    # A negative index in `output_hidden_states` counts coupling layers, not the blocks inside one.
+    _can_record_outputs["hidden_states"].num_hidden_layers_key = "num_coupling_layers"
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        # In custom code transformers passes over modules without tensors of their own, such as an attention made of
+        # linear layers, lest they write over loaded tensors. The functions of `initialization` never do.
+        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -89,7 +109,7 @@ class JetPreTrainedModel(PreTrainedModel):
         (flax's default) at their input, zero at the output, so that a new flow with `scale_factor` 2 is the identity.
         """
         if isinstance(module, JetViT):
-            init.lecun_normal_(module.in_proj.weight)
+            lecun_normal_(module.in_proj.weight)
             init.zeros_(module.in_proj.bias)
             init.normal_(module.position_embeddings, std=self.config.hidden_size**-0.5)
             init.zeros_(module.out_proj.weight)
@@ -103,7 +123,7 @@ class JetPreTrainedModel(PreTrainedModel):
             init.zeros_(module.o_proj.bias)
         elif isinstance(module, JetCrossAttention):
             for projection in (module.q_proj, module.kv_proj):
-                init.lecun_normal_(projection.weight)
+                lecun_normal_(projection.weight)
                 init.zeros_(projection.bias)
             init.zeros_(module.o_proj.weight)
             init.zeros_(module.o_proj.bias)
@@ -198,6 +218,10 @@ class JetModel(JetPreTrainedModel):
         check_values(name, images)
         check_context(context, self.config, batch_size=len(images))
         state = self.patchify(images)
+        checkpointing = self.training and any(coupling.gradient_checkpointing for coupling in self.couplings)
+        if checkpointing and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Reentrant checkpointing gives no gradients to the weights of a layer whose inputs need none.
+            state.requires_grad_()
         log_det = torch.zeros(len(images), dtype=images.dtype, device=images.device)
         for coupling in reversed(self.couplings) if inverse else self.couplings:
             state, layer_log_det = coupling(state, context, inverse)
@@ -279,7 +303,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
             raise ValueError("give `noise` or the `generator` that draws it, got both.")
         else:
             check_noise(noise, pixel_values)
-        output = self.jet(dequantize(pixel_values, noise), context, **kwargs)
+        output = self.jet(dequantize(pixel_values, noise), context, return_dict=True, **kwargs)
         log_prob = standard_normal_log_prob(output.latents) + output.log_det
         bits = bits_per_dim(log_prob, self.config.num_dims)
         return JetDensityEstimationOutput(

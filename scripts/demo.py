@@ -1,0 +1,21 @@
+#!/usr/bin/env python
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Trains a small Jet on crops of real photographs within five minutes and scores photographs it never saw.
+
+    python scripts/demo.py [--output_dir demo] [--max_minutes 5]
+"""
+
+import sys
+
+from transformers import HfArgumentParser
+
+from jet_hf.demo import DemoArguments, run_demo
+
+
+if __name__ == "__main__":
+    (arguments,) = HfArgumentParser(DemoArguments, description=__doc__).parse_args_into_dataclasses()
+    try:
+        run_demo(arguments)
+    except FileExistsError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,42 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Real photographs that ship inside scikit-learn and scikit-image: data for trying things without a download."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+# Whole photographs are held out, so that no crop of the validation split shares a scene with one of training.
+SPLITS = {
+    "train": ("astronaut", "chelsea", "flower", "hubble_deep_field", "rocket", "stereo_motorcycle"),
+    "validation": ("china", "coffee"),
+}
+
+
+def load_photograph(name: str) -> np.ndarray:
+    """One of the photographs in [`SPLITS`]: uint8 array (height, width, 3)."""
+    if name in ("china", "flower"):
+        from sklearn.datasets import load_sample_image
+
+        return load_sample_image(f"{name}.jpg")
+    from skimage import data
+
+    photograph = getattr(data, name)()
+    return photograph[0] if name == "stereo_motorcycle" else photograph
+
+
+def write_photographs(folder: str | os.PathLike) -> Path:
+    """
+    Writes the photographs as an image folder, `train/NAME.png` and `validation/NAME.png`.
+
+    Returns:
+        The folder, for `datasets.load_dataset("imagefolder", data_dir=...)`.
+    """
+    folder = Path(folder)
+    for split, names in SPLITS.items():
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            Image.fromarray(load_photograph(name)).save(folder / split / f"{name}.png")
+    return folder

@@ -1,0 +1,59 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of training and samples."""
+
+import os
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+from .training import StepMetrics
+
+
+def plot_image_rows(path: str | os.PathLike, rows: dict[str, list[Image.Image]], columns: int = 8) -> None:
+    """Writes blocks of small images under their titles, each pixel enlarged to a square."""
+    num_lines = [-(-len(images) // columns) for images in rows.values()]
+    figure, axes = plt.subplots(
+        len(rows), figsize=(columns, sum(num_lines) + 0.4 * len(rows)), height_ratios=num_lines
+    )
+    for axis, (title, images), lines in zip(np.atleast_1d(axes), rows.items(), num_lines, strict=True):
+        axis.imshow(image_grid(images, columns, lines), interpolation="nearest", cmap="gray")
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def image_grid(images: list[Image.Image], columns: int, lines: int, gap: int = 2) -> Image.Image:
+    """Images of one size side by side on white."""
+    width, height = images[0].size
+    grid = Image.new("RGB", (columns * (width + gap) - gap, lines * (height + gap) - gap), "white")
+    for i, image in enumerate(images):
+        grid.paste(image, ((i % columns) * (width + gap), (i // columns) * (height + gap)))
+    return grid
+
+
+def plot_learning_curve(
+    path: str | os.PathLike, history: list[StepMetrics], held_out: list[tuple[int, float]]
+) -> None:
+    """Writes bits per dimension against the optimiser step: of each batch, smoothed, and of held-out images."""
+    steps = np.array([metrics.step for metrics in history])
+    losses = np.array([metrics.loss for metrics in history])
+    width = max(1, len(losses) // 40)
+    smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+    figure, axis = plt.subplots(figsize=(7, 4))
+    axis.plot(steps, losses, color="tab:blue", alpha=0.2, linewidth=0.8, label="training batch")
+    axis.plot(steps[width - 1 :], smooth, color="tab:blue", label=f"mean of {width} batches")
+    axis.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", label="held-out photographs")
+    axis.set(xlabel="optimiser step", ylabel="bits per dimension", ylim=(None, np.quantile(losses, 0.99)))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

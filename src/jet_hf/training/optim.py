@@ -1,0 +1,66 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""The optimiser and learning rate schedule of the paper's code."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def build_optimizer(
+    model: nn.Module,
+    learning_rate: float = 3e-4,
+    weight_decay: float = 1e-5,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+) -> torch.optim.AdamW:
+    """
+    Adam with weight decay decoupled from the learning rate, on every trainable parameter.
+
+    Args:
+        model: Its parameters are optimised, biases and norms included, as in the original.
+        learning_rate: Peak rate, scaled by the schedule; above 0.
+        weight_decay: The paper's decay: a step subtracts `s(t) * weight_decay * p`, whatever the learning rate.
+        betas: Decay rates of Adam's moments.
+        eps: Added to the denominator.
+
+    Raises:
+        ValueError: if `learning_rate` is not above 0 or `weight_decay` is below 0.
+    """
+    if not learning_rate > 0:
+        raise ValueError(f"`learning_rate` must be above 0, got {learning_rate}.")
+    if not weight_decay >= 0:
+        raise ValueError(f"`weight_decay` must be at least 0, got {weight_decay}.")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # torch's AdamW decays by lr * weight_decay.
+    return torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay / learning_rate
+    )
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, num_training_steps: int, warmup_ratio: float = 0.1) -> LambdaLR:
+    """
+    Linear warm-up from 0, then half a cosine to exactly 0 after `num_training_steps`; step it once an optimiser step.
+
+    Args:
+        optimizer: Its rate is scaled.
+        num_training_steps: Length of the schedule, in optimiser steps; at least 1.
+        warmup_ratio: Share of the steps in which the rate rises; in [0, 1).
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    if num_training_steps < 1:
+        raise ValueError(f"`num_training_steps` must be at least 1, got {num_training_steps}.")
+    if not 0 <= warmup_ratio < 1:
+        raise ValueError(f"`warmup_ratio` must lie in [0, 1), got {warmup_ratio}.")
+    warmup_steps = round(warmup_ratio * num_training_steps)
+
+    def scale(step: int) -> float:
+        warmup = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+        progress = min(1.0, max(0.0, (step - warmup_steps) / (num_training_steps - warmup_steps)))
+        # In float32, as the original: close to the end the rates differ from exact ones by more than rounding.
+        cosine = np.cos(np.float32(np.pi) * np.float32(progress))
+        return warmup * float(np.float32(0.5) * (np.float32(1) + cosine))
+
+    return LambdaLR(optimizer, scale)

@@ -1,0 +1,338 @@
+"""What cannot work is refused with a message that names what was expected and what came."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from conftest import random_bytes, random_images, tiny_config, tiny_model
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from jet_hf import JetConfig
+
+
+NAN, INF = math.nan, math.inf
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"image_size": 9}, "`image_size` must be divisible by `patch_size`, got image_size=9 and patch_size=2"),
+        ({"patch_size": 3}, "`image_size` must be divisible by `patch_size`, got image_size=8 and patch_size=3"),
+        ({"patch_size": 16}, "`image_size` must be divisible by `patch_size`, got image_size=8 and patch_size=16"),
+        ({"patch_size": 1}, "must be even, got num_channels=3 and patch_size=1, which is 3"),
+        (
+            {"image_size": 9, "patch_size": 3, "num_channels": 1},
+            "must be even, got num_channels=1 and patch_size=3, which is 9",
+        ),
+        (
+            {"image_size": 6},
+            "spatial `coupling_kinds` halve the patches.* got image_size=6 and patch_size=2, which is 9 patches",
+        ),
+        (
+            {"hidden_size": 15},
+            "`hidden_size` must be divisible by `num_attention_heads`, got hidden_size=15 and num_attention_heads=2",
+        ),
+        ({"coupling_kinds": ["channels", "chanels"]}, "`coupling_kinds` must be out of .*'spatial'.* got 'chanels'"),
+        ({"coupling_kinds": []}, r"`coupling_kinds` must name at least one of .* got \[\]"),
+        ({"spatial_couplings": ["stripes"]}, "`spatial_couplings` must be out of .*'vstripes'.* got 'stripes'"),
+        ({"spatial_couplings": ()}, r"`spatial_couplings` must name at least one of .* got \[\]"),
+        *[
+            ({"scale_factor": v}, f"`scale_factor` must be a positive number, got {v}")
+            for v in (0, 0.0, -2.0, NAN, INF)
+        ],
+        *[
+            ({"layer_norm_eps": v}, f"`layer_norm_eps` must be zero or a positive number, got {v}")
+            for v in (-1e-6, NAN)
+        ],
+        ({"hidden_act": "gelou"}, "`hidden_act` must be out of .*'gelu'.* got 'gelou'"),
+        ({"num_hidden_layers": -1}, "`num_hidden_layers` must be at least 0, got -1"),
+    ],
+)
+def test_values_that_cannot_work(fields, message):
+    with pytest.raises((StrictDataclassError, ValueError), match=message):
+        tiny_config(**fields)
+
+
+SIZES = [
+    "image_size",
+    "num_channels",
+    "patch_size",
+    "num_coupling_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "context_size",
+]
+
+
+@pytest.mark.parametrize("value", [0, -4])
+@pytest.mark.parametrize("field", SIZES)
+def test_sizes_below_one(field, value):
+    with pytest.raises((StrictDataclassError, ValueError), match=f"`{field}` must be at least 1.* got {value}"):
+        tiny_config(**{field: value})
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        *[(field, value) for field in [*SIZES, "num_hidden_layers", "permutation_seed"] for value in (True, "4", 4.0)],
+        *[(field, value) for field in ("scale_factor", "layer_norm_eps") for value in (True, "1.0", None)],
+        *[(field, None) for field in SIZES if field not in ("intermediate_size", "context_size")],
+        ("hidden_act", 1),
+        ("hidden_act", None),
+        ("coupling_kinds", "channels"),
+        ("coupling_kinds", None),
+        ("coupling_kinds", ["channels", 1]),
+        ("spatial_couplings", "vstripes"),
+        ("spatial_couplings", (None,)),
+    ],
+)
+def test_wrong_types_in_the_constructor_and_in_a_file(field, value, tmp_path):
+    message = f"field '{field}'(?s:.*){re.escape(str(value))}"
+    with pytest.raises((StrictDataclassError, ValueError), match=message):
+        tiny_config(**{field: value})
+    fields = json.loads(tiny_config().to_json_string(use_diff=False)) | {"model_type": "jet", field: value}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    for config_class in (JetConfig, AutoConfig):
+        with pytest.raises((StrictDataclassError, ValueError), match=f"field '{field}'"):
+            config_class.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_size": 6, "coupling_kinds": ["channels"]},
+        {"num_channels": 2, "patch_size": 1},
+        {"num_hidden_layers": 0},
+        {"scale_factor": 1},
+        {"coupling_kinds": ("spatial",)},
+        {"context_size": 1},
+    ],
+)
+@torch.no_grad()
+def test_values_at_the_edge_work(fields, tmp_path):
+    tiny_config(**fields).save_pretrained(tmp_path)
+    loaded = JetConfig.from_pretrained(tmp_path).to_dict()
+    loaded.pop("auto_map")
+    assert loaded == tiny_config(**fields).to_dict()
+    model = tiny_model(**fields)
+    context = None if model.config.context_size is None else torch.zeros(2, 1, 1)
+    assert model(random_images(2, model.config), context=context).bits_per_dim.isfinite().all()
+
+
+# Images and latents
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    return tiny_model(context_size=6)
+
+
+# What each takes first, and how it is called there.
+CALLS = {
+    "model": (lambda model, images, **kwargs: model(images, **kwargs), "pixel_values"),
+    "bare model": (lambda model, images, **kwargs: model.jet(images, **kwargs), "pixel_values"),
+    "encode": (lambda model, images, **kwargs: model.encode(images, **kwargs), "pixel_values"),
+    "decode": (lambda model, images, **kwargs: model.decode(images, **kwargs), "latents"),
+}
+
+IMAGES = random_images(2, tiny_config())
+BYTES = random_bytes(2, tiny_config())
+
+
+def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    """`tensor`, with `value` in a place or other."""
+    tensor = tensor.clone()
+    tensor.view(-1)[tensor.numel() // 2] = value
+    return tensor
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (IMAGES[0], r"must have shape \(batch_size, 3, 8, 8\), got \(3, 8, 8\)"),
+        (IMAGES[None], r"must have shape \(batch_size, 3, 8, 8\), got \(1, 2, 3, 8, 8\)"),
+        (IMAGES[:, :1], r"must have shape \(batch_size, 3, 8, 8\), got \(2, 1, 8, 8\)"),
+        (IMAGES.permute(0, 2, 3, 1), r"must have shape \(batch_size, 3, 8, 8\), got \(2, 8, 8, 3\)"),
+        (IMAGES[..., :4], r"must have shape \(batch_size, 3, 8, 8\), got \(2, 3, 8, 4\)"),
+        (IMAGES[:0], r"must have shape \(batch_size, 3, 8, 8\), got \(0, 3, 8, 8\)"),
+        (torch.tensor(0.5), r"must have shape \(batch_size, 3, 8, 8\), got \(\)"),
+        *[
+            (BYTES.to(dtype), f"must be torch.float32, got {dtype}")
+            for dtype in (torch.uint8, torch.int64, torch.bool, torch.float16, torch.bfloat16, torch.float64)
+        ],
+        (IMAGES.numpy(), "must be a torch.Tensor, got ndarray"),
+        (IMAGES.tolist(), "must be a torch.Tensor, got list"),
+        (None, "must be a torch.Tensor, got NoneType"),
+        *[(with_value(IMAGES, v), "must be finite, got NaN or infinite values") for v in (NAN, INF, -INF)],
+    ],
+)
+def test_wrong_images(plain, call, images, message):
+    function, name = CALLS[call]
+    with pytest.raises(ValueError, match=f"^`{name}` {message}"):
+        function(plain, images)
+
+
+@pytest.mark.parametrize(
+    "images, got",
+    [
+        (BYTES.float(), "from 0 to 255"),
+        (BYTES / 255 * 2, "from 0 to 2"),
+        (with_value(IMAGES, 1.01), "from -1 to 1.01"),
+        (with_value(IMAGES, -1.01), "from -1.01 to "),
+    ],
+)
+def test_images_off_the_scale_are_not_scored(plain, images, got):
+    with pytest.raises(ValueError, match=rf"^`pixel_values` must lie in \[-1, 1\], got values {got}"):
+        plain(images)
+
+
+def test_a_flow_encodes_what_a_density_model_does_not_score(plain):
+    """The bijection is of all numbers: dequantised images lie above 1, and latents anywhere."""
+    for function, _ in (CALLS["bare model"], CALLS["encode"], CALLS["decode"]):
+        function(plain, 3 * IMAGES)
+
+
+# Noise
+
+
+NOISE = torch.rand(IMAGES.shape, generator=torch.Generator().manual_seed(1))
+OF_IMAGES = r"must have the shape and dtype of `pixel_values`, \(2, 3, 8, 8\) torch.float32, got "
+
+
+@pytest.mark.parametrize(
+    "noise, message",
+    [
+        (NOISE[:1], OF_IMAGES + r"\(1, 3, 8, 8\) torch.float32"),
+        (NOISE[:, :1], OF_IMAGES + r"\(2, 1, 8, 8\) torch.float32"),
+        (NOISE[0, 0, 0, 0], OF_IMAGES + r"\(\) torch.float32"),
+        (NOISE.double(), OF_IMAGES + r"\(2, 3, 8, 8\) torch.float64"),
+        (NOISE.half(), OF_IMAGES + r"\(2, 3, 8, 8\) torch.float16"),
+        (NOISE.numpy(), OF_IMAGES + "ndarray"),
+        (0.5, OF_IMAGES + "float"),
+        (with_value(NOISE, -1e-6), r"must lie in \[0, 1\), got values from -1e-06 to"),
+        (with_value(NOISE, 1.0), r"must lie in \[0, 1\), got values from .* to 1"),
+        (with_value(NOISE, NAN), r"must lie in \[0, 1\), got values from nan"),
+        (with_value(NOISE, INF), r"must lie in \[0, 1\), got values from .* to inf"),
+    ],
+)
+def test_wrong_noise(plain, noise, message):
+    with pytest.raises(ValueError, match=f"^`noise` {message}"):
+        plain(IMAGES, noise=noise)
+
+
+def test_noise_at_the_edge_works(plain):
+    for value in (0.0, 1 - 2**-24):
+        assert plain(IMAGES, noise=with_value(NOISE, value)).loss.isfinite()
+
+
+def test_noise_and_generator_together(plain):
+    with pytest.raises(ValueError, match="give `noise` or the `generator` that draws it, got both"):
+        plain(IMAGES, noise=NOISE, generator=torch.Generator())
+
+
+# Context and labels
+
+
+CONTEXT = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(2))
+TAKERS = {
+    **{name: lambda model, context, f=f: f(model, IMAGES, context=context) for name, (f, _) in CALLS.items()},
+    "sample": lambda model, context: model.sample(2, context=context),
+}
+UNEXPECTED = r"^`context` was given, but `config\.context_size` is None"
+OF_CONTEXT = r"must be a floating-point tensor of shape \(2, sequence_length, 6\), got "
+
+
+@pytest.mark.parametrize("call", TAKERS)
+@pytest.mark.parametrize(
+    "context, message",
+    [
+        (None, r"is missing: `config.context_size` is set.* of shape \(2, sequence_length, 6\)"),
+        (CONTEXT[0], OF_CONTEXT + r"\(3, 6\) torch.float32"),
+        (CONTEXT[None], OF_CONTEXT + r"\(1, 2, 3, 6\) torch.float32"),
+        (CONTEXT[..., :5], OF_CONTEXT + r"\(2, 3, 5\) torch.float32"),
+        (CONTEXT[:1], OF_CONTEXT + r"\(1, 3, 6\) torch.float32"),
+        (CONTEXT[:, :0], OF_CONTEXT + r"\(2, 0, 6\) torch.float32"),
+        (CONTEXT.long(), OF_CONTEXT + r"\(2, 3, 6\) torch.int64"),
+        (CONTEXT.numpy(), OF_CONTEXT + "ndarray"),
+        (with_value(CONTEXT, NAN), "must be finite, got NaN"),
+        (with_value(CONTEXT, INF), "must be finite, got NaN or infinite values"),
+    ],
+)
+def test_wrong_context(conditional, call, context, message):
+    with pytest.raises(ValueError, match=f"^`context` {message}"):
+        TAKERS[call](conditional, context)
+
+
+@pytest.mark.parametrize("call", TAKERS)
+def test_context_where_none_is_configured(plain, call):
+    with pytest.raises(ValueError, match=UNEXPECTED):
+        TAKERS[call](plain, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda m, labels: m(IMAGES, labels=labels), lambda m, labels: m.sample(2, labels=labels)]
+)
+def test_labels_of_a_model_without_classes(plain, call):
+    with pytest.raises(ValueError, match="`labels` were given, but this model is not class-conditional"):
+        call(plain, torch.tensor([0, 1]))
+
+
+# Samples and the distribution
+
+
+@pytest.mark.parametrize("num_samples", [0, -1, 2.0, True, "2", None, torch.tensor(2)])
+def test_wrong_number_of_samples(plain, num_samples):
+    message = re.escape(f"`num_samples` must be a whole number of at least 1, got {num_samples!r}")
+    with pytest.raises(ValueError, match=message):
+        plain.sample(num_samples)
+
+
+@pytest.mark.parametrize("temperature", [-1, -1e-9, NAN, INF, -INF])
+def test_wrong_temperature(plain, temperature):
+    with pytest.raises(ValueError, match=f"`temperature` must be zero or a positive number, got {temperature}"):
+        plain.sample(2, temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (IMAGES[:0], r"`pixel_values` must have shape \(batch_size, 3, 8, 8\), got \(0, 3, 8, 8\)"),
+        (BYTES, "`pixel_values` must be torch.float32, got torch.uint8"),
+        (IMAGES.double(), "`pixel_values` must be torch.float32, got torch.float64"),
+        (with_value(IMAGES, NAN), "`pixel_values` must be finite"),
+        (with_value(IMAGES, INF), "`pixel_values` must be finite"),
+    ],
+)
+def test_wrong_images_of_the_distribution(plain, images, message):
+    with pytest.raises(ValueError, match=message):
+        plain.distribution().log_prob(images)
+
+
+@pytest.mark.parametrize(
+    "context, message",
+    [
+        (None, "`context` is missing: `config.context_size` is set"),
+        (CONTEXT[:1, :, :5], OF_CONTEXT + r"\(2, 3, 5\)"),
+        (CONTEXT[:1].long(), OF_CONTEXT + r"\(2, 3, 6\) torch.int64"),
+        (with_value(CONTEXT[:1], NAN), "`context` must be finite"),
+    ],
+)
+@pytest.mark.parametrize("use", [lambda d: d.log_prob(IMAGES), lambda d: d.sample((2,)), lambda d: d.rsample((2, 1))])
+def test_wrong_context_of_the_distribution(plain, conditional, use, context, message):
+    with pytest.raises(ValueError, match=message):
+        use(conditional.distribution(context))
+    with pytest.raises(ValueError, match=UNEXPECTED):
+        use(plain.distribution(CONTEXT[:1]))

@@ -1,0 +1,144 @@
+import math
+
+import pytest
+import torch
+from conftest import random_bytes, random_images, tiny_config, tiny_model
+
+from jet_hf import JetForDensityEstimation
+
+
+@torch.no_grad()
+def test_outputs_are_those_of_the_formulas():
+    model = tiny_model()
+    x, noise = random_images(3, model.config), torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    output = model(x, noise=noise)
+    latents, log_det = model.encode(x + noise / 127.5)
+    dims = 3 * 8 * 8
+    normal = torch.distributions.Normal(0.0, 1.0)
+    log_prob = normal.log_prob(latents).sum(dim=(1, 2, 3)) + log_det
+    bits = -(log_prob - dims * math.log(127.5)) / (dims * math.log(2))
+    torch.testing.assert_close(output.bits_per_dim, bits)
+    torch.testing.assert_close(output.log_likelihood, -bits * dims * math.log(2))
+    torch.testing.assert_close(output.loss, bits.mean())
+    assert torch.equal(output.latents, latents) and torch.equal(output.log_det, log_det)
+
+
+@torch.no_grad()
+def test_untrained_model_scores_random_bytes_as_theory_says():
+    """A new model is the identity, so its density is N(0, I) at x uniform on [-1, 1 + 1/127.5)."""
+    torch.manual_seed(0)
+    model = JetForDensityEstimation(tiny_config(image_size=16)).eval()
+    top = 1 + 1 / 127.5
+    second_moment = (top**3 + 1) / (3 * (top + 1))
+    expected = (0.5 * math.log(2 * math.pi) + 0.5 * second_moment + math.log(127.5)) / math.log(2)
+    generator = torch.Generator().manual_seed(0)
+    bits = model(random_images(512, model.config), generator=generator).bits_per_dim
+    assert 8.5 < expected < 8.6
+    assert bits.mean().item() == pytest.approx(expected, abs=4 * bits.std().item() / math.sqrt(512))
+    assert bits.std() / math.sqrt(512) < 1e-3
+
+
+@torch.no_grad()
+def test_a_model_of_the_uniform_density_would_score_eight_bits():
+    from jet_hf.model.likelihood_jet import bits_per_dim
+
+    dims = 12
+    log_prob = torch.tensor([-dims * math.log(256 / 127.5)])  # uniform over [-1, 1 + 1/127.5)
+    torch.testing.assert_close(bits_per_dim(log_prob, dims), torch.tensor([8.0]))
+
+
+@torch.no_grad()
+def test_results_repeat_bit_for_bit_with_a_generator():
+    model = tiny_model()
+    x = random_images(2, model.config)
+
+    def seeded(seed=0):
+        return torch.Generator().manual_seed(seed)
+
+    first, second, other = (model(x, generator=seeded(s)).bits_per_dim for s in (0, 0, 1))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    first, second, other = (model.sample(2, generator=seeded(s)) for s in (0, 0, 1))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    global_state = torch.get_rng_state()
+    model(x, generator=seeded()), model.sample(1, generator=seeded())
+    assert torch.equal(torch.get_rng_state(), global_state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("training", [False, True])
+def test_noise_is_drawn_in_training_and_in_evaluation(training):
+    model = tiny_model().train(training)
+    x = random_images(2, model.config)
+    assert not torch.equal(model(x).bits_per_dim, model(x).bits_per_dim)
+    drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(5))
+    with_generator = model(x, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(model(x, noise=drawn).bits_per_dim, with_generator.bits_per_dim)
+
+
+@torch.no_grad()
+def test_samples_are_decoded_normal_latents():
+    model = tiny_model()
+    for temperature in (1.0, 0.5, 0):
+        images = model.sample(3, temperature=temperature, generator=torch.Generator().manual_seed(0))
+        assert images.shape == (3, 3, 8, 8) and images.dtype == torch.float32
+        latents = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(images, model.decode(temperature * latents)[0])
+
+
+@torch.no_grad()
+def test_a_context_changes_scores_and_samples():
+    model = tiny_model(context_size=4)
+    x = random_images(2, model.config)
+    contexts = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    a, b = (model(x, context=c, generator=torch.Generator().manual_seed(0)).bits_per_dim for c in contexts)
+    assert not torch.allclose(a, b, atol=1e-4)
+    a, b = (model.sample(2, context=c, generator=torch.Generator().manual_seed(0)) for c in contexts)
+    assert not torch.allclose(a, b, atol=1e-3)
+    latents, _ = model.encode(x, contexts[0])
+    torch.testing.assert_close(model.decode(latents, contexts[0])[0], x, atol=1e-5, rtol=0)
+
+
+def test_distribution_of_torch():
+    model = tiny_model()
+    distribution = model.distribution()
+    assert isinstance(distribution, torch.distributions.Distribution)
+    assert distribution.event_shape == (3, 8, 8) and distribution.batch_shape == ()
+    torch.manual_seed(0)
+    images = distribution.sample((2, 3))
+    assert images.shape == (2, 3, 3, 8, 8) and not images.requires_grad
+    log_prob = distribution.log_prob(images)
+    assert log_prob.shape == (2, 3) and distribution.log_prob(images[0, 0]).shape == ()
+
+    # Consistent with the model's own bits per dimension.
+    x, noise = random_images(2, model.config), torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    bits = model(x, noise=noise).bits_per_dim
+    nats = distribution.log_prob(x + noise / 127.5)
+    torch.testing.assert_close(bits, -(nats - 192 * math.log(127.5)) / (192 * math.log(2)))
+
+    # Usable in pathwise gradients and in torch's own tools.
+    distribution.rsample((2,)).square().sum().backward()
+    assert model.jet.couplings[0].conditioner.out_proj.weight.grad.abs().max() > 0
+    independent = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(3, 8, 8), 1.0), 3)
+    with torch.no_grad():
+        kl = (distribution.log_prob(images[0]) - independent.log_prob(images[0])).mean()
+    assert kl.isfinite()
+
+
+@torch.no_grad()
+def test_distribution_with_a_context():
+    model = tiny_model(context_size=4)
+    context = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    distribution = model.distribution(context)
+    images = distribution.sample((2,))
+    expected, log_det = model.encode(images, context.expand(2, -1, -1))
+    normal = torch.distributions.Normal(0.0, 1.0)
+    torch.testing.assert_close(distribution.log_prob(images), normal.log_prob(expected).sum((1, 2, 3)) + log_det)
+
+
+@torch.no_grad()
+def test_bytes_of_one_image_do_not_depend_on_its_batch():
+    model = tiny_model()
+    x, noise = random_bytes(5, model.config) / 127.5 - 1, torch.full((5, 3, 8, 8), 0.25)
+    whole = model(x, noise=noise).bits_per_dim
+    alone = torch.cat([model(x[i : i + 1], noise=noise[i : i + 1]).bits_per_dim for i in range(5)])
+    torch.testing.assert_close(alone, whole, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,655 @@
+"""Jet as a transformers model: saving and loading, attention, checkpointing, compilation, code taken from the Hub."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_bytes, random_images, tiny_config, tiny_model
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AttentionInterface, AutoConfig, AutoModel
+
+# Some releases hide the short path to this class where torchvision is missing, which it does not need.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+import jet_hf.model
+from jet_hf import JetConfig, JetForDensityEstimation, JetImageProcessor, JetModel
+from jet_hf.model.coupling_jet import JetCoupling
+from jet_hf.model.splits_jet import merge, split
+from jet_hf.model.vit_jet import eager_attention_forward
+
+
+CONTEXT = {"context_size": 6}
+
+
+def couplings(model: torch.nn.Module) -> list[JetCoupling]:
+    return [module for module in model.modules() if isinstance(module, JetCoupling)]
+
+
+def trained_model(**fields) -> JetForDensityEstimation:
+    """Weights and permutations that no seed of the configuration would draw, so that re-drawn ones show."""
+    model = tiny_model(**fields)
+    for coupling in couplings(model):
+        coupling.permutation.copy_(coupling.permutation.flip(0))
+        assert not torch.equal(coupling.permutation, coupling.make_permutation())
+    return model
+
+
+def inputs_of(config: JetConfig, batch_size: int = 2) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    pixel_values = random_images(batch_size, config)
+    inputs = {"pixel_values": pixel_values, "noise": torch.rand(pixel_values.shape, generator=generator)}
+    if config.context_size is not None:
+        inputs["context"] = torch.randn(batch_size, 3, config.context_size, generator=generator)
+    return inputs
+
+
+def latents_like(images: torch.Tensor) -> torch.Tensor:
+    return torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
+
+
+def assert_same_tensors(given: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
+    assert given.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert given[name].dtype == tensor.dtype, name
+        assert torch.equal(given[name].cpu(), tensor), name
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A density model with a context, and its folder."""
+    model = trained_model(**CONTEXT)
+    folder = tmp_path_factory.mktemp("saved") / "density"
+    model.save_pretrained(folder)
+    JetImageProcessor(size=model.config.image_size).save_pretrained(folder)
+    return model, folder
+
+
+# Auto classes
+
+
+def test_auto_classes(saved):
+    model, folder = saved
+    config = AutoConfig.from_pretrained(folder)
+    assert type(config) is JetConfig
+    assert config.to_diff_dict() == model.config.to_diff_dict()
+    bare, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(bare) is JetModel
+    assert not any(report.values())
+    assert_same_tensors(bare.state_dict(), model.jet.state_dict())
+    assert type(AutoModel.from_config(config)) is JetModel
+    processor = AutoImageProcessor.from_pretrained(folder)
+    assert type(processor) is JetImageProcessor
+    assert (processor.size.height, processor.size.width) == (8, 8)
+
+
+def test_density_model_from_a_saved_bijection(saved, tmp_path):
+    model, _ = saved
+    model.jet.save_pretrained(tmp_path)
+    loaded, report = JetForDensityEstimation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert_same_tensors(loaded.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("cls", [JetConfig, JetModel, JetForDensityEstimation, JetImageProcessor])
+def test_can_be_pushed(cls):
+    assert callable(cls.push_to_hub) and callable(cls.from_pretrained) and callable(cls.save_pretrained)
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("load", [{}, {"device_map": "cpu"}, {"device_map": "auto"}, {"attn_implementation": "eager"}])
+@pytest.mark.parametrize("bare", [True, False])
+def test_saved_and_loaded_bit_for_bit(saved, tmp_path, bare, load):
+    model = saved[0].jet if bare else saved[0]
+    model.save_pretrained(tmp_path)
+    assert [file.name for file in tmp_path.iterdir() if file.suffix not in (".py", ".json")] == ["model.safetensors"]
+    loaded = type(model).from_pretrained(tmp_path, **load)
+    assert_same_tensors(loaded.state_dict(), model.state_dict())
+    assert not loaded.training
+    assert loaded.config._attn_implementation == load.get("attn_implementation", "sdpa")
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_sharded(saved, tmp_path, bare):
+    model = saved[0].jet if bare else saved[0]
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    weights = [file for file in tmp_path.iterdir() if file.suffix not in (".py", ".json")]
+    assert len(weights) > 3 and {file.suffix for file in weights} == {".safetensors"}
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    loaded = type(model).from_pretrained(tmp_path, device_map="auto")
+    assert_same_tensors(loaded.state_dict(), model.state_dict())
+
+
+@torch.no_grad()
+def test_bfloat16_conditioners_keep_permutations_and_a_float32_flow(saved):
+    model, folder = saved
+    loaded = JetForDensityEstimation.from_pretrained(folder, dtype=torch.bfloat16)
+    expected = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    assert expected["jet.couplings.0.permutation"].dtype == torch.int64
+    assert_same_tensors(loaded.state_dict(), expected)
+
+    inputs = inputs_of(model.config)
+    output, exact = loaded(**inputs), model(**inputs)
+    for name, value in output.items():
+        assert value.dtype == torch.float32, name
+        torch.testing.assert_close(value, exact[name], rtol=0.02, atol=1.0 if name == "log_det" else 0.1)
+    images, log_det = loaded.decode(output.latents, inputs["context"])
+    assert images.dtype == log_det.dtype == torch.float32
+    # The state itself is not rounded to bfloat16, which would move images by up to 4e-3.
+    dequantised = inputs["pixel_values"] + inputs["noise"] / 127.5
+    torch.testing.assert_close(images, dequantised, rtol=0, atol=1e-5)
+    assert loaded.sample(2, context=inputs["context"]).dtype == torch.float32
+
+
+NAMES = [
+    name.removeprefix("couplings.0.") for name in JetModel(tiny_config(num_coupling_layers=1, **CONTEXT)).state_dict()
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_a_missing_tensor_is_initialised(saved, tmp_path, name):
+    _, folder = saved
+    missing = f"jet.couplings.1.{name}"
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[missing]
+    shutil.copy(folder / "config.json", tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, report = JetForDensityEstimation.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(report["missing_keys"]) == {missing} and not report["unexpected_keys"]
+    state_dict = loaded.state_dict()
+    fresh = state_dict.pop(missing)
+    assert_same_tensors(state_dict, tensors)
+    if name == "permutation":
+        assert torch.equal(fresh, couplings(loaded)[1].make_permutation())
+    elif name.endswith("bias") or "out_proj" in name or "cross_attention.o_proj" in name:
+        assert fresh.abs().max() < 1e-5
+    elif "norm" in name:
+        assert torch.equal(fresh, torch.ones_like(fresh))
+    else:
+        assert 0.05 < fresh.std() < 1
+
+
+@pytest.mark.parametrize(("layers", "report_key"), [(4, "unexpected_keys"), (6, "missing_keys")])
+def test_another_number_of_couplings_is_reported(saved, layers, report_key):
+    model, folder = saved
+    loaded, report = JetForDensityEstimation.from_pretrained(
+        folder, num_coupling_layers=layers, output_loading_info=True
+    )
+    last = max(layers, model.config.num_coupling_layers) - 1
+    names = {f"jet.couplings.{last}.{name}" for name in NAMES}
+    assert {key: set(value) for key, value in report.items() if value} == {report_key: names}
+    for ours, theirs in zip(couplings(loaded), couplings(model), strict=False):
+        assert_same_tensors(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("field", [{"hidden_size": 32}, {"image_size": 16}, {"num_channels": 1}])
+def test_mismatched_shapes_raise(saved, field):
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        JetForDensityEstimation.from_pretrained(saved[1], **field)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-100], lambda data: data[:100], lambda data: b"\xff" * len(data)]
+)
+def test_damaged_weights_raise(saved, tmp_path, damage):
+    _, folder = saved
+    shutil.copy(folder / "config.json", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(damage((folder / "model.safetensors").read_bytes()))
+    with pytest.raises(SafetensorError, match="header"):
+        JetForDensityEstimation.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hidden_size", "wide"), ("image_size", 8.5), ("coupling_kinds", 3), ("scale_factor", None)],
+)
+def test_a_field_of_the_wrong_type_is_named(saved, tmp_path, field, value):
+    config = json.loads((saved[1] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
+    for load in (JetConfig, AutoConfig, JetModel):
+        with pytest.raises(StrictDataclassFieldValidationError, match=field):
+            load.from_pretrained(tmp_path)
+
+
+# Attention
+
+
+@torch.no_grad()
+def test_eager_and_sdpa_agree(saved):
+    model, folder = saved
+    eager = JetForDensityEstimation.from_pretrained(folder, attn_implementation="eager")
+    assert (model.config._attn_implementation, eager.config._attn_implementation) == ("sdpa", "eager")
+    inputs = inputs_of(model.config)
+    expected = eager(**inputs)
+    for name, value in model(**inputs).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-4 if name == "log_det" else 1e-5)
+    eager.set_attn_implementation("sdpa")
+    assert torch.equal(eager(**inputs).bits_per_dim, model(**inputs).bits_per_dim)
+
+
+@torch.no_grad()
+def test_registered_attention_is_called(saved):
+    _, folder = saved
+    model = JetForDensityEstimation.from_pretrained(folder)
+    inputs, shapes = inputs_of(model.config), []
+
+    def attention(module, query, key, value, attention_mask, **kwargs):
+        assert attention_mask is None and not module.is_causal
+        shapes.append((tuple(query.shape), tuple(key.shape)))
+        output, weights = eager_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return 2 * output, weights
+
+    expected = model(**inputs).bits_per_dim
+    AttentionInterface.register("doubled", attention)
+    model.set_attn_implementation("doubled")
+    assert not torch.equal(model(**inputs).bits_per_dim, expected)
+    cross_then_self = [((2, 2, 16, 8), (2, 2, 3, 8)), ((2, 2, 16, 8), (2, 2, 16, 8))]
+    assert shapes == cross_then_self * model.config.num_coupling_layers
+
+
+# Gradients and modes
+
+
+def loss_of(model: JetForDensityEstimation, direction: str) -> torch.Tensor:
+    inputs = inputs_of(model.config)
+    if direction == "encode":
+        return model(**inputs).loss
+    images, log_det = model.decode(latents_like(inputs["pixel_values"]), inputs["context"])
+    return images.square().mean() + log_det.mean()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"gradient_checkpointing_kwargs": {"use_reentrant": True}}])
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_gradient_checkpointing(direction, arguments):
+    model = tiny_model(**CONTEXT).train()
+    loss_of(model, direction).backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    calls = []
+    for index, coupling in enumerate(couplings(model)):
+        coupling.conditioner.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
+    model.gradient_checkpointing_enable(**arguments)
+    loss = loss_of(model, direction)
+    order = [0, 1, 2, 3, 4] if direction == "encode" else [4, 3, 2, 1, 0]
+    assert calls == order
+    loss.backward()
+    assert calls == order + order[::-1], "the backward pass recomputes each coupling once, in its turn"
+    assert_same_tensors({name: parameter.grad for name, parameter in model.named_parameters()}, expected)
+
+    calls.clear()
+    model.gradient_checkpointing_disable()
+    loss_of(model, direction).backward()
+    assert calls == order
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(saved, mode):
+    model, _ = saved
+    inputs = inputs_of(model.config)
+    latents = latents_like(inputs["pixel_values"])
+    expected, decoded = model(**inputs), model.decode(latents, inputs["context"])
+    assert expected.loss.requires_grad and decoded[0].requires_grad
+    with mode():
+        output = model(**inputs)
+        images, log_det = model.decode(latents, inputs["context"])
+    assert not any(value.requires_grad for value in (*output.values(), images, log_det))
+    assert_same_tensors(output, expected)
+    assert torch.equal(images, decoded[0]) and torch.equal(log_det, decoded[1])
+
+
+@torch.no_grad()
+@torch.autocast("cpu", dtype=torch.bfloat16)
+def test_autocast_narrows_the_conditioners_only(saved):
+    model, _ = saved
+    inputs, halves, products = inputs_of(model.config), [], []
+
+    def keep_halves(coupling, arguments, output):
+        for state in (arguments[0], output[0]):
+            assert state.dtype == torch.float32
+            assert torch.equal(
+                merge(*split(state, coupling.permutation, coupling.spatial), coupling.permutation, coupling.spatial),
+                state,
+            )
+        halves.append([split(state, coupling.permutation, coupling.spatial)[0] for state in (arguments[0], output[0])])
+
+    hooks = [coupling.register_forward_hook(keep_halves) for coupling in couplings(model)]
+    hooks += [
+        coupling.conditioner.out_proj.register_forward_hook(lambda *args: products.append(args[-1].dtype))
+        for coupling in couplings(model)
+    ]
+    output = model(**inputs)
+    images, log_det = model.decode(output.latents, inputs["context"])
+    for hook in hooks:
+        hook.remove()
+    assert {value.dtype for value in (*output.values(), images, log_det)} == {torch.float32}
+    assert products == [torch.bfloat16] * 10
+    assert len(halves) == 10 and all(torch.equal(before, after) for before, after in halves)
+    dequantised = inputs["pixel_values"] + inputs["noise"] / 127.5
+    torch.testing.assert_close(images, dequantised, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_outputs(saved):
+    model, _ = saved
+    inputs = inputs_of(model.config)
+    output = model(**inputs)
+    assert list(output) == ["loss", "bits_per_dim", "log_likelihood", "latents", "log_det"]
+    for ours, expected in zip(model(**inputs, return_dict=False), output.to_tuple(), strict=True):
+        assert torch.equal(ours, expected)
+
+    del inputs["noise"]
+    latents, log_det = model.encode(**inputs)
+    assert_same_tensors(model.jet(**inputs), {"latents": latents, "log_det": log_det})
+    for ours, expected in zip(model.jet(**inputs, return_dict=False), (latents, log_det), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@torch.no_grad()
+def test_tuples_by_configuration(saved):
+    _, folder = saved
+    model = JetForDensityEstimation.from_pretrained(folder, return_dict=False)
+    inputs = inputs_of(model.config)
+    scored = model(**inputs)
+    assert isinstance(scored, tuple) and len(scored) == 5
+    assert torch.equal(scored[3], model(**inputs, return_dict=True).latents)
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_of_the_flow(saved):
+    model, _ = saved
+    inputs = inputs_of(model.config)
+    output = model(**inputs, output_hidden_states=True)
+    state = model.jet.patchify(inputs["pixel_values"] + inputs["noise"] / 127.5)
+    assert len(output.hidden_states) == model.config.num_coupling_layers
+    for coupling, hidden_state in zip(couplings(model), output.hidden_states, strict=True):
+        state, _ = coupling(state, inputs["context"])
+        assert torch.equal(hidden_state, state)
+    assert torch.equal(model.jet.unpatchify(state), output.latents)
+    assert model(**inputs).hidden_states is None
+    # States that are not selected are None. Negative indices select none of them in releases that do not know these.
+    some = model(**inputs, output_hidden_states=[1, 4]).hidden_states
+    assert [state is None for state in some] == [True, False, True, True, False]
+    *others, last = model(**inputs, output_hidden_states=[-1]).hidden_states
+    assert others == [None] * 4 and (last is None or torch.equal(last, state))
+
+
+# Initialisation
+
+
+def normal_cdf(samples: torch.Tensor) -> torch.Tensor:
+    return torch.special.ndtr(samples)
+
+
+def uniform_cdf(samples: torch.Tensor) -> torch.Tensor:
+    return ((samples + 1) / 2).clamp(0, 1)
+
+
+def truncated_cdf(samples: torch.Tensor) -> torch.Tensor:
+    """Of a standard normal truncated at two standard deviations."""
+    low, high = normal_cdf(torch.tensor([-2.0, 2.0], dtype=torch.float64))
+    return (normal_cdf(samples.clamp(-2, 2)) - low) / (high - low)
+
+
+def assert_drawn_from(cdf, scale: float, tensors: list[torch.Tensor]):
+    """Kolmogorov's test, at one false alarm in 700."""
+    samples = torch.cat([tensor.flatten() for tensor in tensors]).double().sort().values / scale
+    steps = torch.arange(len(samples) + 1, dtype=torch.float64) / len(samples)
+    below, above = cdf(samples) - steps[:-1], steps[1:] - cdf(samples)
+    assert torch.maximum(below, above).max() * len(samples) ** 0.5 < 2
+    assert len(samples) >= 2000
+
+
+@torch.no_grad()
+def test_initialisation_has_the_original_law():
+    torch.manual_seed(0)
+    config = tiny_config(
+        image_size=16, patch_size=4, num_coupling_layers=2, num_hidden_layers=2, hidden_size=128, context_size=40
+    )
+    model = JetForDensityEstimation(config)
+    vits = [coupling.conditioner for coupling in couplings(model)]
+    blocks = [layer for vit in vits for layer in vit.layers]
+    width, mlp_width = config.hidden_size, config.intermediate_size
+
+    def xavier(fan_in: int, fan_out: int) -> float:
+        return math.sqrt(6 / (fan_in + fan_out))
+
+    for part in range(3):
+        kernels = [block.attention.qkv_proj.weight.chunk(3)[part] for block in blocks]
+        assert_drawn_from(uniform_cdf, xavier(width, width), kernels)
+    assert_drawn_from(uniform_cdf, xavier(width, width), [block.attention.o_proj.weight for block in blocks])
+    assert_drawn_from(uniform_cdf, xavier(width, mlp_width), [block.mlp.fc1.weight for block in blocks])
+    assert_drawn_from(uniform_cdf, xavier(mlp_width, width), [block.mlp.fc2.weight for block in blocks])
+    mlp_biases = [bias for block in blocks for bias in (block.mlp.fc1.bias, block.mlp.fc2.bias)]
+    assert_drawn_from(normal_cdf, 1e-6, mlp_biases)
+    assert_drawn_from(normal_cdf, width**-0.5, [vit.position_embeddings for vit in vits])
+
+    # Truncation takes the standard deviation of a standard normal to 0.8796: the draws are widened by that first.
+    cross = [vit.cross_attention for vit in vits]
+    lecun = {
+        config.patch_dim // 2: [[vit.in_proj.weight for vit in vits]],
+        width: [[attention.q_proj.weight for attention in cross]],
+        config.context_size: [[attention.kv_proj.weight.chunk(2)[part] for attention in cross] for part in (0, 1)],
+    }
+    for fan_in, kinds in lecun.items():
+        for kernels in kinds:
+            scale = fan_in**-0.5 / 0.8796256610342398
+            assert_drawn_from(truncated_cdf, scale, kernels)
+            assert max(kernel.abs().max() for kernel in kernels) <= 2 * scale * (1 + 1e-6)
+            assert torch.stack(kernels).var().item() == pytest.approx(1 / fan_in, rel=0.05)
+
+    zeros = [vit.in_proj.bias for vit in vits]
+    zeros += [tensor for vit in vits for tensor in vit.out_proj.parameters()]
+    zeros += [bias for block in blocks for bias in (block.attention.qkv_proj.bias, block.attention.o_proj.bias)]
+    zeros += [tensor for attention in cross for tensor in attention.o_proj.parameters()]
+    zeros += [bias for attention in cross for bias in (attention.q_proj.bias, attention.kv_proj.bias)]
+    assert not any(tensor.any() for tensor in zeros)
+    norms = [module for vit in vits for module in vit.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert all((norm.weight == 1).all() and not norm.bias.any() for norm in norms)
+    drawn = 6 * len(blocks) + 4 * len(vits)
+    assert drawn + len(zeros) + 2 * len(norms) == len(list(model.parameters())), "a kind of parameter is not tested"
+
+
+@pytest.mark.parametrize("fields", [{}, CONTEXT])
+@torch.no_grad()
+def test_a_new_flow_is_the_identity(fields):
+    torch.manual_seed(0)
+    model = JetForDensityEstimation(tiny_config(**fields))
+    inputs = inputs_of(model.config)
+    for transform in (model.encode, model.decode):
+        images, log_det = transform(inputs["pixel_values"], inputs.get("context"))
+        assert torch.equal(images, inputs["pixel_values"])
+        assert torch.equal(log_det, torch.zeros(2))
+
+
+# Compilation
+
+
+@pytest.fixture
+def compiled():
+    """Compiles a function as one graph, calls it twice, and does not let the second call compile it anew."""
+
+    def call_twice(function, *args, backend: str = "aot_eager", **kwargs):
+        torch._dynamo.reset()
+        graph = torch.compile(function, fullgraph=True, backend=backend)
+        torch.manual_seed(0)
+        output = graph(*args, **kwargs)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            graph(*args, **kwargs)
+        return output
+
+    torch._dynamo.utils.counters.clear()
+    yield call_twice
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def two_couplings():
+    model = tiny_model(image_size=4, num_coupling_layers=2, coupling_kinds=["channels", "spatial"])
+    return model, inputs_of(model.config)
+
+
+def assert_close(given: torch.Tensor, expected: torch.Tensor):
+    torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_compiled_transforms(two_couplings, compiled, direction):
+    model, inputs = two_couplings
+    transform = getattr(model, direction)
+    for ours, expected in zip(
+        compiled(transform, inputs["pixel_values"]), transform(inputs["pixel_values"]), strict=True
+    ):
+        assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_loss_and_gradients(two_couplings, compiled, checkpointing):
+    model, inputs = two_couplings
+    model.zero_grad()
+    model(**inputs).loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.train(checkpointing)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    output = compiled(model, **inputs)
+    model.gradient_checkpointing_disable()
+    model.eval()
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert_close(parameter.grad, expected[name])
+    for name, value in model(**inputs).items():
+        assert_close(output[name], value)
+
+
+def test_compiled_loss_draws_its_noise(two_couplings, compiled):
+    model, inputs = two_couplings
+    torch.manual_seed(0)
+    expected = model(inputs["pixel_values"]).bits_per_dim
+    assert_close(compiled(model, inputs["pixel_values"]).bits_per_dim, expected)
+    assert not torch.equal(model(inputs["pixel_values"]).bits_per_dim, expected)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor needs a C++ compiler")
+@torch.no_grad()
+def test_inductor(two_couplings, compiled):
+    model, inputs = two_couplings
+    output = compiled(model, **inputs, backend="inductor")
+    for name, value in model(**inputs).items():
+        assert_close(output[name], value)
+
+
+# Code taken from the saved folder
+
+
+REMOTE = """
+import importlib.abc, os, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "jet_hf":
+            raise ModuleNotFoundError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import jet_hf
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("jet_hf could be imported")
+
+import torch
+from pathlib import Path
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+source, target = Path(sys.argv[1]), Path(sys.argv[2])
+inputs = torch.load(sys.argv[3])
+trust = {"trust_remote_code": True}
+
+def results(density, bare):
+    with torch.no_grad():
+        latents, log_det = bare.encode(inputs["pixel_values"], inputs["context"])
+        return {
+            "bits_per_dim": density(inputs["pixel_values"], inputs["context"], noise=inputs["noise"]).bits_per_dim,
+            "sample": density.sample(2, generator=torch.Generator().manual_seed(3), context=inputs["context"]),
+            "latents": latents,
+            "log_det": log_det,
+        }
+
+density, bare = (AutoModel.from_pretrained(source / name, **trust) for name in ("density", "bare"))
+assert type(density).__name__ == "JetForDensityEstimation" and type(bare).__name__ == "JetModel"
+assert type(AutoConfig.from_pretrained(source / "bare", **trust)) is type(bare.config)
+processor = AutoImageProcessor.from_pretrained(source / "density", **trust)
+pixels = {"pixels": processor(list(inputs["bytes"]), return_tensors="pt").pixel_values}
+loaded = results(density, bare) | pixels
+
+with torch.no_grad():
+    for model in (density, bare):
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+for folder, parts in {"density": (density, processor), "bare": (bare,)}.items():
+    for part in parts:
+        part.save_pretrained(target / folder)
+assert not any(name.split(".")[0] == "jet_hf" for name in sys.modules)
+torch.save({"loaded": loaded, "changed": results(density, bare) | pixels}, sys.argv[4])
+"""
+
+
+def test_remote_code_through_three_generations(saved, tmp_path):
+    model, _ = saved
+    processor = JetImageProcessor(size=model.config.image_size)
+    model.save_pretrained(tmp_path / "1/density")
+    processor.save_pretrained(tmp_path / "1/density")
+    model.jet.save_pretrained(tmp_path / "1/bare")
+    inputs = inputs_of(model.config) | {"bytes": random_bytes(2, model.config)}
+    torch.save(inputs, tmp_path / "inputs.pt")
+    with torch.no_grad():
+        latents, log_det = model.encode(inputs["pixel_values"], inputs["context"])
+        expected = {
+            "bits_per_dim": model(inputs["pixel_values"], inputs["context"], noise=inputs["noise"]).bits_per_dim,
+            "sample": model.sample(2, generator=torch.Generator().manual_seed(3), context=inputs["context"]),
+            "latents": latents,
+            "log_det": log_det,
+            "pixels": processor(list(inputs["bytes"]), return_tensors="pt").pixel_values,
+        }
+
+    sources = {file.name: file.read_bytes() for file in Path(jet_hf.model.__path__[0]).glob("*_jet.py")}
+    assert "modeling_jet.py" in sources and "image_processing_jet.py" in sources
+    for generation in (1, 2, 3):
+        folder = tmp_path / str(generation)
+        assert {file.name: file.read_bytes() for file in (folder / "density").glob("*.py")} == sources
+        environment = os.environ | {
+            "HF_HOME": str(tmp_path / f"home_{generation}"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        }
+        environment.pop("PYTHONPATH", None)
+        environment.pop("HF_MODULES_CACHE", None)
+        files = [tmp_path / str(generation + 1), tmp_path / "inputs.pt", tmp_path / "results.pt"]
+        command = [sys.executable, "-c", REMOTE, folder, *files]
+        process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        results = torch.load(tmp_path / "results.pt")
+        assert_same_tensors(results["loaded"], expected)
+        assert not torch.equal(results["changed"]["sample"], expected["sample"])
+        expected = results["changed"]
+
+    # What went through foreign hands is still this package's model.
+    final = JetForDensityEstimation.from_pretrained(tmp_path / "4/density")
+    scores = final(inputs["pixel_values"], inputs["context"], noise=inputs["noise"]).bits_per_dim
+    assert torch.equal(scores, expected["bits_per_dim"])
