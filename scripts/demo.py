@@ -8,6 +8,7 @@ Trains a small Jet on crops of real photographs within five minutes and scores p
 
 import sys
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from jet_hf.demo import DemoArguments, run_demo
@@ -17,5 +18,5 @@ if __name__ == "__main__":
     (arguments,) = HfArgumentParser(DemoArguments, description=__doc__).parse_args_into_dataclasses()
     try:
         run_demo(arguments)
-    except FileExistsError as error:
+    except (FileExistsError, StrictDataclassError) as error:
         sys.exit(f"error: {error}")

@@ -21,6 +21,30 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "test_parity" not in item.nodeid)
 
 
+@pytest.fixture
+def within(record_property):
+    """Checks a largest difference from the original's numbers, and notes it for the table at the end of the run."""
+
+    def check(what: str, difference: float, tolerance: float):
+        record_property("parity", (what, difference, tolerance))
+        assert difference <= tolerance, what
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    rows = [
+        value
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "parity" and report.when == "call"
+    ]
+    if rows:
+        terminalreporter.section("largest differences from the original implementations, and tolerances")
+        for what, difference, tolerance in rows:
+            terminalreporter.write_line(f"{what:60} {difference:8.1e} {tolerance:8.0e}")
+
+
 def tiny_config(**fields) -> JetConfig:
     defaults = {
         "image_size": 8,

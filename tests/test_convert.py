@@ -189,7 +189,7 @@ def test_wrong_shapes_and_types(altered, name, change, message):
 
 
 def doubled(mask: np.ndarray) -> np.ndarray:
-    mask[0, 0], mask[2, 0] = mask[0, 1], mask[2, 1]
+    mask[0, :, 0] = mask[0, :, 1]
     return mask
 
 

@@ -34,11 +34,24 @@ def to_nchw(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.moveaxis(array, -1, 1).copy())
 
 
-def assert_near(ours: torch.Tensor, reference: torch.Tensor, tolerance: float):
-    """The tolerance on values grows with their largest magnitude where that is above 1."""
+def largest(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    """Largest difference, in units of the reference's largest magnitude where that is above 1."""
     assert ours.shape == reference.shape
-    worst = (ours - reference).abs().max().item() / max(1.0, reference.abs().max().item())
-    assert worst <= tolerance
+    return (ours - reference).abs().max().item() / max(1.0, reference.abs().max().item())
+
+
+def largest_relative(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    return ((ours - reference) / reference).abs().max().item()
+
+
+def check_transforms(within, name: str, output, decoded, reference) -> None:
+    """Latents and samples of the original, and both log-determinants."""
+    images, inverse_log_det = decoded
+    log_dets = [torch.from_numpy(reference[f"out/{key}"].ravel()) for key in ("logdet", "sample_logdet")]
+    within(f"{name}: latents", largest(output.latents, to_nchw(reference["out/latent"])), 2e-5)
+    within(f"{name}: log_det", (output.log_det - log_dets[0]).abs().max().item(), 1e-3)
+    within(f"{name}: samples", largest(images, to_nchw(reference["out/sample"])), 2e-5)
+    within(f"{name}: log_det of samples", (inverse_log_det - log_dets[1]).abs().max().item(), 1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -62,28 +75,17 @@ def inputs(reference) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
 
 @pytest.mark.parametrize("name", SCORED)
 @torch.no_grad()
-def test_latents_log_det_and_bits_per_dim(converted, name):
+def test_scores_and_samples(converted, within, name):
     model, reference = converted(name)
     pixel_values, noise, context = inputs(reference)
     output = model(pixel_values, context=context, noise=noise)
-    assert_near(output.latents, to_nchw(reference["out/latent"]), 2e-5)
-    torch.testing.assert_close(output.log_det, torch.from_numpy(reference["out/logdet"]), atol=1e-3, rtol=0)
+    check_transforms(within, name, output, model.decode(to_nchw(reference["in/latent"]), context), reference)
     bits = torch.from_numpy(reference["out/bits_per_dim"])
-    torch.testing.assert_close(output.bits_per_dim, bits, rtol=1e-6, atol=0)
+    within(f"{name}: bits per dimension, relative", largest_relative(output.bits_per_dim, bits), 1e-6)
 
 
 @pytest.mark.parametrize("name", SCORED)
-@torch.no_grad()
-def test_samples(converted, name):
-    model, reference = converted(name)
-    _, _, context = inputs(reference)
-    images, log_det = model.decode(to_nchw(reference["in/latent"]), context)
-    assert_near(images, to_nchw(reference["out/sample"]), 2e-5)
-    torch.testing.assert_close(log_det, torch.from_numpy(reference["out/sample_logdet"]), atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("name", SCORED)
-def test_gradient_norms_by_parameter(converted, name):
+def test_gradient_norms_by_parameter(converted, within, name):
     model, reference = converted(name)
     pixel_values, noise, context = inputs(reference)
     model.zero_grad()
@@ -91,7 +93,7 @@ def test_gradient_norms_by_parameter(converted, name):
 
     fixed = names.BIG_VISION | (names.BIG_VISION_CONTEXT if context is not None else {})
     table = names.name_table(fixed, names.BIG_VISION_BLOCK, model.config.num_hidden_layers)
-    compared = 0
+    compared, worst = 0, 0.0
     for ours, (_, *theirs) in table.items():
         gradients = [c.conditioner.get_parameter(ours).grad for c in model.jet.couplings]
         for part, their_name in enumerate(theirs):
@@ -102,23 +104,21 @@ def test_gradient_norms_by_parameter(converted, name):
             if their_name.endswith("key/bias"):
                 assert norm < 1e-6 and expected < 1e-6
             else:
-                assert norm == pytest.approx(expected, rel=1e-4), their_name
+                worst = max(worst, abs(norm / expected - 1))
             compared += 1
-    assert compared == sum(name.startswith("grad_norm/") for name in reference.files)
+    assert compared == sum(key.startswith("grad_norm/") for key in reference.files)
+    within(f"{name}: gradient norms, relative", worst, 1e-4)
 
 
-def test_jet_pytorch(tmp_path):
+@torch.no_grad()
+def test_jet_pytorch(tmp_path, within):
+    name = "jet_pytorch_16px"
     flags = ["--num-attention-heads", "4", "--coupling-kinds", "channels", "channels", "spatial"]
-    model = convert(tmp_path / "model", "jet_pytorch", FIXTURES / "jet_pytorch_16px.safetensors", *flags)
-    reference = np.load(FIXTURES / "jet_pytorch_16px.npz")
+    model = convert(tmp_path / "model", "jet_pytorch", FIXTURES / f"{name}.safetensors", *flags)
+    reference = np.load(FIXTURES / f"{name}.npz")
     pixel_values, noise, _ = inputs(reference)
-    with torch.no_grad():
-        output = model(pixel_values, noise=noise)
-        images, log_det = model.decode(to_nchw(reference["in/latent"]))
-    assert_near(output.latents, to_nchw(reference["out/latent"]), 2e-5)
-    torch.testing.assert_close(output.log_det, torch.from_numpy(reference["out/logdet"].ravel()), atol=1e-3, rtol=0)
-    assert_near(images, to_nchw(reference["out/sample"]), 2e-5)
-    torch.testing.assert_close(log_det, torch.from_numpy(reference["out/sample_logdet"].ravel()), atol=1e-3, rtol=0)
+    output, decoded = model(pixel_values, noise=noise), model.decode(to_nchw(reference["in/latent"]))
+    check_transforms(within, name, output, decoded, reference)
 
 
 @pytest.mark.parametrize("name", BIG_VISION)
@@ -193,7 +193,7 @@ def test_patch_size_one_with_any_number_of_channels(tmp_path):
             halves = [half.reshape(2, tokens // 2, dims) for half in (first, second)]
             state = np.einsum("ntk,tm->nmk", np.concatenate(halves, axis=1), spatial[layer].T)
     latents, log_det = model.encode(to_nchw(x.astype(np.float32)))
-    assert_near(latents, to_nchw(state.reshape(x.shape).astype(np.float32)), 2e-5)
+    assert largest(latents, to_nchw(state.reshape(x.shape).astype(np.float32))) <= 2e-5
     np.testing.assert_allclose(log_det.numpy(), expected_log_det, atol=1e-3)
 
 

@@ -1,7 +1,10 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Jet, the transformer-based normalizing flow, as a transformers model."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoModel
+
+# From its own module: some releases of transformers hide it behind torchvision, which Jet does not need.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .model.configuration_jet import JetConfig
 from .model.image_processing_jet import JetImageProcessor

@@ -6,6 +6,7 @@ The data path is the one of every training: a folder of images, `datasets`, batc
 """
 
 import json
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -55,8 +56,8 @@ def run_demo(arguments: DemoArguments) -> dict:
         FileExistsError: if `output_dir` holds something that is not an earlier demo.
     """
     output_dir = Path(arguments.output_dir)
-    with new_folder(output_dir, replaces="results.json") as folder:
-        train_crops, eval_crops = make_crops(folder / "photographs", arguments)
+    with new_folder(output_dir, replaces="results.json") as folder, tempfile.TemporaryDirectory() as cache:
+        train_crops, eval_crops = make_crops(folder / "photographs", cache, arguments)
         eval_batches = list(pixel_batches(eval_crops, batch_size=64))
         eval_pixels = torch.cat(eval_batches).numpy()
 
@@ -107,12 +108,12 @@ def run_demo(arguments: DemoArguments) -> dict:
     return results
 
 
-def make_crops(folder: Path, arguments: DemoArguments):
+def make_crops(folder: Path, cache: str, arguments: DemoArguments):
     """The photographs as an image folder, and crops of both splits as data sets of pixels."""
     write_photographs(folder)
     crops = []
     for split, total in (("train", arguments.num_train_crops), ("validation", arguments.num_eval_crops)):
-        photographs = load_image_folder(folder, split, cache_dir=folder / "cache")
+        photographs = load_image_folder(folder, split, cache_dir=cache)
         crops.append(
             to_random_crops(photographs, arguments.image_size, total // len(SPLITS[split]), seed=arguments.seed)
         )
@@ -126,12 +127,13 @@ def train(
     batches = repeat(pixel_batches(crops, arguments.train_batch_size, seed=arguments.seed))
     start = time.monotonic()
     num_steps = affordable_steps(model, next(batches), eval_batches, arguments)
+    set_seed(arguments.seed)
     trainer = Trainer(model, num_steps, learning_rate=arguments.learning_rate)
     history: list[StepMetrics] = []
     held_out: list[tuple[int, float]] = []
     with tqdm(total=num_steps, unit="step", desc="training") as bar:
 
-        def on_step(metrics: StepMetrics) -> None:
+        def on_step(metrics: StepMetrics) -> bool:
             history.append(metrics)
             if metrics.step % max(1, num_steps // 10) == 0:
                 held_out.append((metrics.step, evaluate(model, eval_batches[:2]).mean))
@@ -139,8 +141,11 @@ def train(
             recent = np.mean([entry.loss for entry in history[-20:]])
             shown = f", held out {held_out[-1][1]:.3f}" if held_out else ""
             bar.set_postfix_str(f"{recent:.3f} bits/dim{shown}")
+            return time.monotonic() - start > 60 * arguments.max_minutes
 
         trainer.run(batches, on_step)
+    if len(history) < num_steps:
+        print(f"The machine became slower: stopped after {len(history)} of {num_steps} steps, at the time limit.")
     return history, held_out, time.monotonic() - start
 
 

@@ -98,13 +98,15 @@ class Trainer:
         self.step_count += 1
         return metrics
 
-    def run(self, batches: Iterable[torch.Tensor], on_step: Callable[[StepMetrics], None] | None = None) -> None:
+    def run(
+        self, batches: Iterable[torch.Tensor], on_step: Callable[[StepMetrics], bool | None] | None = None
+    ) -> None:
         """
         Steps until the end of the schedule.
 
         Args:
             batches: uint8 tensors (B, C, S, S); at least as many as there are steps left.
-            on_step: Called after each step.
+            on_step: Called after each step; stops the run by returning `True`.
 
         Raises:
             ValueError: if the batches run out before the schedule.
@@ -115,5 +117,5 @@ class Trainer:
             if pixels is None:
                 raise ValueError(f"the batches ran out after {self.step_count} of {self.num_training_steps} steps.")
             metrics = self.step(pixels)
-            if on_step is not None:
-                on_step(metrics)
+            if on_step is not None and on_step(metrics):
+                break
