@@ -2,6 +2,7 @@
 
 import json
 import math
+import logging
 import re
 
 import pytest
@@ -300,15 +301,18 @@ def test_wrong_number_of_samples(plain, num_samples):
         plain.sample(num_samples)
 
 
-@pytest.mark.parametrize("temperature", [-1, -1e-9, NAN, INF, -INF])
+@pytest.mark.parametrize("temperature", [-1, -1e-9, NAN, INF, -INF, "1", None])
 def test_wrong_temperature(plain, temperature):
-    with pytest.raises(ValueError, match=f"`temperature` must be zero or a positive number, got {temperature}"):
+    with pytest.raises(ValueError, match=f"`temperature` must be zero or a positive number, got {temperature!r}"):
         plain.sample(2, temperature=temperature)
 
 
 @pytest.mark.parametrize(
     "images, message",
     [
+        (IMAGES.movedim(1, -1), r"`value` must be a tensor of shape \(\*, 3, 8, 8\), got \(2, 8, 8, 3\)"),
+        (IMAGES[:, :1], r"`value` must be a tensor of shape \(\*, 3, 8, 8\), got \(2, 1, 8, 8\)"),
+        (IMAGES.tolist(), r"`value` must be a tensor of shape \(\*, 3, 8, 8\), got list"),
         (IMAGES[:0], r"`pixel_values` must have shape \(batch_size, 3, 8, 8\), got \(0, 3, 8, 8\)"),
         (BYTES, "`pixel_values` must be torch.float32, got torch.uint8"),
         (IMAGES.double(), "`pixel_values` must be torch.float32, got torch.float64"),
@@ -325,14 +329,39 @@ def test_wrong_images_of_the_distribution(plain, images, message):
     "context, message",
     [
         (None, "`context` is missing: `config.context_size` is set"),
-        (CONTEXT[:1, :, :5], OF_CONTEXT + r"\(2, 3, 5\)"),
-        (CONTEXT[:1].long(), OF_CONTEXT + r"\(2, 3, 6\) torch.int64"),
+        (CONTEXT, r"`context` must be a floating-point tensor of shape \(1, sequence_length, 6\), got \(2, 3, 6\)"),
+        (CONTEXT[:1, :, :5], r"of shape \(1, sequence_length, 6\), got \(1, 3, 5\)"),
+        (CONTEXT[:1].long(), r"floating-point tensor .* got \(1, 3, 6\) torch.int64"),
+        (CONTEXT[:1].tolist(), "floating-point tensor .* got list"),
         (with_value(CONTEXT[:1], NAN), "`context` must be finite"),
     ],
 )
-@pytest.mark.parametrize("use", [lambda d: d.log_prob(IMAGES), lambda d: d.sample((2,)), lambda d: d.rsample((2, 1))])
-def test_wrong_context_of_the_distribution(plain, conditional, use, context, message):
+def test_wrong_context_of_the_distribution(plain, conditional, context, message):
     with pytest.raises(ValueError, match=message):
-        use(conditional.distribution(context))
-    with pytest.raises(ValueError, match=UNEXPECTED):
-        use(plain.distribution(CONTEXT[:1]))
+        conditional.distribution(context)
+    if context is not None:
+        with pytest.raises(ValueError, match=UNEXPECTED):
+            plain.distribution(context)
+
+
+# Misspelt names
+
+
+def test_misspelt_arguments_are_named(plain):
+    with pytest.raises(TypeError, match="nosie"):
+        plain(IMAGES, nosie=torch.zeros_like(IMAGES))
+    with pytest.raises(TypeError, match="contxt"):
+        plain.jet(IMAGES, contxt=CONTEXT)
+
+
+def test_fields_that_the_configuration_does_not_have_are_named(caplog):
+    logger = logging.getLogger("jet_hf.model.configuration_jet")
+    logger.addHandler(caplog.handler)
+    try:
+        assert JetConfig(hiden_size=64, backbone="cnn").hidden_size == 512
+        assert "JetConfig has no field backbone, hiden_size" in caplog.text
+        caplog.clear()
+        JetConfig(output_hidden_states=True, dtype="bfloat16", attn_implementation="eager", num_labels=3)
+        assert caplog.text == ""
+    finally:
+        logger.removeHandler(caplog.handler)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,41 @@ def assert_same_tensors(given: dict[str, torch.Tensor], expected: dict[str, torc
     for name, tensor in expected.items():
         assert given[name].dtype == tensor.dtype, name
         assert torch.equal(given[name].cpu(), tensor), name
+
+
+@contextmanager
+def float32_flow(model: torch.nn.Module):
+    """
+    Checks in every coupling that a bfloat16 conditioner leaves a float32 flow: bias, scale, state and log-determinant;
+    and that splits, merges and the half that passes unchanged are exact. Gives the list of the couplings that ran.
+    """
+    calls = []
+
+    def check(coupling, arguments, output):
+        states = (arguments[0], output[0])
+        assert {tensor.dtype for tensor in (*states, output[1])} == {torch.float32}
+        halves = [split(state, coupling.permutation, coupling.spatial) for state in states]
+        assert torch.equal(halves[0][0], halves[1][0])
+        for state, (first, second) in zip(states, halves, strict=True):
+            assert torch.equal(merge(first, second, coupling.permutation, coupling.spatial), state)
+        calls.append(coupling)
+
+    def check_conditioner(conditioner, arguments, output):
+        assert {tensor.dtype for tensor in output} == {torch.float32}
+
+    def check_projection(projection, arguments, output):
+        assert output.dtype == torch.bfloat16
+
+    hooks = []
+    for coupling in couplings(model):
+        hooks.append(coupling.register_forward_hook(check))
+        hooks.append(coupling.conditioner.register_forward_hook(check_conditioner))
+        hooks.append(coupling.conditioner.out_proj.register_forward_hook(check_projection))
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +166,21 @@ def test_sharded(saved, tmp_path, bare):
 
 
 @torch.no_grad()
+def test_offloaded_to_the_disk(saved, tmp_path):
+    model, folder = saved
+    places = {f"jet.couplings.{i}": "cpu" if i == 3 else "disk" for i in range(5)}
+    loaded = JetForDensityEstimation.from_pretrained(folder, device_map=places, offload_folder=tmp_path)
+    assert loaded.device.type == "meta"
+    inputs = inputs_of(model.config)
+    assert torch.equal(loaded(**inputs).bits_per_dim, model(**inputs).bits_per_dim)
+    samples = [
+        each.sample(2, generator=torch.Generator().manual_seed(3), context=inputs["context"])
+        for each in (loaded, model)
+    ]
+    assert torch.equal(*samples)
+
+
+@torch.no_grad()
 def test_bfloat16_conditioners_keep_permutations_and_a_float32_flow(saved):
     model, folder = saved
     loaded = JetForDensityEstimation.from_pretrained(folder, dtype=torch.bfloat16)
@@ -141,11 +192,14 @@ def test_bfloat16_conditioners_keep_permutations_and_a_float32_flow(saved):
     assert_same_tensors(loaded.state_dict(), expected)
 
     inputs = inputs_of(model.config)
-    output, exact = loaded(**inputs), model(**inputs)
+    exact = model(**inputs)
+    with float32_flow(loaded) as calls:
+        output = loaded(**inputs)
+        images, log_det = loaded.decode(output.latents, inputs["context"])
+    assert len(calls) == 2 * model.config.num_coupling_layers
     for name, value in output.items():
         assert value.dtype == torch.float32, name
         torch.testing.assert_close(value, exact[name], rtol=0.02, atol=1.0 if name == "log_det" else 0.1)
-    images, log_det = loaded.decode(output.latents, inputs["context"])
     assert images.dtype == log_det.dtype == torch.float32
     # The state itself is not rounded to bfloat16, which would move images by up to 4e-3.
     dequantised = inputs["pixel_values"] + inputs["noise"] / 127.5
@@ -314,29 +368,12 @@ def test_without_gradients(saved, mode):
 @torch.autocast("cpu", dtype=torch.bfloat16)
 def test_autocast_narrows_the_conditioners_only(saved):
     model, _ = saved
-    inputs, halves, products = inputs_of(model.config), [], []
-
-    def keep_halves(coupling, arguments, output):
-        for state in (arguments[0], output[0]):
-            assert state.dtype == torch.float32
-            assert torch.equal(
-                merge(*split(state, coupling.permutation, coupling.spatial), coupling.permutation, coupling.spatial),
-                state,
-            )
-        halves.append([split(state, coupling.permutation, coupling.spatial)[0] for state in (arguments[0], output[0])])
-
-    hooks = [coupling.register_forward_hook(keep_halves) for coupling in couplings(model)]
-    hooks += [
-        coupling.conditioner.out_proj.register_forward_hook(lambda *args: products.append(args[-1].dtype))
-        for coupling in couplings(model)
-    ]
-    output = model(**inputs)
-    images, log_det = model.decode(output.latents, inputs["context"])
-    for hook in hooks:
-        hook.remove()
+    inputs = inputs_of(model.config)
+    with float32_flow(model) as calls:
+        output = model(**inputs)
+        images, log_det = model.decode(output.latents, inputs["context"])
+    assert len(calls) == 2 * model.config.num_coupling_layers
     assert {value.dtype for value in (*output.values(), images, log_det)} == {torch.float32}
-    assert products == [torch.bfloat16] * 10
-    assert len(halves) == 10 and all(torch.equal(before, after) for before, after in halves)
     dequantised = inputs["pixel_values"] + inputs["noise"] / 127.5
     torch.testing.assert_close(images, dequantised, rtol=0, atol=1e-5)
 
@@ -542,6 +579,27 @@ def test_compiled_loss_draws_its_noise(two_couplings, compiled):
     expected = model(inputs["pixel_values"]).bits_per_dim
     assert_close(compiled(model, inputs["pixel_values"]).bits_per_dim, expected)
     assert not torch.equal(model(inputs["pixel_values"]).bits_per_dim, expected)
+
+
+def test_compiled_loss_takes_any_batch_size(two_couplings, compiled):
+    model, inputs = two_couplings
+    compiled(model, inputs["pixel_values"], backend="eager")
+    graph = torch.compile(model, fullgraph=True, backend="eager")
+    for batch_size in (3, 4, 5):
+        pixel_values = random_images(batch_size, model.config)
+        torch.manual_seed(0)
+        scores = graph(pixel_values).bits_per_dim
+        torch.manual_seed(0)
+        assert_close(scores, model(pixel_values).bits_per_dim)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one for a fixed batch size, one for any"
+
+
+def test_exported_with_any_batch_size(two_couplings):
+    model, inputs = two_couplings
+    shapes = {name: {0: torch.export.Dim("batch_size", min=1, max=64)} for name in inputs}
+    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False).module()
+    more = inputs_of(model.config, batch_size=5)
+    assert_close(program(**more).bits_per_dim, model(**more).bits_per_dim)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor needs a C++ compiler")

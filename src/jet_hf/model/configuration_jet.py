@@ -6,6 +6,10 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 COUPLING_KINDS = ("channels", "spatial")
@@ -89,7 +93,11 @@ class JetConfig(PreTrainedConfig):
         self.spatial_couplings = list(self.spatial_couplings)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
+        known = {*dir(self), "auto_map", "custom_pipelines", "quantization_config"}
         super().__post_init__(**kwargs)
+        # As every configuration of transformers, this one takes any field; a misspelt one must not pass unseen.
+        if unknown := sorted(name for name in kwargs if name in vars(self) and name not in known):
+            logger.warning(f"JetConfig has no field {', '.join(unknown)}: the model does not use what was given.")
 
     @property
     def grid_size(self) -> int:

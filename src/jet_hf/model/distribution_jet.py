@@ -5,6 +5,7 @@ import torch
 from torch.distributions import Distribution, constraints
 
 from .likelihood_jet import standard_normal_log_prob
+from .validation_jet import check_context
 
 
 class JetDistribution(Distribution):
@@ -17,6 +18,9 @@ class JetDistribution(Distribution):
     Args:
         model: A [`JetForDensityEstimation`].
         context: Tensor (1, L, context_size), for a model whose configuration sets `context_size`.
+
+    Raises:
+        ValueError: for a context that is wrong, missing or unexpected.
 
     Example:
 
@@ -34,6 +38,7 @@ class JetDistribution(Distribution):
     has_rsample = True
 
     def __init__(self, model, context: torch.Tensor | None = None):
+        check_context(context, model.config, batch_size=1)
         self.model = model
         self.context = context
         size = model.config.image_size
@@ -43,7 +48,16 @@ class JetDistribution(Distribution):
         return None if self.context is None else self.context.expand(batch_size, -1, -1)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Log-density, in nats, of images `value` (*, C, S, S): a tensor (*)."""
+        """
+        Log-density, in nats, of images `value` (*, C, S, S): a tensor (*).
+
+        Raises:
+            ValueError: for a wrong shape, dtype or non-finite values, or a context that is missing or unexpected.
+        """
+        if not isinstance(value, torch.Tensor) or value.shape[-3:] != self.event_shape:
+            got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            expected = ", ".join(map(str, self.event_shape))
+            raise ValueError(f"`value` must be a tensor of shape (*, {expected}), got {got}.")
         images = value.reshape(-1, *self.event_shape)
         latents, log_det = self.model.encode(images, self._expand_context(len(images)))
         return (standard_normal_log_prob(latents) + log_det).reshape(value.shape[:-3])
@@ -51,6 +65,6 @@ class JetDistribution(Distribution):
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
         """Images (*sample_shape, C, S, S), differentiable in the model's parameters."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        latents = torch.randn(shape, dtype=self.model.jet.state_dtype, device=self.model.device)
+        latents = torch.randn(shape, dtype=self.model.jet.state_dtype, device=self.model.jet.input_device)
         latents = latents.reshape(-1, *self.event_shape)
         return self.model.decode(latents, self._expand_context(len(latents)))[0].reshape(shape)

@@ -163,6 +163,11 @@ class JetModel(JetPreTrainedModel):
         """Dtype of images, latents and log-determinants: float32, whatever narrower dtype the weights have."""
         return torch.promote_types(self.dtype, torch.float32)
 
+    @property
+    def input_device(self) -> torch.device:
+        """Device that images and latents start on; accelerate may offload the weights, but not the permutations."""
+        return self.couplings[0].permutation.device
+
     def patchify(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, S, S) -> (B, N, D); the channel is the fastest axis of a patch, then its columns, then its rows."""
         p, grid = self.config.patch_size, self.config.grid_size
@@ -216,13 +221,13 @@ class JetModel(JetPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         check_images(name, images, self.config, self.state_dtype)
         check_values(name, images)
-        check_context(context, self.config, batch_size=len(images))
+        check_context(context, self.config, batch_size=images.shape[0])
         state = self.patchify(images)
         checkpointing = self.training and any(coupling.gradient_checkpointing for coupling in self.couplings)
         if checkpointing and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # Reentrant checkpointing gives no gradients to the weights of a layer whose inputs need none.
             state.requires_grad_()
-        log_det = torch.zeros(len(images), dtype=images.dtype, device=images.device)
+        log_det = torch.zeros(images.shape[0], dtype=images.dtype, device=images.device)
         for coupling in reversed(self.couplings) if inverse else self.couplings:
             state, layer_log_det = coupling(state, context, inverse)
             log_det = log_det.to(layer_log_det.device) + layer_log_det
@@ -230,9 +235,12 @@ class JetModel(JetPreTrainedModel):
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: torch.Tensor, context: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        context: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
     ) -> JetModelOutput | tuple[torch.Tensor, ...]:
-        """[`encode`] as a [`JetModelOutput`]."""
+        """[`encode`] as a [`JetModelOutput`]; the decorator adds the hidden states that are asked for."""
         latents, log_det = self.encode(pixel_values, context)
         return JetModelOutput(latents=latents, log_det=log_det)
 
@@ -277,7 +285,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         labels: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
-        **kwargs,
+        output_hidden_states: bool | None = None,
     ) -> JetDensityEstimationOutput | tuple[torch.Tensor, ...]:
         """
         Scores 8-bit images, dequantised with uniform noise in training and evaluation alike (paper, section 2.2).
@@ -289,6 +297,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
             labels: Classes, for a class-conditional model; this model has none.
             noise: Dequantisation noise, of the shape and dtype of `pixel_values`, in [0, 1). Drawn when not given.
             generator: Draws the noise; with the same seed, results repeat bit for bit.
+            output_hidden_states: Whether to return the flow's state after each coupling layer.
 
         Raises:
             ValueError: for a wrong shape, dtype, range or non-finite values, a context that is missing or unexpected,
@@ -303,7 +312,8 @@ class JetForDensityEstimation(JetPreTrainedModel):
             raise ValueError("give `noise` or the `generator` that draws it, got both.")
         else:
             check_noise(noise, pixel_values)
-        output = self.jet(dequantize(pixel_values, noise), context, return_dict=True, **kwargs)
+        options = {} if output_hidden_states is None else {"output_hidden_states": output_hidden_states}
+        output = self.jet(dequantize(pixel_values, noise), context, return_dict=True, **options)
         log_prob = standard_normal_log_prob(output.latents) + output.log_det
         bits = bits_per_dim(log_prob, self.config.num_dims)
         return JetDensityEstimationOutput(
@@ -343,11 +353,11 @@ class JetForDensityEstimation(JetPreTrainedModel):
         """
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"`num_samples` must be a whole number of at least 1, got {num_samples!r}.")
-        if not (math.isfinite(temperature) and temperature >= 0):
+        if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
             raise ValueError(f"`temperature` must be zero or a positive number, got {temperature!r}.")
         self._check_labels(labels)
         shape = (num_samples, self.config.num_channels, self.config.image_size, self.config.image_size)
-        latents = temperature * self._draw(torch.randn, shape, self.device, generator)
+        latents = temperature * self._draw(torch.randn, shape, self.jet.input_device, generator)
         return self.decode(latents, context)[0]
 
     def distribution(self, context: torch.Tensor | None = None) -> JetDistribution:
@@ -361,8 +371,11 @@ class JetForDensityEstimation(JetPreTrainedModel):
 
     def _draw(self, draw, shape, device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
         """Random numbers from the generator's own device, so that a CPU generator serves a model on a GPU too."""
-        source = device if generator is None else generator.device
-        return draw(shape, generator=generator, device=source, dtype=self.jet.state_dtype).to(device)
+        dtype = self.jet.state_dtype
+        # torch.compile cannot trace a `generator=None` where the batch size is dynamic.
+        if generator is None:
+            return draw(shape, device=device, dtype=dtype)
+        return draw(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
 
     def _check_labels(self, labels: torch.Tensor | None):
         if labels is not None:
