@@ -1,8 +1,8 @@
 """What cannot work is refused with a message that names what was expected and what came."""
 
 import json
-import math
 import logging
+import math
 import re
 
 import pytest
