@@ -90,6 +90,22 @@ def test_a_second_run_replaces_the_first_and_nothing_else(demo, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis"] and (precious / "thesis.tex").read_text()
 
 
+def test_training_stops_at_the_time_limit(tmp_path):
+    """The speed that the trial steps promised need not hold."""
+    slow = (
+        "import jet_hf.demo as demo; "
+        "demo.affordable_steps = lambda *_: 10**6; from transformers import HfArgumentParser; "
+        "demo.run_demo(*HfArgumentParser(demo.DemoArguments).parse_args_into_dataclasses())"
+    )
+    flags = [f"--{name}={value}" for name, value in (SMALL | {"max_minutes": 0.02}).items()]
+    command = [sys.executable, "-c", slow, f"--output_dir={tmp_path / 'out'}", *flags]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "stopped after" in result.stdout and results["training_seconds"] >= 1.2 and results["steps"] < 10**6
+    assert (tmp_path / "out" / "learning_curve.png").is_file()
+
+
 def test_unknown_and_wrong_arguments_are_named(tmp_path):
     assert "--num_layers" in run(tmp_path / "out", num_layers=3).stderr
     wrong = run(tmp_path / "out", image_size=10)
