@@ -32,7 +32,7 @@ class DemoArguments:
 
     output_dir: str = field(default="demo", metadata={"help": "Folder to write; an earlier demo there is replaced."})
     max_minutes: float = field(default=5.0, metadata={"help": "Bound on the time spent in training."})
-    max_steps: int = field(default=1000, metadata={"help": "Optimiser steps; fewer where the time allows no more."})
+    max_steps: int = field(default=900, metadata={"help": "Optimiser steps; fewer where the time allows no more."})
     image_size: int = field(default=32, metadata={"help": "Height and width of the crops, in pixels."})
     patch_size: int = field(default=4, metadata={"help": "Side of a patch, in pixels."})
     num_coupling_layers: int = field(default=12, metadata={"help": "Number of coupling layers."})
