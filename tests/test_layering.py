@@ -14,7 +14,8 @@ MODEL_FILES = [path for path in sorted((PACKAGE / "model").glob("*.py")) if path
 LAYERS = [
     ["model", "files"],
     ["convert", "training", "data", "photographs", "baselines"],
-    ["evaluation", "plots"],
+    ["evaluation", "sampling"],
+    ["plots"],
     ["demo"],
 ]
 

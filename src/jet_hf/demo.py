@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import set_seed
+from PIL import Image
 from tqdm.auto import tqdm
 
 from . import JetConfig, JetForDensityEstimation, JetImageProcessor
@@ -21,8 +22,10 @@ from .baselines import codec_bits_per_dim, histogram_bits_per_dim
 from .data import load_image_folder, pixel_batches, repeat, to_random_crops
 from .evaluation import Evaluation, evaluate
 from .files import new_folder
+from .model.likelihood_jet import LEVELS_PER_UNIT
 from .photographs import SPLITS, write_photographs
 from .plots import plot_image_rows, plot_learning_curve
+from .sampling import reconstruct, sample_images
 from .training import StepMetrics, Trainer
 
 
@@ -173,25 +176,22 @@ def draw_pictures(folder: Path, model, processor, eval_pixels, history, held_out
     """Writes the three pictures; gives whether the reconstructions equal their originals byte for byte."""
     model.eval()
     chosen = torch.from_numpy(eval_pixels[:: max(1, len(eval_pixels) // 16)][:16])
-    originals = [processor.post_process(pixels / 127.5 - 1 + 0.5 / 127.5)[0] for pixels in chosen]
-    samples = processor.post_process(model.sample(16, generator=torch.Generator().manual_seed(seed)))
-    cooler = processor.post_process(model.sample(16, 0.7, generator=torch.Generator().manual_seed(seed)))
+    originals = [Image.fromarray(pixels) for pixels in chosen.permute(0, 2, 3, 1).numpy()]
+    samples, cooler = (sample_images(model, processor, 16, temperature, seed) for temperature in (1.0, 0.7))
     plot_image_rows(
         folder / "samples.png", {"held-out crops": originals, "samples": samples, "samples, temperature 0.7": cooler}
     )
-    latents = model(chosen / 127.5 - 1, noise=torch.full(chosen.shape, 0.5)).latents
-    decoded = model.decode(latents)[0]
+    result = reconstruct(model, chosen / LEVELS_PER_UNIT - 1)
     plot_image_rows(
         folder / "reconstructions.png",
         {
             "held-out crops": originals,
-            "latents": processor.post_process(latents / 3),
-            "decoded from the latents": processor.post_process(decoded),
+            "latents": processor.post_process(result.latents / 3),
+            "decoded from the latents": processor.post_process(result.pixel_values),
         },
     )
     plot_learning_curve(folder / "learning_curve.png", history, held_out)
-    levels = torch.floor((decoded + 1) * 127.5)
-    return torch.equal(levels, chosen.float())
+    return result.bytes_equal
 
 
 def summary(bits: np.ndarray) -> dict[str, float]:

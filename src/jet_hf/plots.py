@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
+from .sampling import image_grid
 from .training import StepMetrics
 
 
@@ -21,22 +22,13 @@ def plot_image_rows(path: str | os.PathLike, rows: dict[str, list[Image.Image]],
     figure, axes = plt.subplots(
         len(rows), figsize=(columns, sum(num_lines) + 0.4 * len(rows)), height_ratios=num_lines
     )
-    for axis, (title, images), lines in zip(np.atleast_1d(axes), rows.items(), num_lines, strict=True):
-        axis.imshow(image_grid(images, columns, lines), interpolation="nearest", cmap="gray")
+    for axis, (title, images) in zip(np.atleast_1d(axes), rows.items(), strict=True):
+        axis.imshow(image_grid(images, columns), interpolation="nearest")
         axis.set_title(title, fontsize=10)
         axis.axis("off")
     figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def image_grid(images: list[Image.Image], columns: int, lines: int, gap: int = 2) -> Image.Image:
-    """Images of one size side by side on white."""
-    width, height = images[0].size
-    grid = Image.new("RGB", (columns * (width + gap) - gap, lines * (height + gap) - gap), "white")
-    for i, image in enumerate(images):
-        grid.paste(image, ((i % columns) * (width + gap), (i // columns) * (height + gap)))
-    return grid
 
 
 def plot_learning_curve(

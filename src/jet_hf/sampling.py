@@ -1,0 +1,138 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Images out of a model: samples, reconstructions, and the way between two images through the latent space."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from .model.image_processing_jet import JetImageProcessor
+from .model.likelihood_jet import LEVELS_PER_UNIT
+from .model.modeling_jet import JetForDensityEstimation
+
+
+# Dequantised with this noise, a byte lies in the middle of its grey level, farthest from those beside it.
+MID_LEVEL = 0.5
+
+
+def draw_latents(
+    model: JetForDensityEstimation, num_images: int, seed: int, batch_size: int
+) -> Iterator[torch.Tensor]:
+    """
+    Standard normal latents in batches (B, C, S, S), drawn image by image from one seed: neither the batch size nor the
+    number of images changes those before.
+    """
+    config, generator = model.config, torch.Generator().manual_seed(seed)
+    shape = (config.num_channels, config.image_size, config.image_size)
+    for start in range(0, num_images, batch_size):
+        latents = [torch.randn(shape, generator=generator) for _ in range(min(batch_size, num_images - start))]
+        yield torch.stack(latents).to(model.device)
+
+
+@torch.no_grad()
+def sample_images(
+    model: JetForDensityEstimation,
+    processor: JetImageProcessor,
+    num_images: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[Image.Image]:
+    """
+    Samples an unconditional model.
+
+    Args:
+        model: In evaluation mode.
+        processor: The model's.
+        num_images: Number of images, at least 1.
+        temperature: Standard deviation of the latents, at least 0.
+        seed: The same seed gives the same images, in batches of any size.
+        batch_size: Images decoded at a time, at least 1.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"`temperature` must be zero or a positive number, got {temperature}.")
+    images = []
+    for latents in draw_latents(model, num_images, seed, batch_size):
+        images += processor.post_process(model.decode(temperature * latents)[0])
+    return images
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """
+    What came back of images that were encoded and decoded.
+
+    Args:
+        latents: float32 tensor (B, C, S, S).
+        pixel_values: The decoded, dequantised images, float32 (B, C, S, S).
+        max_abs_error: Largest difference from the dequantised originals, on the scale [-1, 1].
+        bytes_equal: Whether each 8-bit value is that of the original.
+    """
+
+    latents: torch.Tensor
+    pixel_values: torch.Tensor
+    max_abs_error: float
+    bytes_equal: bool
+
+
+@torch.no_grad()
+def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> Reconstruction:
+    """Encodes 8-bit images (B, C, S, S), as the image processor scales them, and decodes them again."""
+    dequantized = pixel_values + MID_LEVEL / LEVELS_PER_UNIT
+    latents, _ = model.encode(dequantized)
+    decoded, _ = model.decode(latents)
+    levels, originals = (torch.floor((values + 1) * LEVELS_PER_UNIT) for values in (decoded, dequantized))
+    return Reconstruction(latents, decoded, (decoded - dequantized).abs().max().item(), torch.equal(levels, originals))
+
+
+@torch.no_grad()
+def interpolate(
+    model: JetForDensityEstimation, first: torch.Tensor, second: torch.Tensor, num_steps: int
+) -> torch.Tensor:
+    """
+    The way from one image to another along the great circle between their latents, which keeps to the norms that
+    latents have; the length changes evenly from the one to the other.
+
+    Args:
+        model: In evaluation mode.
+        first, second: 8-bit images (C, S, S), as the image processor scales them.
+        num_steps: Number of images, both ends included; at least 2.
+
+    Returns:
+        pixel_values: float32 tensor (num_steps, C, S, S), dequantised.
+
+    Raises:
+        ValueError: if `num_steps` is below 2.
+    """
+    if num_steps < 2:
+        raise ValueError(f"`num_steps` must be at least 2, got {num_steps}.")
+    ends, _ = model.encode(torch.stack([first, second]) + MID_LEVEL / LEVELS_PER_UNIT)
+    start, end = ends.flatten(1).double()
+    lengths = start.norm(), end.norm()
+    angle = torch.arccos(torch.clamp(start @ end / (lengths[0] * lengths[1]), -1, 1))
+    weights = torch.linspace(0, 1, num_steps, dtype=torch.float64, device=ends.device)[:, None]
+    if angle < 1e-6 or torch.pi - angle < 1e-6:  # no great circle, or no single one
+        path = (1 - weights) * start + weights * end
+    else:
+        directions = (
+            torch.sin((1 - weights) * angle) * start / lengths[0] + torch.sin(weights * angle) * end / lengths[1]
+        )
+        path = directions / torch.sin(angle) * ((1 - weights) * lengths[0] + weights * lengths[1])
+    return model.decode(path.reshape(-1, *ends.shape[1:]).to(ends.dtype))[0]
+
+
+def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+    """Images of one size side by side on white, in rows of `columns`."""
+    width, height = images[0].size
+    columns, rows = min(columns, len(images)), -(-len(images) // columns)
+    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for i, image in enumerate(images):
+        grid.paste(image, ((i % columns) * (width + gap), (i // columns) * (height + gap)))
+    return grid

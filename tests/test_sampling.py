@@ -1,0 +1,145 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, random_bytes, random_images, tiny_model
+from PIL import Image
+
+from jet_hf import JetImageProcessor
+from jet_hf.sampling import draw_latents, image_grid, interpolate, reconstruct, sample_images
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return JetImageProcessor(size=8)
+
+
+def pixels_of(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images])
+
+
+def test_samples_do_not_depend_on_batches_or_their_number(model):
+    latents = torch.cat(list(draw_latents(model, 7, seed=3, batch_size=7)))
+    for number, batch_size in ((7, 2), (7, 1), (5, 3)):
+        assert torch.equal(torch.cat(list(draw_latents(model, number, 3, batch_size))), latents[:number])
+    assert not torch.equal(torch.cat(list(draw_latents(model, 7, seed=4, batch_size=7))), latents)
+    assert latents.mean().abs() < 0.1 and latents.std() == pytest.approx(1, abs=0.1)
+
+
+@torch.no_grad()
+def test_samples_are_decoded_latents_at_a_temperature(model, processor):
+    (latents,) = draw_latents(model, 3, seed=1, batch_size=3)
+    for temperature in (1.0, 0.5, 0.0):
+        images = sample_images(model, processor, 3, temperature=temperature, seed=1, batch_size=2)
+        expected = processor.post_process(model.decode(temperature * latents)[0])
+        assert np.abs(pixels_of(images).astype(int) - pixels_of(expected)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_images": 0}, "`num_images` must be at least 1, got 0"),
+        ({"num_images": 1, "batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"num_images": 1, "temperature": -1.0}, "`temperature` must be zero or a positive number, got -1.0"),
+    ],
+)
+def test_numbers_out_of_range_are_named(model, processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sample_images(model, processor, **arguments)
+
+
+def test_reconstruction_is_measured(model, processor):
+    pixels = random_bytes(4, model.config)
+    result = reconstruct(model, pixels / 127.5 - 1)
+    assert result.bytes_equal and 0 < result.max_abs_error < 1e-4
+    assert torch.equal(torch.from_numpy(pixels_of(processor.post_process(result.pixel_values))).movedim(3, 1), pixels)
+
+    class Lossy:  # a model that does not invert
+        encode, config = model.encode, model.config
+
+        def decode(self, latents):
+            pixel_values, log_det = model.decode(latents)
+            return pixel_values.roll(1, dims=3), log_det
+
+    lossy = reconstruct(Lossy(), pixels / 127.5 - 1)
+    assert not lossy.bytes_equal and lossy.max_abs_error > 0.5
+
+
+@torch.no_grad()
+def test_interpolation_keeps_to_the_great_circle(model):
+    first, second = random_images(2, model.config)
+    path = interpolate(model, first, second, num_steps=5)
+    torch.testing.assert_close(path[0], first + 0.5 / 127.5, atol=1e-4, rtol=0)
+    torch.testing.assert_close(path[-1], second + 0.5 / 127.5, atol=1e-4, rtol=0)
+    latents = model.encode(path)[0].flatten(1)
+    lengths = latents.norm(dim=1)
+    torch.testing.assert_close(lengths, torch.linspace(lengths[0].item(), lengths[-1].item(), 5), rtol=1e-4, atol=0)
+    cosines = torch.cosine_similarity(latents[:-1], latents[1:])
+    assert cosines.max() - cosines.min() < 1e-3 and cosines.max() < 0.999
+    same = interpolate(model, first, first, num_steps=3)
+    torch.testing.assert_close(same, (first + 0.5 / 127.5).expand(3, -1, -1, -1), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="`num_steps` must be at least 2, got 1"):
+        interpolate(model, first, second, num_steps=1)
+
+
+def test_grid_places_images_row_by_row():
+    images = [Image.new("RGB", (4, 3), (i, 0, 0)) for i in range(5)]
+    grid = np.asarray(image_grid(images, columns=2, gap=1))
+    assert grid.shape == (3 * 3 + 2, 2 * 4 + 1, 3)
+    assert [grid[4 * (i // 2), 5 * (i % 2), 0] for i in range(5)] == [0, 1, 2, 3, 4]
+    assert (grid[3] == 255).all() and (grid[-1, -1] == 255).all()
+    assert image_grid(images[:1], columns=8).size == (4, 3)
+
+
+@pytest.fixture(scope="module")
+def saved(model, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    for i, pixels in enumerate(random_bytes(2, model.config).permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ROOT / "scripts/sample.py", *arguments], capture_output=True, text=True)
+
+
+def test_script(saved, model, processor, tmp_path):
+    out = tmp_path / "out"
+    assert run("--model", saved, "--num_images", "3", "--seed", "5", "--output_dir", out).returncode == 0
+    assert sorted(path.name for path in out.iterdir()) == ["00000.png", "00001.png", "00002.png", "grid.png"]
+    expected = pixels_of(sample_images(model, processor, 3, seed=5))
+    drawn = pixels_of([Image.open(out / f"0000{i}.png") for i in range(3)])
+    assert np.abs(drawn.astype(int) - expected).max() <= 1
+
+    inputs = [saved / "0.png", saved / "1.png"]
+    result = run("--model", saved, "--reconstruct", *inputs, "--output_dir", tmp_path / "back")
+    assert "bytes equal: True" in result.stdout
+    for i, path in enumerate(inputs):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "back" / f"0000{i}.png")), np.asarray(Image.open(path)))
+
+    result = run("--model", saved, "--interpolate", *inputs, "--num_images", "4", "--output_dir", tmp_path / "way")
+    assert result.returncode == 0 and len(list((tmp_path / "way").iterdir())) == 5
+
+
+def test_script_refuses_in_one_line(saved, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("x")
+    (tmp_path / "noise.png").write_bytes(b"not an image")
+    for arguments, message in (
+        (["--model", saved, "--output_dir", tmp_path / "full"], "already exists"),
+        (["--model", saved, "--reconstruct", tmp_path / "noise.png", "--output_dir", tmp_path / "a"], "noise.png"),
+        (["--model", tmp_path / "missing", "--output_dir", tmp_path / "a"], "missing"),
+        (["--model", saved, "--interpolate", saved / "0.png", "--output_dir", tmp_path / "a"], "takes two images"),
+    ):
+        result = run(*arguments)
+        assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "noise.png"]
