@@ -22,7 +22,7 @@ from .baselines import codec_bits_per_dim, histogram_bits_per_dim
 from .data import load_image_folder, pixel_batches, repeat, to_random_crops
 from .evaluation import Evaluation, evaluate
 from .files import new_folder
-from .model.likelihood_jet import LEVELS_PER_UNIT
+from .model.likelihood_jet import scale_bytes
 from .photographs import SPLITS, write_photographs
 from .plots import plot_image_rows, plot_learning_curve
 from .sampling import reconstruct, sample_images
@@ -181,7 +181,7 @@ def draw_pictures(folder: Path, model, processor, eval_pixels, history, held_out
     plot_image_rows(
         folder / "samples.png", {"held-out crops": originals, "samples": samples, "samples, temperature 0.7": cooler}
     )
-    result = reconstruct(model, chosen / LEVELS_PER_UNIT - 1)
+    result = reconstruct(model, scale_bytes(chosen))
     plot_image_rows(
         folder / "reconstructions.png",
         {

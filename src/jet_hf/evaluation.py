@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .model.likelihood_jet import LEVELS_PER_UNIT
+from .model.likelihood_jet import scale_bytes
 from .model.modeling_jet import JetForDensityEstimation
 
 
@@ -46,7 +46,7 @@ def evaluate(model: JetForDensityEstimation, batches: Iterable[torch.Tensor], se
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     scores = [
-        model(pixels.to(model.device) / LEVELS_PER_UNIT - 1, generator=generator).bits_per_dim.double().cpu()
+        model(scale_bytes(pixels.to(model.jet.input_device)), generator=generator).bits_per_dim.double().cpu()
         for pixels in batches
     ]
     model.train(was_training)

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from .model.image_processing_jet import JetImageProcessor
-from .model.likelihood_jet import LEVELS_PER_UNIT
+from .model.likelihood_jet import LEVELS_PER_UNIT, dequantize
 from .model.modeling_jet import JetForDensityEstimation
+from .model.validation_jet import check_temperature
 
 
 # Dequantised with this noise, a byte lies in the middle of its grey level, farthest from those beside it.
@@ -27,7 +28,7 @@ def draw_latents(
     shape = (config.num_channels, config.image_size, config.image_size)
     for start in range(0, num_images, batch_size):
         latents = [torch.randn(shape, generator=generator) for _ in range(min(batch_size, num_images - start))]
-        yield torch.stack(latents).to(model.device)
+        yield torch.stack(latents).to(model.jet.input_device)
 
 
 @torch.no_grad()
@@ -56,8 +57,7 @@ def sample_images(
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"`temperature` must be zero or a positive number, got {temperature}.")
+    check_temperature(temperature)
     images = []
     for latents in draw_latents(model, num_images, seed, batch_size):
         images += processor.post_process(model.decode(temperature * latents)[0])
@@ -85,7 +85,7 @@ class Reconstruction:
 @torch.no_grad()
 def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> Reconstruction:
     """Encodes 8-bit images (B, C, S, S), as the image processor scales them, and decodes them again."""
-    dequantized = pixel_values + MID_LEVEL / LEVELS_PER_UNIT
+    dequantized = dequantize(pixel_values, MID_LEVEL)
     latents, _ = model.encode(dequantized)
     decoded, _ = model.decode(latents)
     levels, originals = (torch.floor((values + 1) * LEVELS_PER_UNIT) for values in (decoded, dequantized))
@@ -113,7 +113,7 @@ def interpolate(
     """
     if num_steps < 2:
         raise ValueError(f"`num_steps` must be at least 2, got {num_steps}.")
-    ends, _ = model.encode(torch.stack([first, second]) + MID_LEVEL / LEVELS_PER_UNIT)
+    ends, _ = model.encode(dequantize(torch.stack([first, second]), MID_LEVEL))
     start, end = ends.flatten(1).double()
     lengths = start.norm(), end.norm()
     angle = torch.arccos(torch.clamp(start @ end / (lengths[0] * lengths[1]), -1, 1))

@@ -11,6 +11,8 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
+from .validation_jet import check_whole
+
 
 # Images that were scaled in float32 and not dequantised lie up to this many grey levels below their byte.
 LEVEL_TOLERANCE = 2e-5
@@ -135,12 +137,6 @@ def scaling(
             f"channels, got {len(mean)} and {len(std)}."
         )
     return (rescale_factor if do_rescale else 1.0) / std, mean / std
-
-
-def check_whole(name: str, value: int | None) -> None:
-    """`value` must be a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
 
 
 class JetImageProcessorKwargs(ImagesKwargs, total=False):

@@ -10,7 +10,12 @@ import torch
 LEVELS_PER_UNIT = 127.5
 
 
-def dequantize(pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def scale_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Bytes, as uint8, on the model's scale: `u / 127.5 - 1`, float32."""
+    return pixels / LEVELS_PER_UNIT - 1
+
+
+def dequantize(pixel_values: torch.Tensor, noise: torch.Tensor | float) -> torch.Tensor:
     """Spreads each 8-bit value over its grey level: noise in [0, 1) is one level wide (Theis et al., 2015)."""
     return pixel_values + noise / LEVELS_PER_UNIT
 

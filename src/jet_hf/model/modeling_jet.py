@@ -16,7 +16,7 @@ from .configuration_jet import JetConfig
 from .coupling_jet import JetCoupling
 from .distribution_jet import JetDistribution
 from .likelihood_jet import bits_per_dim, dequantize, standard_normal_log_prob
-from .validation_jet import check_context, check_images, check_noise, check_values
+from .validation_jet import check_context, check_images, check_noise, check_temperature, check_values, check_whole
 from .vit_jet import JetAttention, JetCrossAttention, JetMLP, JetViT
 
 
@@ -351,10 +351,8 @@ class JetForDensityEstimation(JetPreTrainedModel):
         Raises:
             ValueError: for a number or temperature out of range, a context that is missing or unexpected, or labels.
         """
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"`num_samples` must be a whole number of at least 1, got {num_samples!r}.")
-        if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
-            raise ValueError(f"`temperature` must be zero or a positive number, got {temperature!r}.")
+        check_whole("num_samples", num_samples)
+        check_temperature(temperature)
         self._check_labels(labels)
         shape = (num_samples, self.config.num_channels, self.config.image_size, self.config.image_size)
         latents = temperature * self._draw(torch.randn, shape, self.jet.input_device, generator)

@@ -10,6 +10,18 @@ from .configuration_jet import JetConfig
 RANGE_TOLERANCE = 1e-3
 
 
+def check_whole(name: str, value: int | None) -> None:
+    """`value` must be a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+
+
+def check_temperature(temperature: float) -> None:
+    """`temperature` must be a finite number of at least 0."""
+    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+        raise ValueError(f"`temperature` must be zero or a positive number, got {temperature!r}.")
+
+
 def check_images(name: str, images: torch.Tensor, config: JetConfig, dtype: torch.dtype) -> None:
     """`images` must be a tensor (B, C, S, S) of the flow's dtype, with B at least 1."""
     if not isinstance(images, torch.Tensor):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from ..model.likelihood_jet import LEVELS_PER_UNIT
+from ..model.likelihood_jet import scale_bytes
 from ..model.modeling_jet import JetForDensityEstimation
 from .optim import build_optimizer, build_scheduler
 
@@ -78,7 +78,7 @@ class Trainer:
         """
         self.model.train()
         pixels = pixels.to(self.accelerator.device, non_blocking=True)
-        loss = self.model(pixels / LEVELS_PER_UNIT - 1, noise=noise).loss
+        loss = self.model(scale_bytes(pixels), noise=noise).loss
         self.accelerator.backward(loss)
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         metrics = StepMetrics(
