@@ -1,22 +1,45 @@
+"""From images to pixels and batches: which bytes, in which order, what cannot be decoded; baselines."""
+
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
+
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import tiny_model
 from PIL import Image
 
 from jet_hf import JetImageProcessor
 from jet_hf.baselines import codec_bits_per_dim, histogram_bits_per_dim
-from jet_hf.data import find_image_column, load_image_folder, pixel_batches, repeat, to_pixels, to_random_crops
-from jet_hf.evaluation import evaluate
+from jet_hf.data import (
+    Batch,
+    DataSource,
+    Shares,
+    UndecodableImagesError,
+    eval_batches,
+    load_image_folder,
+    load_pixels,
+    to_pixels,
+    to_random_crops,
+    train_batches,
+)
+from jet_hf.data import pixels as pixels_module
 from jet_hf.photographs import SPLITS, load_photograph, write_photographs
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_progress_bars():
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
+        datasets.disable_progress_bars()
+        yield
+        datasets.enable_progress_bars()
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +61,8 @@ def test_random_crops_are_pieces_of_their_photographs(photographs):
     dataset = load_image_folder(photographs, "validation", cache_dir=photographs / "cache")
     crops = to_random_crops(dataset, image_size=16, crops_per_image=3, seed=0)
     assert crops.column_names == ["pixels"] and len(crops) == 6
-    pixels = torch.cat(list(pixel_batches(crops, 4))).numpy()
+    (batch,) = eval_batches(crops, 6)
+    pixels = batch.pixels.numpy()
     assert pixels.shape == (6, 3, 16, 16) and pixels.dtype == np.uint8
     for i, crop in enumerate(pixels):
         photograph = np.asarray(dataset[i // 3]["image"]).transpose(2, 0, 1)
@@ -57,9 +81,9 @@ def test_crops_of_a_photograph_that_is_too_small_are_refused(photographs):
 def test_pixels_are_those_of_the_image_processor(photographs):
     dataset = load_image_folder(photographs, "validation", cache_dir=photographs / "cache")
     processor = JetImageProcessor(size=24)
-    (batch,) = pixel_batches(to_pixels(dataset, processor), 8)
+    (batch,) = eval_batches(to_pixels(dataset, processor), 2)
     expected = processor([row["image"] for row in dataset], return_tensors="pt").pixel_values
-    assert torch.equal(batch / 127.5 - 1, expected)
+    assert torch.equal(batch.pixels / 127.5 - 1, expected)
 
 
 def numbered(count: int) -> datasets.Dataset:
@@ -68,41 +92,241 @@ def numbered(count: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"pixels": list(pixels)}, features=features)
 
 
-def test_batches_in_order_hold_every_image_once():
-    batches = list(pixel_batches(numbered(10), 4))
-    assert [len(batch) for batch in batches] == [4, 4, 2]
-    assert torch.cat(batches)[:, 0, 0, 0].tolist() == list(range(10))
+def numbers(batch: Batch) -> list[int]:
+    assert batch.pixels.dtype == torch.uint8 and batch.pixels.shape[1:] == (3, 2, 2)
+    return batch.pixels[:, 0, 0, 0].tolist()
 
 
-def test_batches_in_random_order():
-    def epochs(seed):
-        batches = repeat(pixel_batches(numbered(10), 4, seed=seed))
-        return [torch.cat([next(batches), next(batches)])[:, 0, 0, 0].tolist() for _ in range(2)]
-
-    first, second = epochs(0)
-    assert len(set(first)) == len(set(second)) == 8 and first != second
-    assert epochs(0) == [first, second] and epochs(1) != [first, second]
-
-
-@pytest.mark.parametrize(
-    ("columns", "expected"),
-    [
-        ({"img": datasets.Image(), "label": datasets.Value("int64")}, "img"),
-        ({"photo": datasets.Image()}, "photo"),
-        ({"mask": datasets.Image(), "image": datasets.Image()}, "image"),
-        ({"x": datasets.Array3D((32, 32, 3), "uint8"), "y": datasets.Array3D((2, 2, 2), "float32")}, "x"),
-    ],
-)
-def test_the_image_column_is_found(columns, expected):
-    assert find_image_column(datasets.Features(columns)) == expected
+def stream(shares: list[Shares], num_steps: int, **options) -> list[int]:
+    """The images of a training run by their places, put together from all processes."""
+    found = {}
+    for share in shares:
+        for batch in train_batches(numbered(10), share, num_steps, **options):
+            assert len(batch.pixels) == len(batch.indices) == share.size
+            found |= dict(zip(batch.indices.tolist(), numbers(batch), strict=True))
+    return [found[place] for place in sorted(found)]
 
 
-@pytest.mark.parametrize(
-    "columns", [{"text": datasets.Value("string")}, {"a": datasets.Image(), "b": datasets.Image()}]
-)
-def test_an_unclear_image_column_is_refused(columns):
-    with pytest.raises(ValueError, match="expected one column of images"):
-        find_image_column(datasets.Features(columns))
+def test_training_sees_every_image_once_an_epoch_in_an_order_of_its_own():
+    images = stream([Shares(4)], num_steps=5)
+    first, second = images[:10], images[10:]
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+    assert stream([Shares(4)], num_steps=5) == images != stream([Shares(4)], num_steps=5, seed=1)
+
+
+@pytest.mark.parametrize(("num_processes", "num_micro_batches"), [(2, 1), (1, 4), (2, 2), (4, 1)])
+def test_the_order_depends_on_neither_processes_nor_micro_batches(num_processes, num_micro_batches):
+    shares = [Shares(4, num_micro_batches, process, num_processes) for process in range(num_processes)]
+    assert stream(shares, num_steps=6) == stream([Shares(4)], num_steps=6)
+
+
+@pytest.mark.parametrize("start_step", [1, 3, 6])
+def test_a_run_that_is_taken_up_goes_on_in_the_same_order(start_step):
+    assert stream([Shares(4)], 6, start_step=start_step) == stream([Shares(4)], 6)[4 * start_step :]
+
+
+def test_workers_change_nothing():
+    assert stream([Shares(4)], 6, num_workers=2) == stream([Shares(4)], 6)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (6, 4, 1), (6, 1, 4), (6, 2, 2)])
+def test_batches_that_cannot_be_shared_out_are_refused(sizes):
+    batch_size, num_micro_batches, num_processes = sizes
+    with pytest.raises(ValueError, match="`train_batch_size` must be a multiple of"):
+        Shares(batch_size, num_micro_batches, 0, num_processes)
+
+
+@pytest.mark.parametrize(("batch_size", "num_processes"), [(4, 1), (3, 2), (10, 1), (4, 3), (16, 2)])
+def test_evaluation_sees_every_image_once_in_batches_of_one_size(batch_size, num_processes):
+    images, lengths = {}, set()
+    for process in range(num_processes):
+        batches = list(eval_batches(numbered(10), batch_size, process, num_processes))
+        lengths.add(len(batches))
+        for batch in batches:
+            assert len(batch.pixels) == batch_size
+            for index, image in zip(batch.indices.tolist(), numbers(batch), strict=True):
+                assert index not in images
+                images[index] = image
+    assert len(lengths) == 1
+    assert [images[index] for index in range(10)] == list(range(10))
+
+
+# What cannot be decoded
+
+
+def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind)
+    return file.getvalue()
+
+
+GOOD = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+JPEG = encode(np.random.default_rng(1).integers(0, 256, (9, 9, 3), dtype=np.uint8), "JPEG")
+BROKEN = {  # each file, and what is said of it where Pillow's limit is 100 pixels
+    "04.jpg": (JPEG[:-40], "OSError: .*truncated"),
+    "07.png": (b"This is a text.", "it is no image that Pillow knows"),
+    "08.png": (b"", "it is no image that Pillow knows"),
+    "11.png": (encode(np.zeros((11, 10), np.uint8)), "10 x 11 pixels are more than Pillow's limit of 100"),
+    "15.png": (encode(np.zeros((20, 11), np.uint8)), "DecompressionBombError"),
+}
+GOOD_NUMBERS = [i for i in range(20) if i not in (4, 7, 8, 11, 15)]
+GOOD_PIXELS = GOOD[GOOD_NUMBERS].transpose(0, 3, 1, 2)
+PROCESSOR = JetImageProcessor(size=8)
+
+
+@pytest.fixture
+def broken_folder(tmp_path, monkeypatch):
+    """Twenty images, five of which cannot be decoded."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in GOOD_NUMBERS:
+        (folder / f"{i:02d}.png").write_bytes(encode(GOOD[i]))
+    for name, (data, _) in BROKEN.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def all_pixels(dataset: datasets.Dataset) -> np.ndarray:
+    return dataset.with_format("numpy", dtype=np.uint8)["pixels"][:]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("options", [{}, {"num_proc": 2}, {"streaming": True}])
+def test_undecodable_images_are_skipped_counted_and_named(broken_folder, caplog, options):
+    source = DataSource(path=str(broken_folder), streaming=options.get("streaming", False))
+    with caplog.at_level(logging.WARNING, "jet_hf"):
+        result = load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.25, num_proc=options.get("num_proc"))
+    assert (result.num_skipped, result.source_format, result.lossy) == (5, "PNG", False)
+    np.testing.assert_array_equal(all_pixels(result.dataset), GOOD_PIXELS)
+    (message,) = (record.getMessage() for record in caplog.records if record.name == "jet_hf.data.pixels")
+    assert message.startswith("5 of 20 images of split 'train' of") and message.count("; ") == 4
+    for name, (_, reason) in BROKEN.items():
+        assert re.search(f"{name}: [^;]*{reason}", message), message
+    (batch,) = eval_batches(result.dataset, 15)
+    np.testing.assert_array_equal(batch.pixels.numpy(), GOOD_PIXELS)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_too_many_undecodable_images_are_an_error(broken_folder, streaming):
+    source = DataSource(path=str(broken_folder), streaming=streaming)
+    with pytest.raises(UndecodableImagesError, match=r"5 of 20 .*max_undecodable_share=0\.24 .* first are: .*04\.jpg"):
+        load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.24)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_missing_images_count_as_undecodable(tmp_path, streaming):
+    source = DataSource(path=str(tmp_path), streaming=streaming)
+    pq.write_table(pa.table({"image": [encode(GOOD[0]), None]}), tmp_path / "train.parquet")
+    result = load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.5)
+    assert (len(result.dataset), result.num_skipped) == (1, 1)
+    pq.write_table(pa.table({"image": pa.array([None, None], pa.binary())}), tmp_path / "train.parquet")
+    with pytest.raises(UndecodableImagesError, match=r"2 of 2 images .*image 0: there is no image"):
+        load_pixels(source, "train", PROCESSOR, max_undecodable_share=1.0)
+
+
+def test_decoding_stops_as_soon_as_the_share_is_passed(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"image": [b"broken"] * 1000}), tmp_path / "train.parquet")
+    calls = []
+    decode = pixels_module.decode_image
+    monkeypatch.setattr(pixels_module, "decode_image", lambda *arguments: calls.append(1) or decode(*arguments))
+    with pytest.raises(UndecodableImagesError, match="100 of 1000 images"):
+        load_pixels(DataSource(path=str(tmp_path)), "train", PROCESSOR, max_undecodable_share=0.05)
+    assert len(calls) == 100
+
+
+def test_a_file_that_cannot_be_read_is_no_undecodable_image(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    data = datasets.Dataset.from_dict({"image": [str(tmp_path / "gone.png")]}, features=features)
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        to_pixels(data, PROCESSOR)
+
+
+def nothing():
+    yield from ()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_without_images_is_an_error(monkeypatch, streaming):
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    empty = datasets.Dataset.from_dict({"image": []}, features)
+    if streaming:
+        empty = datasets.IterableDataset.from_generator(nothing, features=features)
+    monkeypatch.setattr("jet_hf.data.pixels.open_split", lambda *_: empty)
+    with pytest.raises(ValueError, match=r"split 'train' of nowhere holds no images"):
+        load_pixels(DataSource(path="nowhere"), "train", PROCESSOR)
+
+
+@pytest.mark.parametrize(("kind", "lossy"), [("JPEG", True), ("WEBP", True), ("PNG", False)])
+def test_a_lossy_source_is_noted(tmp_path, kind, lossy):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(encode(GOOD[i]))
+    (tmp_path / f"3.{kind.lower()}").write_bytes(encode(GOOD[3], kind))
+    result = load_pixels(DataSource(path=str(tmp_path)), "train", PROCESSOR)
+    assert result.source_format == (f"PNG, {kind}" if lossy else "PNG") and result.lossy is lossy
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_loaded_crops_are_pieces_of_their_images(broken_folder, streaming):
+    source = DataSource(path=str(broken_folder), streaming=streaming)
+    options = {"random_crops_per_image": 2, "max_undecodable_share": 0.25, "seed": 3}
+    result = load_pixels(source, "train", JetImageProcessor(size=3), **options)
+    crops = all_pixels(result.dataset)
+    assert crops.shape == (30, 3, 3, 3) and result.num_skipped == 5
+    for i, crop in enumerate(crops):
+        windows = np.lib.stride_tricks.sliding_window_view(GOOD_PIXELS[i // 2], (3, 3, 3))[0]
+        assert (windows == crop).all(axis=(2, 3, 4)).any()
+    (broken_folder / "01.png").write_bytes((broken_folder / "00.png").read_bytes())
+    equal = load_pixels(source, "train", JetImageProcessor(size=3), **options)
+    assert not np.array_equal(*all_pixels(equal.dataset)[:4].reshape(2, 2, 3, 3, 3))
+    other = load_pixels(source, "train", JetImageProcessor(size=3), **(options | {"seed": 4}))
+    assert not np.array_equal(all_pixels(other.dataset), crops)
+
+
+def test_arrays_of_a_name_of_their_own_and_missing_ones(tmp_path):
+    features = datasets.Features({"x": datasets.Array3D((3, 8, 8), "uint8")})
+    rows = [GOOD_PIXELS[0], None, GOOD_PIXELS[1]]
+    datasets.Dataset.from_dict({"x": rows}, features=features).save_to_disk(tmp_path / "saved")
+    source = DataSource(path=str(tmp_path / "saved"))
+    result = load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.4)
+    assert result.num_skipped == 1
+    np.testing.assert_array_equal(all_pixels(result.dataset), GOOD_PIXELS[:2])
+
+
+LOAD = """
+import sys
+from jet_hf import JetImageProcessor
+from jet_hf.data import DataSource, load_pixels, pixels
+
+original, calls = pixels.decode_image, []
+pixels.decode_image = lambda *arguments: calls.append(1) or original(*arguments)
+for size, seed, crops in ((8, 0, None), (8, 1, None), (4, 0, 2), (4, 1, 2)):
+    source = DataSource(path=sys.argv[1])
+    result = load_pixels(source, "train", JetImageProcessor(size=size), seed=seed, random_crops_per_image=crops)
+    print(len(calls), len(result.dataset), sum(result.dataset[1]["pixels"][0][0]))
+"""
+
+
+def test_pixels_are_decoded_once_for_all_processes(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.png").write_bytes(encode(GOOD[i]))
+
+    def load(hash_seed: str) -> list[list[int]]:
+        environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", LOAD, str(tmp_path / "images")]
+        output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        return [[int(word) for word in line.split()] for line in output.splitlines()]
+
+    first = load("1")
+    assert [line[0] for line in first] == [3, 3, 6, 9]  # without crops the seed draws nothing
+    assert [line[1] for line in first] == [3, 3, 6, 6] and first[0][2] == GOOD[1, 0, :, 0].sum()
+    assert load("2") == [[0, *line[1:]] for line in first]
+
+
+# Baselines
 
 
 def test_codecs_are_measured_in_bits_of_their_files(tmp_path):
@@ -123,18 +347,3 @@ def test_histogram_model_is_the_entropy_of_the_levels():
     bits = histogram_bits_per_dim(np.repeat(train, 10**4, axis=0), train)
     assert bits == pytest.approx([0.5], abs=1e-3)
     assert histogram_bits_per_dim(train, np.full((1, 2, 4, 4), 7, np.uint8)) == pytest.approx([9], abs=1e-9)
-
-
-def test_evaluation_counts_each_image_once_and_keeps_the_mode():
-    model = tiny_model(image_size=2, patch_size=1, num_channels=2)
-    pixels = torch.randint(256, (10, 2, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    model.train()
-    result = evaluate(model, pixels.split(4), seed=3)
-    assert model.training
-    generator = torch.Generator().manual_seed(3)
-    noise = torch.cat([torch.rand(part.shape, generator=generator) for part in pixels.split(4)])
-    expected = model(pixels / 127.5 - 1, noise=noise).bits_per_dim.double()
-    torch.testing.assert_close(result.bits_per_dim, expected, rtol=1e-5, atol=1e-5)
-    assert result.mean == pytest.approx(expected.mean().item(), rel=1e-5)
-    assert result.standard_error == pytest.approx(expected.std().item() / 10**0.5, rel=1e-4)
-    assert torch.equal(evaluate(model, pixels.split(4), seed=3).bits_per_dim, result.bits_per_dim)

@@ -12,9 +12,10 @@ PACKAGE = ROOT / "src" / "jet_hf"
 MODEL_FILES = [path for path in sorted((PACKAGE / "model").glob("*.py")) if path.name != "__init__.py"]
 # Each part may import those before it in the list.
 LAYERS = [
-    ["model", "files"],
-    ["convert", "training", "data", "photographs", "baselines"],
+    ["model", "files", "noise"],
+    ["convert", "data", "photographs", "baselines", "cost", "hub"],
     ["evaluation", "sampling"],
+    ["training"],
     ["plots"],
     ["demo"],
 ]

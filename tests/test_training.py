@@ -3,11 +3,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES, random_bytes, tiny_config, tiny_model
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from conftest import FIXTURES, random_bytes, tiny_config
 
 from jet_hf import JetForDensityEstimation
 from jet_hf.convert import convert_big_vision
 from jet_hf.convert.checkpoints import read_big_vision
+from jet_hf.data import Batch
 from jet_hf.training import NonFiniteLossError, Trainer, build_optimizer, build_scheduler
 
 
@@ -29,7 +32,7 @@ def test_parity_of_forty_steps_of_the_original_trainer(tmp_path, within):
     measured = []
     for pixels, noise in zip(reference["in/pixels_uint8"], reference["in/noise"], strict=True):
         pixels, noise = (torch.from_numpy(array).permute(0, 3, 1, 2).contiguous() for array in (pixels, noise))
-        measured.append(trainer.step(pixels, noise))
+        measured.append(trainer.step([Batch(pixels, torch.arange(len(pixels)))], noise=[noise]))
     for field, key, tolerance in (
         ("learning_rate", "lr", 1e-6),
         ("loss", "loss_bpd", 1e-5),
@@ -95,28 +98,69 @@ def test_scheduler_names_a_bad_argument(arguments):
         build_scheduler(optimizer, *arguments)
 
 
-def test_a_run_fits_a_batch():
+def random_batch(size: int, config, start: int = 0) -> Batch:
+    return Batch(random_bytes(size, config) // 64, torch.arange(start, start + size))
+
+
+def new_trainer(num_micro_batches: int = 1, **options) -> Trainer:
     torch.manual_seed(0)
-    model = JetForDensityEstimation(tiny_config())
-    pixels = random_bytes(4, model.config) // 64
-    trainer = Trainer(model, num_training_steps=30, learning_rate=1e-2)
-    losses = []
-    trainer.run([pixels] * 30, on_step=lambda metrics: losses.append(metrics.loss))
-    assert len(losses) == 30 and losses[-1] < losses[0] - 1
+    plugin = GradientAccumulationPlugin(num_steps=num_micro_batches, sync_with_dataloader=False)
+    accelerator = Accelerator(gradient_accumulation_plugin=plugin)
+    options = {"num_training_steps": 30, "learning_rate": 1e-2} | options
+    return Trainer(JetForDensityEstimation(tiny_config()), accelerator=accelerator, **options)
 
 
-def test_a_run_that_runs_out_of_batches_says_so():
-    trainer = Trainer(tiny_model(), num_training_steps=3)
-    with pytest.raises(ValueError, match="ran out after 1 of 3"):
-        trainer.run([random_bytes(1, trainer.model.config)])
+def test_a_run_fits_a_batch():
+    trainer = new_trainer()
+    batch = random_batch(4, trainer.base_model.config)
+    losses = [trainer.step([batch]).loss for _ in range(30)]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_accumulation_gives_the_same_update():
+    batches = [random_batch(8, tiny_config(), start=8 * step) for step in range(3)]
+    # One after the other: accelerate's accumulation is a setting of the process.
+    one = new_trainer()
+    expected = [one.step([batch]) for batch in batches]
+    four = new_trainer(num_micro_batches=4)
+    for batch, theirs in zip(batches, expected, strict=True):
+        ours = four.step([Batch(*part) for part in zip(*(tensor.split(2) for tensor in batch), strict=True)])
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
+    for ours, theirs in zip(four.base_model.parameters(), one.base_model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_noise_belongs_to_the_image_and_the_seed():
+    config = tiny_config()
+    batch = random_batch(4, config)
+    elsewhere = Batch(batch.pixels, batch.indices + 4)
+    losses = [new_trainer(seed=seed).step([images]).loss for seed, images in ((0, batch), (1, batch), (0, elsewhere))]
+    assert len(set(losses)) == 3
+    backwards = Batch(*(tensor.flip(0) for tensor in batch))
+    assert new_trainer(seed=0).step([backwards]).loss == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_the_average_follows_the_weights():
+    trainer = new_trainer(ema_decay=0.75, warmup_ratio=0.0)
+    name = "jet.couplings.0.conditioner.out_proj.weight"
+    expected = trainer.base_model.get_parameter(name).detach().clone()
+    for step in range(4):
+        trainer.step([random_batch(4, trainer.base_model.config, 4 * step)])
+        now = trainer.base_model.get_parameter(name).detach().clone()
+        expected = 0.75 * expected + 0.25 * now
+    with trainer.averaged_weights():
+        torch.testing.assert_close(trainer.base_model.get_parameter(name), expected)
+        assert not torch.equal(trainer.base_model.get_parameter(name), now)
+    assert torch.equal(trainer.base_model.get_parameter(name), now)
 
 
 def test_a_non_finite_loss_stops_before_the_weights_change():
-    model = tiny_model()
-    trainer = Trainer(model, num_training_steps=3, learning_rate=1.0)
+    trainer = new_trainer(learning_rate=1.0)
+    model = trainer.base_model
     with torch.no_grad():
         model.jet.couplings[0].conditioner.out_proj.bias[0] = float("inf")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(NonFiniteLossError, match="step 1"):
-        trainer.step(random_bytes(2, model.config))
+        trainer.step([random_batch(2, model.config)])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

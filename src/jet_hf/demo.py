@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from . import JetConfig, JetForDensityEstimation, JetImageProcessor
 from .baselines import codec_bits_per_dim, histogram_bits_per_dim
-from .data import load_image_folder, pixel_batches, repeat, to_random_crops
+from .data import Batch, Shares, load_image_folder, read_pixels, to_random_crops, train_batches
 from .evaluation import Evaluation, evaluate
 from .files import new_folder
 from .model.likelihood_jet import scale_bytes
@@ -61,8 +61,7 @@ def run_demo(arguments: DemoArguments) -> dict:
     output_dir = Path(arguments.output_dir)
     with new_folder(output_dir, replaces="results.json") as folder, tempfile.TemporaryDirectory() as cache:
         train_crops, eval_crops = make_crops(folder / "photographs", cache, arguments)
-        eval_batches = list(pixel_batches(eval_crops, batch_size=64))
-        eval_pixels = torch.cat(eval_batches).numpy()
+        train_pixels, eval_pixels = (read_pixels(crops).numpy() for crops in (train_crops, eval_crops))
 
         set_seed(arguments.seed)
         model = JetForDensityEstimation(
@@ -76,9 +75,9 @@ def run_demo(arguments: DemoArguments) -> dict:
             )
         )
         print(f"A Jet of {model.num_parameters() / 1e6:.1f} M parameters, on {torch.get_num_threads()} CPU cores.")
-        before = evaluate(model, eval_batches)
-        history, held_out, seconds = train(model, train_crops, eval_batches, arguments)
-        after = evaluate(model, eval_batches)
+        before = evaluate(model, eval_crops)
+        history, held_out, seconds = train(model, train_crops, eval_crops, arguments)
+        after = evaluate(model, eval_crops)
 
         processor = JetImageProcessor(size=arguments.image_size)
         model.save_pretrained(folder / "model")
@@ -89,9 +88,7 @@ def run_demo(arguments: DemoArguments) -> dict:
             "Jet after training": after.bits_per_dim.numpy(),
             "PNG (Pillow)": codec_bits_per_dim(eval_pixels, "png"),
             "WebP lossless (Pillow)": codec_bits_per_dim(eval_pixels, "webp"),
-            "histogram of pixel values": histogram_bits_per_dim(
-                torch.cat(list(pixel_batches(train_crops, batch_size=512))).numpy(), eval_pixels
-            ),
+            "histogram of pixel values": histogram_bits_per_dim(train_pixels, eval_pixels),
         }
         table = format_table(rows)
         results = {
@@ -124,20 +121,20 @@ def make_crops(folder: Path, cache: str, arguments: DemoArguments):
 
 
 def train(
-    model: JetForDensityEstimation, crops, eval_batches: list[torch.Tensor], arguments: DemoArguments
+    model: JetForDensityEstimation, train_crops, eval_crops, arguments: DemoArguments
 ) -> tuple[list[StepMetrics], list[tuple[int, float]], float]:
     """Trains with a progress bar; gives the steps' metrics, held-out bits per dimension by step, and the seconds."""
-    batches = repeat(pixel_batches(crops, arguments.train_batch_size, seed=arguments.seed))
-    few = eval_batches[:: max(1, len(eval_batches) // 2)]  # crops come photograph by photograph: some of each
+    few = eval_crops.select(range(0, len(eval_crops), 4))  # some of each photograph: they come in turn
+    shares = Shares(arguments.train_batch_size)
     start = time.monotonic()
-    num_steps = affordable_steps(model, next(batches), few, arguments)
-    set_seed(arguments.seed)
-    trainer = Trainer(model, num_steps, learning_rate=arguments.learning_rate)
+    (batch,) = train_batches(train_crops, shares, num_steps=1, seed=arguments.seed)
+    num_steps = affordable_steps(model, batch, few, arguments)
+    trainer = Trainer(model, num_steps, learning_rate=arguments.learning_rate, seed=arguments.seed)
     history: list[StepMetrics] = []
     held_out: list[tuple[int, float]] = []
     with tqdm(total=num_steps, unit="step", desc="training") as bar:
-
-        def on_step(metrics: StepMetrics) -> bool:
+        for batch in train_batches(train_crops, shares, num_steps, seed=arguments.seed):
+            metrics = trainer.step([batch])
             history.append(metrics)
             if metrics.step % max(1, num_steps // 10) == 0:
                 held_out.append((metrics.step, evaluate(model, few).mean))
@@ -145,9 +142,8 @@ def train(
             recent = np.mean([entry.loss for entry in history[-20:]])
             shown = f", held out {held_out[-1][1]:.3f}" if held_out else ""
             bar.set_postfix_str(f"{recent:.3f} bits/dim{shown}")
-            return time.monotonic() - start > 60 * arguments.max_minutes
-
-        trainer.run(batches, on_step)
+            if time.monotonic() - start > 60 * arguments.max_minutes:
+                break
     seconds = time.monotonic() - start
     if len(history) < num_steps:
         print(f"The machine became slower: stopped after {len(history)} of {num_steps} steps, at the time limit.")
@@ -155,14 +151,14 @@ def train(
     return history, held_out, seconds
 
 
-def affordable_steps(model, pixels: torch.Tensor, few: list[torch.Tensor], arguments: DemoArguments) -> int:
+def affordable_steps(model, batch: Batch, few, arguments: DemoArguments) -> int:
     """`max_steps`, or as many as fit `max_minutes` at the speed of a few steps that are thrown away."""
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trial = Trainer(model, num_training_steps=10**6)
-    trial.step(pixels)
+    trial.step([batch])
     start = time.monotonic()
     for _ in range(5):
-        trial.step(pixels)
+        trial.step([batch])
     seconds_per_step = (time.monotonic() - start) / 5
     model.load_state_dict(weights)
     start = time.monotonic()

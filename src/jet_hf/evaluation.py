@@ -1,14 +1,30 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Scores a data set: bits per dimension with its standard error."""
+"""Scores a data set: bits per dimension with its standard error, on any number of processes."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
+import datasets
 import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm.auto import tqdm
 
+from .data import (
+    RELEASES,
+    DataSource,
+    PixelSplit,
+    UnknownSplitError,
+    eval_batches,
+    known_release,
+    open_split,
+)
+from .hub import EvaluationRecord
 from .model.likelihood_jet import scale_bytes
-from .model.modeling_jet import JetForDensityEstimation
+from .model.validation_jet import check_whole
+from .noise import MASK, uniform_noise
 
 
 @dataclass(frozen=True)
@@ -17,10 +33,19 @@ class Evaluation:
     Scores of a data set.
 
     Args:
-        bits_per_dim: Of each image, float64 (num_images,).
+        bits_per_dim: Of each image, float64 (num_images,), in the data set's order.
+        num_noise_samples: Draws of dequantisation noise behind each of them.
+
+    Raises:
+        ValueError: for no images, whose mean is nothing.
     """
 
     bits_per_dim: torch.Tensor
+    num_noise_samples: int = 1
+
+    def __post_init__(self):
+        if len(self.bits_per_dim) == 0:
+            raise ValueError("`bits_per_dim` is empty: no image was scored.")
 
     @property
     def mean(self) -> float:
@@ -28,26 +53,136 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean over images."""
+        """Standard error of the mean over images; NaN for a single one."""
+        if len(self.bits_per_dim) < 2:
+            return math.nan
         return self.bits_per_dim.std().item() / math.sqrt(len(self.bits_per_dim))
 
 
-@torch.no_grad()
-def evaluate(model: JetForDensityEstimation, batches: Iterable[torch.Tensor], seed: int = 0) -> Evaluation:
+def held_out_split(source: DataSource) -> str:
     """
-    Bits per dimension of every image, with one draw of dequantisation noise each.
+    The split to score where none is asked for: validation, or else test.
+
+    Raises:
+        UnknownSplitError: if there is neither.
+    """
+    for split in ("validation", "test"):
+        try:
+            open_split(source, split)
+        except UnknownSplitError as error:
+            reason = error
+            continue
+        return split
+    raise UnknownSplitError(f"there is neither a validation nor a test split, name the one to score: {reason}")
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    dataset: datasets.Dataset,
+    batch_size: int = 64,
+    num_noise_samples: int = 1,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """
+    Bits per dimension of every image of a data set; all processes call it, and all get the result.
+
+    With one draw of noise it is the paper's upper bound. With K draws it is the importance-weighted one (Burda et al.,
+    2016), `-log(mean over k of exp(log_likelihood_k)) / (d * log(2))`, which gets tighter with K.
 
     Args:
-        model: Is left in the mode, training or evaluation, that it was in.
-        batches: uint8 tensors (B, C, S, S).
-        seed: Draws the noise; the same images in the same batches get the same scores.
+        model: A [`JetForDensityEstimation`], bare or prepared by `accelerator`. Is left in the mode, training or
+            evaluation, that it was in.
+        dataset: Pixels, as [`load_pixels`] makes them.
+        batch_size: Images that a process scores at a time.
+        num_noise_samples: Draws K of dequantisation noise for each image.
+        seed: Draws the noise of each image by its place in the data set, so that neither batch size nor number of
+            processes changes a score by more than rounding.
+        accelerator: Of all processes; by default this process works alone, where the model is.
+        num_workers: Processes that read batches.
+        progress: Whether the main process shows a progress bar, on stderr.
+
+    Raises:
+        ValueError: for an empty data set, or a number below 1.
     """
+    check_whole("batch_size", batch_size)
+    check_whole("num_noise_samples", num_noise_samples)
+    num_images = len(dataset)
+    if num_images == 0:
+        raise ValueError("`dataset` has no images to evaluate.")
+    process_index, num_processes, device = 0, 1, None
+    if accelerator is not None:
+        process_index, num_processes = accelerator.process_index, accelerator.num_processes
+        device = accelerator.device
+    # The permutations stay on the device where images start, however the weights are sharded or offloaded.
+    device = device or next(model.buffers()).device
+    batch_size = min(batch_size, -(-num_images // num_processes))
+    batches = eval_batches(dataset, batch_size, process_index, num_processes, num_workers)
+    scores = torch.zeros(num_images, dtype=torch.float64)
     was_training = model.training
     model.eval()
-    generator = torch.Generator().manual_seed(seed)
-    scores = [
-        model(scale_bytes(pixels.to(model.jet.input_device)), generator=generator).bits_per_dim.double().cpu()
-        for pixels in batches
-    ]
-    model.train(was_training)
-    return Evaluation(torch.cat(scores))
+    try:
+        for pixels, indices in tqdm(batches, unit="batch", disable=not progress or process_index > 0):
+            bits = _score(model, pixels.to(device), indices.to(device), num_noise_samples, seed)
+            counts = indices < num_images
+            scores[indices[counts]] = bits[counts]
+    finally:
+        model.train(was_training)
+    if num_processes > 1:
+        # Zeros but from the process that scored the image. Not every device has float64; the scores came as float32.
+        scores = accelerator.reduce(scores.to(device, torch.float32), "sum").cpu().double()
+    return Evaluation(scores, num_noise_samples)
+
+
+def _score(
+    model: nn.Module, pixels: torch.Tensor, indices: torch.Tensor, num_noise_samples: int, seed: int
+) -> torch.Tensor:
+    """Bits per dimension of a batch, float64 (B,) on the CPU."""
+    shape = tuple(pixels.shape[1:])
+    nats_per_bit = math.prod(shape) * math.log(2)
+    pixel_values = scale_bytes(pixels)
+    total = torch.full((len(pixels),), -math.inf, dtype=torch.float64)
+    for draw in range(num_noise_samples):
+        # Counted from the last stream down. Training takes stream 0, with indices and often a seed that are the same
+        # numbers: held-out images must not be scored with the noise that training saw.
+        noise = uniform_noise(seed, indices, shape, stream=MASK - draw)
+        bits = model(pixel_values, noise=noise).bits_per_dim
+        total = torch.logaddexp(total, -bits.cpu().double() * nats_per_bit)
+    return (math.log(num_noise_samples) - total) / nats_per_bit
+
+
+def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, pixels: PixelSplit) -> dict:
+    """What was scored and how it came out, ready for JSON; a standard error that is not known is `None`."""
+    release = known_release(source)
+    error = evaluation.standard_error
+    return {
+        "dataset": source.name or source.path,
+        "dataset_config": source.config,
+        "release": RELEASES[release].title if release else None,
+        "split": split,
+        "num_images": len(evaluation.bits_per_dim),
+        "num_skipped": pixels.num_skipped,
+        "lossy_source_format": pixels.source_format if pixels.lossy else None,
+        "num_noise_samples": evaluation.num_noise_samples,
+        "bits_per_dim": evaluation.mean,
+        "standard_error": error if math.isfinite(error) else None,
+        "versions": {name: version(name) for name in ("jet_hf", "torch", "transformers", "datasets", "accelerate")},
+    }
+
+
+def evaluation_record(evaluation: Evaluation, source: DataSource, split: str) -> EvaluationRecord:
+    """A score in the form that [`add_evaluation`] writes to a model card."""
+    release = known_release(source)
+    return EvaluationRecord(
+        # The path of a folder is no one else's business.
+        dataset_name=RELEASES[release].title if release else source.name or Path(source.path).name,
+        dataset_type=source.name or "imagefolder",
+        split=split,
+        num_images=len(evaluation.bits_per_dim),
+        bits_per_dim=evaluation.mean,
+        standard_error=evaluation.standard_error,
+        num_noise_samples=evaluation.num_noise_samples,
+    )

@@ -28,13 +28,36 @@ def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator
     try:
         draft.chmod(0o755)
         yield draft
-        for file in [*draft.rglob("*"), draft]:
-            fsync(file)
-        replace_folder(draft, path)
+        publish_folder(draft, path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def publish_folder(draft: Path, path: Path) -> None:
+    """Gives a finished folder its final name, once all of it is on the disk; what was there is replaced."""
+    for file in [*draft.rglob("*"), draft]:
+        fsync(file)
+    replace_folder(draft, path)
     fsync(path.parent)
+
+
+def publish_files(draft: Path, folder: Path, last: str) -> None:
+    """
+    Moves the files of a finished draft into a folder that holds other things, each replacing its earlier version.
+
+    Args:
+        draft: Folder on the same disk; gone afterwards.
+        folder: Their final place.
+        last: Name of the file without which the others are not looked at; moved last.
+    """
+    files = sorted(draft.iterdir(), key=lambda file: file.name == last)
+    for file in files:
+        fsync(file)
+    for file in files:
+        os.replace(file, folder / file.name)
+    fsync(folder)
+    draft.rmdir()
 
 
 def replace_folder(new: Path, path: Path) -> None:

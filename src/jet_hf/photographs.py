@@ -1,6 +1,11 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Real photographs that ship inside scikit-learn and scikit-image: data for trying things without a download."""
+"""
+Real photographs that ship inside scikit-learn and scikit-image: data for trying things without a download.
 
+    python -m jet_hf.photographs data/photographs
+"""
+
+import argparse
 import os
 from pathlib import Path
 
@@ -40,3 +45,9 @@ def write_photographs(folder: str | os.PathLike) -> Path:
         for name in names:
             Image.fromarray(load_photograph(name)).save(folder / split / f"{name}.png")
     return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Writes the photographs as an image folder.")
+    parser.add_argument("folder")
+    print(f"wrote {write_photographs(parser.parse_args().folder)}/train and /validation")

@@ -97,6 +97,9 @@ class JetPreTrainedModel(PreTrainedModel):
     # A negative index in `output_hidden_states` counts coupling layers, not the blocks inside one.
     _can_record_outputs["hidden_states"].num_hidden_layers_key = "num_coupling_layers"
 
+    def get_input_embeddings(self) -> None:
+        """None: images enter as they are. accelerate asks before it shards; transformers' own answer is an error."""
+
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # In custom code transformers passes over modules without tensors of their own, such as an attention made of
         # linear layers, lest they write over loaded tensors. The functions of `initialization` never do.

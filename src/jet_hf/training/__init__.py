@@ -1,8 +1,23 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Training: the paper's optimiser, schedule and update."""
+"""Training: the paper's optimiser, schedule and update, and whole runs."""
 
+from .arguments import TrainArguments, parse_arguments
+from .checkpoints import CheckpointError
 from .loop import NonFiniteLossError, StepMetrics, Trainer
 from .optim import build_optimizer, build_scheduler
+from .run import RunResult, TrainingRun, train
 
 
-__all__ = ["NonFiniteLossError", "StepMetrics", "Trainer", "build_optimizer", "build_scheduler"]
+__all__ = [
+    "CheckpointError",
+    "NonFiniteLossError",
+    "RunResult",
+    "StepMetrics",
+    "TrainArguments",
+    "Trainer",
+    "TrainingRun",
+    "build_optimizer",
+    "build_scheduler",
+    "parse_arguments",
+    "train",
+]

@@ -1,14 +1,20 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""The training loop: batches of bytes in, a trained model and what was measured on the way out."""
+"""The paper's update: batches of bytes in, better weights and what was measured on the way out."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..data import Batch
 from ..model.likelihood_jet import scale_bytes
 from ..model.modeling_jet import JetForDensityEstimation
+from ..noise import uniform_noise
 from .optim import build_optimizer, build_scheduler
 
 
@@ -19,8 +25,8 @@ class StepMetrics:
 
     Args:
         step: Number of optimiser steps done, this one included.
-        loss: Mean bits per dimension of the batch, before the step.
-        grad_norm: Norm of the gradient before clipping.
+        loss: Mean bits per dimension of the whole batch, before the step.
+        grad_norm: Norm of the whole batch's gradient before clipping.
         learning_rate: Rate of the step.
     """
 
@@ -43,7 +49,9 @@ class Trainer:
         num_training_steps: Length of the schedule, in optimiser steps.
         learning_rate, weight_decay, warmup_ratio: See [`build_optimizer`] and [`build_scheduler`].
         max_grad_norm: Global norm that gradients are clipped to.
-        accelerator: Settles devices and precision; by default one process.
+        ema_decay: Decay of an exponential moving average of the weights; `None` keeps none.
+        seed: Draws the dequantisation noise of each image by its index.
+        accelerator: Settles devices, processes, precision and accumulation; by default one process.
     """
 
     def __init__(
@@ -54,36 +62,50 @@ class Trainer:
         weight_decay: float = 1e-5,
         warmup_ratio: float = 0.1,
         max_grad_norm: float = 1.0,
+        ema_decay: float | None = None,
+        seed: int = 0,
         accelerator: Accelerator | None = None,
     ):
         self.accelerator = accelerator or Accelerator()
         self.num_training_steps = num_training_steps
         self.max_grad_norm = max_grad_norm
+        self.seed = seed
         self.step_count = 0
+        self.base_model = model
         optimizer = build_optimizer(model, learning_rate, weight_decay)
-        scheduler = build_scheduler(optimizer, num_training_steps, warmup_ratio)
+        self.scheduler = build_scheduler(optimizer, num_training_steps, warmup_ratio)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.scheduler = scheduler
+        for name in ("encode", "decode"):
+            # Sharded weights are gathered by hooks of `forward`; nothing happens where they are whole.
+            register_fsdp_forward_method(model, name)
+        self._average = ema_decay and get_ema_multi_avg_fn(ema_decay)
+        self.ema = {name: p.detach().clone() for name, p in self.base_model.named_parameters()} if ema_decay else {}
 
-    def step(self, pixels: torch.Tensor, noise: torch.Tensor | None = None) -> StepMetrics:
+    def step(self, batches: Sequence[Batch], noise: Sequence[torch.Tensor] | None = None) -> StepMetrics:
         """
         One optimiser step.
 
         Args:
-            pixels: uint8 tensor (B, C, S, S).
-            noise: Dequantisation noise, float32 (B, C, S, S) in [0, 1); drawn when not given.
+            batches: This process's share, as many batches as the accelerator has gradient accumulation steps.
+            noise: Dequantisation noise of each batch, float32 (B, C, S, S) in [0, 1); drawn from the seed and the
+                images' indices when not given.
 
         Raises:
             NonFiniteLossError: before the weights are touched.
         """
         self.model.train()
-        pixels = pixels.to(self.accelerator.device, non_blocking=True)
-        loss = self.model(scale_bytes(pixels), noise=noise).loss
-        self.accelerator.backward(loss)
+        losses = []
+        for i, batch in enumerate(batches):
+            pixels, indices = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
+            drawn = uniform_noise(self.seed, indices, tuple(pixels.shape[1:])) if noise is None else noise[i]
+            with self.accelerator.accumulate(self.model):
+                loss = self.model(scale_bytes(pixels), noise=drawn).loss
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         metrics = StepMetrics(
             step=self.step_count + 1,
-            loss=loss.item(),
+            loss=self.accelerator.reduce(torch.stack(losses).mean(), "mean").item(),
             grad_norm=float(grad_norm),
             learning_rate=self.scheduler.get_last_lr()[0],
         )
@@ -95,27 +117,33 @@ class Trainer:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
+        if self._average:
+            self._average(list(self.ema.values()), list(self.base_model.parameters()), self.step_count)
         self.step_count += 1
         return metrics
 
-    def run(
-        self, batches: Iterable[torch.Tensor], on_step: Callable[[StepMetrics], bool | None] | None = None
-    ) -> None:
-        """
-        Steps until the end of the schedule.
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Puts the moving average, if there is one, in the place of the weights."""
+        if not self.ema:
+            yield
+            return
+        parameters = dict(self.base_model.named_parameters())
+        with torch.no_grad():
+            kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            for name, parameter in parameters.items():
+                parameter.copy_(self.ema[name])
+            try:
+                yield
+            finally:
+                for name, parameter in parameters.items():
+                    parameter.copy_(kept[name])
 
-        Args:
-            batches: uint8 tensors (B, C, S, S); at least as many as there are steps left.
-            on_step: Called after each step; stops the run by returning `True`.
-
-        Raises:
-            ValueError: if the batches run out before the schedule.
-        """
-        batches = iter(batches)
-        while self.step_count < self.num_training_steps:
-            pixels = next(batches, None)
-            if pixels is None:
-                raise ValueError(f"the batches ran out after {self.step_count} of {self.num_training_steps} steps.")
-            metrics = self.step(pixels)
-            if on_step is not None and on_step(metrics):
-                break
+    def save_model(self, folder: str | os.PathLike) -> None:
+        """Writes the weights for `from_pretrained`, gathered where they are sharded; all processes call it."""
+        state_dict = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            # Sharding gives the model a class of torch's, whose name and code would be saved with it.
+            with torch.device("meta"):
+                model = JetForDensityEstimation(self.base_model.config)
+            model.save_pretrained(folder, state_dict=state_dict)

@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Downsamples a data set of images by area averaging, into parquet shards that `datasets.load_dataset` reads.
+
+    python scripts/prepare_imagenet.py --dataset_name ILSVRC/imagenet-1k --split train --image_size 64 --num_proc 16 \\
+        --dataset_release imagenet1k_area --output_dir imagenet64
+    python scripts/prepare_imagenet.py --dataset_path photographs/ --image_size 32 --output_dir photographs32
+
+Started again with the same arguments, it goes on where it was stopped; the shards come out the same.
+"""
+
+import argparse
+import logging
+import sys
+from concurrent.futures.process import BrokenProcessPool
+
+from transformers import HfArgumentParser
+
+from jet_hf.data import UndecodableImagesError
+from jet_hf.data.preparation import PreparationArguments, prepare
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of the description, and shows defaults."""
+
+
+def main() -> None:
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
+    parser = HfArgumentParser(PreparationArguments, description=__doc__, formatter_class=HelpFormatter)
+    (arguments,) = parser.parse_args_into_dataclasses()
+    try:
+        result = prepare(arguments)
+    except (ValueError, OSError, UndecodableImagesError, BrokenProcessPool) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    print(
+        f"{arguments.output_dir}: {result.num_images} images of {arguments.split} in {result.num_shards} shards, "
+        f"{result.num_found} of which were there already; {result.num_skipped} undecodable ones were skipped."
+    )
+
+
+if __name__ == "__main__":
+    main()

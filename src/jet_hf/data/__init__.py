@@ -1,0 +1,39 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""From `datasets` to batches of bytes. Pixels stay uint8 until they reach the device."""
+
+from .batches import Batch, Shares, eval_batches, read_pixels, train_batches
+from .pixels import (
+    PixelSplit,
+    UndecodableImagesError,
+    load_image_folder,
+    load_pixels,
+    to_pixels,
+    to_random_crops,
+)
+from .releases import RELEASES, Release, check_release
+from .sources import DataSource, UnknownSplitError, find_image_column, known_release, open_split
+from .streaming import stream_batches
+
+
+__all__ = [
+    "RELEASES",
+    "Batch",
+    "DataSource",
+    "PixelSplit",
+    "Release",
+    "Shares",
+    "UndecodableImagesError",
+    "UnknownSplitError",
+    "check_release",
+    "eval_batches",
+    "find_image_column",
+    "known_release",
+    "load_image_folder",
+    "load_pixels",
+    "open_split",
+    "read_pixels",
+    "stream_batches",
+    "to_pixels",
+    "to_random_crops",
+    "train_batches",
+]

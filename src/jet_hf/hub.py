@@ -1,0 +1,374 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Models on the Hub: a card, its scores in a form that machines read, and pushes that survive a bad connection.
+
+`model.push_to_hub(repo_id)` of transformers pushes the weights, the configuration and the code for
+`trust_remote_code`, under a card that is an empty form; the processor needs a push of its own. [`push_folder`] pushes
+all that a training run has written, with the card of [`write_model_card`], in one commit.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, RepoCard, get_token, whoami
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE = Path(__file__).parent / "model_card_template.md"
+TASK = "unconditional-image-generation"
+TAGS = ["jet", "normalizing-flow", "density-estimation", "custom_code"]
+# What the Hub takes for a name of a repository, in the metadata of a card too.
+HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", re.ASCII)
+# Builders of `datasets`, which are no data sets of the Hub.
+LOADERS = {"arrow", "csv", "imagefolder", "json", "parquet", "webdataset"}
+# The base class of the client's HTTP errors, of a library that differs between its releases.
+HTTPError = HfHubHTTPError.__bases__[0]
+LOGIN = "Log in with `hf auth login`, or set HF_TOKEN, to a token with write access."
+MAX_WAIT = 60.0
+
+
+class PushError(RuntimeError):
+    """A push that failed, why, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """
+    Bits per dimension of a data set.
+
+    Args:
+        dataset_name: Title for people; for downsampled ImageNet it says which of the two incompatible releases.
+        dataset_type: Name on the Hub, or the loader of local files, such as "imagefolder".
+        split: Split of the data set.
+        num_images: Number of images scored.
+        bits_per_dim: Mean over the images.
+        standard_error: Of that mean; not a finite number where a single image leaves it open.
+        num_noise_samples: Draws of the dequantisation noise an image; more than one make the tighter bound.
+    """
+
+    dataset_name: str
+    dataset_type: str
+    split: str
+    num_images: int
+    bits_per_dim: float
+    standard_error: float
+    num_noise_samples: int = 1
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """
+    What a model card says about one model.
+
+    Args:
+        dataset_title: Data that the model was trained on.
+        dataset_note: What its figures may be compared with; lossy sources.
+        training: Rows of the table of how it was trained, hardware included.
+        command: Command line of the training.
+        evaluations: Scores.
+        base_model: Model that was fine-tuned, a name on the Hub or a folder.
+        dataset_id: Name of the data set on the Hub.
+        has_samples: Whether the folder holds a picture `samples.png`.
+    """
+
+    dataset_title: str
+    dataset_note: str
+    training: dict[str, str | int | float]
+    command: str
+    evaluations: list[EvaluationRecord]
+    base_model: str | None
+    dataset_id: str | None
+    has_samples: bool
+
+
+def write_model_card(folder: str | os.PathLike, facts: CardFacts, model_id: str) -> None:
+    """
+    Writes `README.md` of a model's folder.
+
+    Args:
+        folder: A folder with a saved model.
+        facts: What is said.
+        model_id: Name of the model on the Hub, for the examples.
+    """
+    folder = Path(folder)
+    evaluations = [_eval_result(record) for record in facts.evaluations if math.isfinite(record.bits_per_dim)]
+    base_model = facts.base_model if _is_hub_id(facts.base_model) else None
+    metadata = {
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": TASK,
+        "tags": TAGS,
+        "datasets": [facts.dataset_id] if _is_hub_id(facts.dataset_id) else None,
+        "base_model": base_model,
+        "base_model_relation": "finetune" if base_model else None,
+    }
+    if evaluations:
+        metadata |= {"model_name": model_id, "eval_results": evaluations}
+    card = ModelCard.from_template(
+        ModelCardData(**metadata),
+        template_path=str(TEMPLATE),
+        name=model_id.split("/")[-1],
+        model_id=model_id,
+        dataset_title=facts.dataset_title,
+        dataset_note=facts.dataset_note,
+        # The path of a folder is no one else's business.
+        base_model_title=facts.base_model and (base_model or Path(facts.base_model).name),
+        shape=_describe(folder / "config.json"),
+        has_samples=facts.has_samples and (folder / "samples.png").is_file(),
+        scores=[_score_row(record) for record in facts.evaluations],
+        training=[[_cell(key), _cell(value)] for key, value in facts.training.items()],
+        command=facts.command,
+    )
+    _save(card, folder / "README.md")
+
+
+def add_evaluation(path: str | os.PathLike, record: EvaluationRecord) -> None:
+    """
+    Puts a score into the metadata of an existing card, in place of an earlier one of the same data and bound.
+
+    Args:
+        path: The card, or the folder that it lies in.
+        record: The score.
+
+    Raises:
+        ValueError: if there is no card, its metadata cannot be read, or the score is not a finite number.
+    """
+    path = Path(path)
+    card_path = path / "README.md" if path.is_dir() else path
+    if not card_path.is_file():
+        raise ValueError(f"there is no model card {card_path} to write the score to.")
+    if not math.isfinite(record.bits_per_dim):
+        raise ValueError(f"`bits_per_dim` has to be a finite number, got {record.bits_per_dim}.")
+    try:
+        # Not ModelCard, which would set other people's results anew, and mix up those that differ in name alone.
+        card = RepoCard.load(card_path)
+        index = card.data.get("model-index") or [{"name": card_path.resolve().parent.name, "results": []}]
+        (entry,) = eval_results_to_model_index("", [_eval_result(record)])[0]["results"]
+        (metric,) = entry["metrics"]
+        results = [result for model in index for result in model["results"]]
+        same_data = [result for result in results if _key(result["dataset"]) == _key(entry["dataset"])]
+        for result in same_data:
+            result["metrics"] = [other for other in result["metrics"] if _key(other) != _key(metric)]
+        if same_data:
+            same_data[0]["metrics"].append(metric)
+        else:
+            index[0]["results"].append(entry)
+        for model in index:
+            model["results"] = [result for result in model["results"] if result["metrics"]]
+    except (yaml.YAMLError, AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"the metadata of {card_path} cannot be read: {type(error).__name__}: {error}") from error
+    card.data["model-index"] = index
+    _save(card, card_path)
+
+
+def full_repo_id(repo_id: str) -> str:
+    """Puts the name of the user who is logged in before a name without one; without a login, leaves it as it is."""
+    if "/" in repo_id:
+        return repo_id
+    try:
+        return f"{whoami(cache=True)['name']}/{repo_id}"
+    except Exception:
+        return repo_id
+
+
+def check_login() -> str | None:
+    """One sentence about what will keep a push from working, as far as can be known beforehand, or None."""
+    try:
+        if get_token() is None:
+            return f"no token was found. {LOGIN}"
+        access = whoami(cache=True).get("auth", {}).get("accessToken", {})
+    except Exception as error:
+        return _diagnose(error, "your repositories").text
+    if access.get("role") == "read":
+        return f"the token may only read. {LOGIN}"
+    return None
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool | None = None,
+    commit_message: str = "Upload Jet model",
+    ignore_patterns: tuple[str, ...] = ("checkpoint-*/**", ".*", "*/.*"),
+    token: str | None = None,
+    max_attempts: int = 5,
+    wait_seconds: float = 2.0,
+) -> str:
+    """
+    Uploads a folder to a model repository on the Hub, which is made if need be. The folder is only read.
+
+    The client itself repeats the upload of a large file, but not the making of the repository, nor, without Xet, the
+    commit. Here the whole is repeated: what has arrived is not sent again, and a commit that was made although its
+    answer was lost is not made twice.
+
+    Args:
+        folder: What is uploaded. Files that the repository has beside it stay.
+        repo_id: Name of the repository; without a user, that of the token.
+        private: Whether the repository, if it has to be made, is private; None: as the user's settings say.
+        commit_message: Of the commit.
+        ignore_patterns: What stays behind: checkpoints and hidden files.
+        token: Instead of the one that `hf auth login` stored or `HF_TOKEN` names.
+        max_attempts: Attempts in all, where the server is overloaded, or does not answer.
+        wait_seconds: Before the second attempt; doubled before each that follows.
+
+    Returns:
+        Address of the repository.
+
+    Raises:
+        PushError: with what to do about it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PushError(f"{folder} is not a folder.")
+    later = ["hf", "upload", repo_id, str(folder), ".", *(["--private"] if private else [])]
+    later += [word for pattern in ignore_patterns for word in ("--exclude", pattern)]
+    for attempt in range(1, max_attempts + 1):
+        try:
+            token = token or get_token()
+            if token is None:
+                raise PushError(f"no token was found. {LOGIN}")
+            return _push_once(folder, repo_id, private, commit_message, list(ignore_patterns), token)
+        except Exception as error:
+            diagnosis = _diagnose(error, repo_id)
+            if not diagnosis.passing or attempt == max_attempts:
+                tried = f" ({attempt} attempts)" if attempt > 1 else ""
+                raise PushError(
+                    f"{folder} was not pushed to {repo_id}{tried}: {diagnosis.text} It is left as it was; to push it "
+                    f"later: {shlex.join(later)}"
+                ) from error
+            wait = min(max(wait_seconds * 2 ** (attempt - 1), diagnosis.wait), MAX_WAIT)
+            logger.warning(f"{diagnosis.text} Pushing to {repo_id} again in {wait:.0f} s.")
+            time.sleep(wait)
+    raise ValueError(f"`max_attempts` has to be at least 1, got {max_attempts}.")
+
+
+def _push_once(
+    folder: Path, repo_id: str, private: bool | None, commit_message: str, ignore_patterns: list[str], token: str
+) -> str:
+    api = HfApi(token=token)
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    if private and not api.model_info(url.repo_id).private:
+        raise PushError(
+            "the repository exists, and is public. Make it private in its settings, or do not ask for `private`."
+        )
+    api.upload_folder(
+        repo_id=url.repo_id, folder_path=folder, commit_message=commit_message, ignore_patterns=ignore_patterns
+    )
+    return str(url)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong and what to do, in sentences; whether it may pass by itself, and the seconds that it asks for."""
+
+    text: str
+    passing: bool = False
+    wait: float = 0.0
+
+
+def _diagnose(error: BaseException, repo_id: str) -> Diagnosis:
+    # These explain themselves; a JSONDecodeError is a ValueError that does not.
+    if isinstance(error, PushError | ValueError) and not isinstance(error, HTTPError | json.JSONDecodeError):
+        return Diagnosis(" ".join(str(error).split()))
+    chain = [error]
+    while cause := chain[-1].__cause__:
+        chain.append(cause)
+    answered = next((link for link in chain if isinstance(link, HfHubHTTPError)), None)
+    if answered is not None:
+        return _diagnose_answer(answered, repo_id)
+    if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
+        return Diagnosis("offline mode is on. Unset HF_HUB_OFFLINE.")
+    if any(isinstance(link, HTTPError | ConnectionError | TimeoutError) for link in chain):
+        reason = str(chain[-1]) or type(chain[-1]).__name__
+        return Diagnosis(f"the Hub cannot be reached ({reason}). Check the network, and HF_ENDPOINT if set.", True)
+    # The client reads some answers as JSON before it looks at their status: those of a proxy are pages.
+    if any(isinstance(link, json.JSONDecodeError) for link in chain):
+        return Diagnosis("the Hub, or a proxy on the way, gave an answer that is not JSON.", True)
+    return Diagnosis(f"{type(error).__name__}: {error}.")
+
+
+def _diagnose_answer(error: HfHubHTTPError, repo_id: str) -> Diagnosis:
+    status = error.response.status_code
+    if status == 401:
+        return Diagnosis(f"the Hub does not accept the token. {LOGIN}")
+    if status == 403:
+        return Diagnosis(
+            f"the token may not write to {repo_id} ({error.server_message}). Check the name before the slash, and the "
+            "permissions of the token at https://huggingface.co/settings/tokens."
+        )
+    if status == 404:
+        return Diagnosis(f"{repo_id} was not found, or is not visible to the token's user. Check its name.")
+    answer = f"the Hub answered {status}{f' ({error.server_message})' if error.server_message else ''}."
+    # 409, 412: someone else's commit came in between.
+    if status in (408, 409, 412, 429) or status >= 500:
+        wait = error.response.headers.get("Retry-After", "")
+        return Diagnosis(answer, True, float(wait) if wait.isdigit() else 0.0)
+    return Diagnosis(answer)
+
+
+def _eval_result(record: EvaluationRecord) -> EvalResult:
+    arguments = {"num_images": int(record.num_images), "num_noise_samples": int(record.num_noise_samples)}
+    if math.isfinite(record.standard_error):
+        arguments["standard_error"] = float(record.standard_error)
+    dataset_type = record.dataset_type
+    if not HUB_ID.fullmatch(dataset_type):
+        dataset_type = re.sub(r"[^\w-]+", "-", Path(dataset_type).name, flags=re.ASCII).strip("-") or "dataset"
+    return EvalResult(
+        task_type=TASK,
+        task_name="Density estimation of images",
+        dataset_type=dataset_type,
+        dataset_name=record.dataset_name,
+        # Results that differ in the name alone are one to the client, which then keeps one of the names: the two
+        # releases of downsampled ImageNet, say, both read from image folders.
+        dataset_config=record.dataset_name,
+        dataset_split=record.split,
+        metric_type="bits_per_dim",
+        metric_name="bits per dimension",
+        metric_config=f"{record.num_noise_samples} noise sample{'s'[: record.num_noise_samples > 1]}",
+        metric_value=float(record.bits_per_dim),
+        metric_args=arguments,
+    )
+
+
+def _key(part: dict) -> tuple:
+    """What tells data sets, or metrics, of a model-index apart."""
+    return tuple(part.get(name) for name in ("type", "config", "split"))
+
+
+def _score_row(record: EvaluationRecord) -> list[str]:
+    error = f" ± {record.standard_error:.4f}" if math.isfinite(record.standard_error) else ""
+    cells = [record.dataset_name, record.split, f"{record.num_images:,}", f"{record.bits_per_dim:.4f}{error}"]
+    return [_cell(cell) for cell in [*cells, record.num_noise_samples]]
+
+
+def _cell(value) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _describe(config_path: Path) -> str | None:
+    if not config_path.is_file():
+        return None
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    size, channels, layers = (config.get(name) for name in ("image_size", "num_channels", "num_coupling_layers"))
+    return f"Images have {size} x {size} pixels and {channels} channels; the flow has {layers} coupling layers."
+
+
+def _is_hub_id(name: str | None) -> bool:
+    return bool(name) and name not in LOADERS and HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+
+
+def _save(card: RepoCard, path: Path) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    card.save(draft)
+    os.replace(draft, path)

@@ -1,0 +1,68 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Random numbers by address: what a sample gets depends on the seed and the sample's own index, and on nothing else.
+
+torch's generators give numbers in sequence, so a draw depends on all draws before it: on the batch size, on how many
+processes share the work, on the device. A counter-based generator has no sequence; any number can be computed alone.
+"""
+
+import math
+
+import torch
+
+
+MASK = 0xFFFFFFFF
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+KEY_STEPS = 0x9E3779B9, 0xBB67AE85
+ROUNDS = 10
+
+
+def _multiply(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low 32 bits of the product of two 32-bit numbers, without leaving the range of int64."""
+    low = (a & 0xFFFF) * b
+    high = (a >> 16) * b
+    product = (low >> 16) + (high & 0xFFFF)
+    return ((high >> 16) + (product >> 16)) & MASK, ((product << 16) | (low & 0xFFFF)) & MASK
+
+
+def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    """
+    Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+
+    Args:
+        counter: Four int64 tensors that broadcast, holding 32-bit numbers.
+        key: Two 32-bit numbers.
+
+    Returns:
+        Four int64 tensors of random 32-bit numbers.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        high0, low0 = _multiply(MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + KEY_STEPS[0]) & MASK, (k1 + KEY_STEPS[1]) & MASK
+    return c0, c1, c2, c3
+
+
+def uniform_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...], stream: int = 0) -> torch.Tensor:
+    """
+    Uniform noise in [0, 1) for samples that are named by their indices; the same on every device.
+
+    Args:
+        seed: 64-bit seed.
+        indices: int64 tensor (B,) on the device where the noise is needed, at least 0.
+        shape: Shape of one sample's noise.
+        stream: Which of a sample's 2 ** 32 independent draws.
+
+    Returns:
+        float32 tensor (B, *shape), multiples of 2 ** -24.
+    """
+    size = math.prod(shape)
+    blocks = torch.arange(-(-size // 4), device=indices.device)
+    indices = indices[:, None]
+    stream = torch.tensor(stream & MASK, device=indices.device)
+    words = philox((blocks, stream, indices & MASK, indices >> 32), (seed & MASK, (seed >> 32) & MASK))
+    words = torch.stack([word.broadcast_to(len(indices), len(blocks)) for word in words], dim=-1)
+    return ((words >> 8).float() * 2**-24).flatten(1)[:, :size].reshape(-1, *shape)

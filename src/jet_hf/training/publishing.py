@@ -1,0 +1,171 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""The model of a run, made ready for `from_pretrained`, and shared on the Hub while training goes on."""
+
+import logging
+import os
+import shlex
+import shutil
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from ..cost import training_flops
+from ..data.releases import RELEASES
+from ..files import publish_files
+from ..hub import CardFacts, EvaluationRecord, PushError, check_login, push_folder, write_model_card
+from ..model.image_processing_jet import JetImageProcessor
+from .arguments import TrainArguments
+from .loop import Trainer
+from .monitor import Monitor
+from .setup import RunData
+
+
+logger = logging.getLogger(__name__)
+
+
+class Publisher:
+    """
+    Writes and pushes the model of a run; all processes call it, the main one does it.
+
+    Args:
+        arguments, trainer, processor, data, monitor: Those of the run.
+    """
+
+    def __init__(
+        self,
+        arguments: TrainArguments,
+        trainer: Trainer,
+        processor: JetImageProcessor,
+        data: RunData,
+        monitor: Monitor,
+    ):
+        self.arguments = arguments
+        self.trainer, self.model, self.accelerator = trainer, trainer.base_model, trainer.accelerator
+        self.processor, self.data, self.monitor = processor, data, monitor
+        self.output_dir = Path(arguments.output_dir)
+        self.worker = ThreadPoolExecutor(1)
+        self.last_push: Future | None = None
+        if arguments.push_to_hub and self.accelerator.is_main_process and (problem := check_login()):
+            logger.warning(f"pushing to the Hub will fail: {problem} Training goes on; each push tries again.")
+
+    def close(self) -> None:
+        """Waits for a push that is under way."""
+        self.worker.shutdown()
+
+    def export(self, folder: Path) -> None:
+        """The model as `from_pretrained` takes it, its processor, code, and card; all processes call it."""
+        with self.trainer.averaged_weights():
+            if self.accelerator.is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)
+            self.trainer.save_model(folder)
+            if self.accelerator.is_main_process:
+                self.processor.save_pretrained(folder)
+                pictures = sorted(self.monitor.pictures.glob("samples-*.png"))
+                if pictures:
+                    shutil.copyfile(pictures[-1], folder / "samples.png")
+                write_model_card(folder, self._card_facts(), model_id=self._model_id())
+        self.accelerator.wait_for_everyone()
+
+    def finish(self) -> None:
+        draft = self.output_dir / ".model.draft"
+        self.export(draft)
+        if self.accelerator.is_main_process:
+            publish_files(draft, self.output_dir, last="config.json")
+            self.monitor.say(f"wrote the finished model to {self.output_dir}")
+            if self.arguments.push_to_hub:
+                if self.last_push:
+                    self.last_push.result()
+                self._upload(self.output_dir, "the finished model")
+        self.accelerator.wait_for_everyone()
+
+    def push_beside_training(self, what: str) -> None:
+        """Pushes the model as it is, beside training; not while an earlier push still runs."""
+        if not self.arguments.push_to_hub:
+            return
+        busy = self.accelerator.is_main_process and self.last_push is not None and not self.last_push.done()
+        if self.accelerator.num_processes > 1:
+            busy = bool(self.accelerator.reduce(torch.tensor(int(busy), device=self.accelerator.device)).item())
+        if busy:
+            self.monitor.say(f"{what}: not pushed, the push before it is still running")
+            return
+        draft = self.output_dir / ".push.draft"
+        self.export(draft)
+        if self.accelerator.is_main_process:
+            shutil.copyfile(self.monitor.metrics.path, draft / "metrics.jsonl")
+            self.last_push = self.worker.submit(self._upload, draft, what)
+
+    def _upload(self, folder: Path, what: str) -> None:
+        try:
+            url = push_folder(
+                folder, self._model_id(), private=self.arguments.hub_private_repo, commit_message=f"Jet: {what}"
+            )
+            self.monitor.say(f"pushed {what} to {url}")
+        # Whatever goes wrong with the network must not end the training.
+        except Exception as error:
+            kind = "" if isinstance(error, PushError) else f"{type(error).__name__}: "
+            logger.warning(f"{what} was not pushed, training is not affected: {kind}{error}")
+
+    def _model_id(self) -> str:
+        return self.arguments.hub_model_id or self.output_dir.resolve().name
+
+    def _card_facts(self) -> CardFacts:
+        arguments, step = self.arguments, self.trainer.step_count
+        flops = training_flops(self.model.config) * arguments.train_batch_size * step
+        release = RELEASES.get(arguments.dataset_release)
+        title = release.title if release else arguments.dataset_name or Path(arguments.dataset_path).name
+        notes = [release.note] if release else []
+        for split, pixels in ((arguments.train_split, self.data.train), (self.data.eval_split, self.data.eval)):
+            if pixels and pixels.lossy:
+                notes.append(
+                    f"The {split} images come from lossy {pixels.source_format} files: their bits per dimension are "
+                    "those of the decoded pixels."
+                )
+            if pixels and pixels.num_skipped:
+                notes.append(f"{pixels.num_skipped} undecodable images of {split} were left out.")
+        evaluations = [
+            EvaluationRecord(
+                dataset_name=title,
+                dataset_type=arguments.dataset_name or "imagefolder",
+                split=self.data.eval_split,
+                num_images=row["num_images"],
+                bits_per_dim=row["bits_per_dim"],
+                standard_error=row["standard_error"],
+            )
+            for row in self.monitor.evaluations.read()[-1:]
+            if row["step"] == step
+        ]
+        return CardFacts(
+            dataset_title=title,
+            dataset_note=" ".join(notes),
+            training={
+                "optimiser steps": step,
+                "of a schedule of": self.trainer.num_training_steps,
+                "batch size": arguments.train_batch_size,
+                "training images": self.data.num_train_images or "streamed",
+                "learning rate": arguments.learning_rate,
+                "weight decay": arguments.weight_decay,
+                "gradient norm clipped to": arguments.max_grad_norm,
+                "moving average of weights": arguments.ema_decay if arguments.use_ema else "no",
+                "precision of the conditioners": self.accelerator.mixed_precision,
+                "seed": arguments.seed,
+                "parameters": self.model.num_parameters(),
+                "training FLOPs": f"{flops:.3g}",
+                "processes": self.accelerator.num_processes,
+            },
+            command=shared_command(sys.argv),
+            evaluations=evaluations,
+            base_model=arguments.model_name_or_path,
+            dataset_id=arguments.dataset_name,
+            has_samples=self.monitor.pictures.exists(),
+        )
+
+
+def shared_command(argv: list[str]) -> str:
+    """The command line for a card: of folders and files of this machine only the last part."""
+    parts = []
+    for part in argv:
+        flag, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)
+        parts.append(flag + equals + (Path(value).name if os.path.isabs(value) else value))
+    return shlex.join(parts)

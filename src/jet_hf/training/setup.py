@@ -1,0 +1,158 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a run starts from: processes and devices, model, data, number of steps."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
+    set_seed,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from ..data import DataSource, PixelSplit, UnknownSplitError, load_pixels
+from ..evaluation import held_out_split
+from ..model.configuration_jet import JetConfig
+from ..model.image_processing_jet import JetImageProcessor
+from ..model.modeling_jet import JetForDensityEstimation
+from .arguments import TrainArguments
+
+
+def make_accelerator(arguments: TrainArguments) -> Accelerator:
+    """
+    The accelerator of a run: precision and trackers of its arguments, processes and devices of the launcher.
+
+    Raises:
+        ValueError: for a tracker that is unknown or not installed.
+    """
+    precision = arguments.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in arguments.report_to or []:
+        # accelerate passes over trackers that are not installed.
+        if tracker != "all" and tracker not in installed:
+            raise ValueError(f"`report_to` names {tracker}, but installed are {', '.join(installed) or 'none'}.")
+    fsdp = None
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and precision == "bf16":
+        # accelerate's own policy would narrow the images as well.
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        fsdp = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
+    return Accelerator(
+        fsdp_plugin=fsdp,
+        mixed_precision=arguments.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=arguments.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
+        ),
+        log_with=arguments.report_to,
+        project_dir=arguments.output_dir,
+        # The only buffers are permutations, which never change.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+
+
+def data_source(arguments: TrainArguments) -> DataSource:
+    """The data set that the arguments name."""
+    return DataSource(
+        name=arguments.dataset_name,
+        config=arguments.dataset_config,
+        path=arguments.dataset_path,
+        image_column=arguments.image_column,
+        streaming=arguments.streaming,
+        release=arguments.dataset_release,
+    )
+
+
+def make_model(arguments: TrainArguments) -> JetForDensityEstimation:
+    """A new model, or the one to fine-tune, with float32 weights."""
+    if arguments.model_name_or_path is None:
+        set_seed(arguments.seed)
+        return JetForDensityEstimation(JetConfig(**arguments.config_fields()))
+    return JetForDensityEstimation.from_pretrained(arguments.model_name_or_path, dtype="float32")
+
+
+def make_processor(config: JetConfig, arguments: TrainArguments) -> JetImageProcessor:
+    """The image processor that goes with a model and a way of cropping."""
+    return JetImageProcessor(
+        size=config.image_size, num_channels=config.num_channels, do_center_crop=arguments.center_crop
+    )
+
+
+@dataclass(frozen=True)
+class RunData:
+    """
+    The images of a run.
+
+    Args:
+        source: Where they come from.
+        train: Pixels to train on; `None` where they are streamed.
+        eval: Held-out pixels, if there are any.
+        eval_split: Their split.
+    """
+
+    source: DataSource
+    train: PixelSplit | None
+    eval: PixelSplit | None
+    eval_split: str | None
+
+    @property
+    def num_train_images(self) -> int | None:
+        return None if self.train is None else len(self.train.dataset)
+
+
+def load_data(arguments: TrainArguments, processor: JetImageProcessor, accelerator: Accelerator) -> RunData:
+    """Prepares the images: the main process first, so that the others find its work."""
+    source = data_source(arguments)
+    options = {
+        "max_undecodable_share": arguments.max_undecodable_share,
+        "num_proc": arguments.preprocessing_num_workers,
+        "random_crops_per_image": arguments.random_crops_per_image,
+        "seed": arguments.seed,
+    }
+    train = held_out = None
+    with accelerator.main_process_first():
+        eval_split = find_eval_split(source, arguments)
+        if not arguments.streaming:
+            train = load_pixels(
+                source, arguments.train_split, processor, max_images=arguments.max_train_images, **options
+            )
+        if eval_split is not None:
+            held_out = load_pixels(source, eval_split, processor, max_images=arguments.max_eval_images, **options)
+    return RunData(source, train, held_out, eval_split)
+
+
+def find_eval_split(source: DataSource, arguments: TrainArguments) -> str | None:
+    """The split to evaluate on: the one that is asked for, or validation, or test; `None` for none."""
+    if not arguments.eval_steps or arguments.eval_split == "none":
+        return None
+    if arguments.eval_split is not None:
+        return arguments.eval_split
+    try:
+        return held_out_split(source)
+    except UnknownSplitError:
+        return None
+
+
+def count_steps(arguments: TrainArguments, num_train_images: int | None) -> int:
+    """
+    Optimiser steps of a run: images times epochs, over the batch size.
+
+    Raises:
+        ValueError: if neither `max_steps` nor the number of images is known, or there is not one step to do.
+    """
+    if arguments.max_steps is not None:
+        return arguments.max_steps
+    if num_train_images is None:
+        raise ValueError("`streaming` needs `max_steps`: how many images a stream has is not known before its end.")
+    steps = int(num_train_images * arguments.num_train_epochs // arguments.train_batch_size)
+    if steps < 1:
+        raise ValueError(
+            f"`num_train_epochs` {arguments.num_train_epochs:g} of {num_train_images} images are less than one batch "
+            f"of `train_batch_size` {arguments.train_batch_size}."
+        )
+    return steps

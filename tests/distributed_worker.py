@@ -1,0 +1,157 @@
+"""
+What a model, sharded or not, must do alike: training, scores, averages, samples, checkpoints.
+
+    torchrun --nproc-per-node 2 tests/distributed_worker.py FOLDER
+
+does it under DDP, then under FSDP2, and writes `ddp-RANK.json` and `fsdp2-RANK.json`. accelerate turns FSDP on for
+accelerators only; told that it is on, it shards over gloo with torch's own `fully_shard`.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import torch
+import torch.distributed.checkpoint as dcp
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from conftest import random_bytes, randomize, tiny_config, tiny_model
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+
+from jet_hf import JetForDensityEstimation
+from jet_hf.data import Shares, train_batches
+from jet_hf.evaluation import evaluate
+from jet_hf.training import Trainer
+
+
+# recipes/accelerate/fsdp2.yaml, in the words of accelerate's plugin.
+SHARDING = {
+    "fsdp_version": 2,
+    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "transformer_cls_names_to_wrap": ["JetCoupling"],
+    "reshard_after_forward": True,
+    "state_dict_type": "SHARDED_STATE_DICT",
+    # Loading from one process takes every entry of the state dict for a sharded parameter; permutations are buffers.
+    "cpu_ram_efficient_loading": False,
+}
+NUM_STEPS, SAVED_AT = 5, 3
+NUM_EVAL_IMAGES = 7
+MICRO_BATCHES = 2
+
+
+def pixels(num_images: int, seed: int) -> datasets.Dataset:
+    features = datasets.Features({"pixels": datasets.Array3D((3, 8, 8), "uint8")})
+    images = random_bytes(num_images, tiny_config(), seed).numpy()
+    return datasets.Dataset.from_dict({"pixels": list(images)}, features=features)
+
+
+def make_accelerator() -> Accelerator:
+    plugin = GradientAccumulationPlugin(num_steps=MICRO_BATCHES, adjust_scheduler=False, sync_with_dataloader=False)
+    return Accelerator(cpu=True, gradient_accumulation_plugin=plugin)
+
+
+def make_trainer(model: JetForDensityEstimation, accelerator: Accelerator) -> Trainer:
+    trainer = Trainer(
+        model, num_training_steps=NUM_STEPS, learning_rate=0.01, ema_decay=0.8, seed=3, accelerator=accelerator
+    )
+    accelerator.register_for_checkpointing(trainer.scheduler)
+    return trainer
+
+
+def take_steps(trainer: Trainer, first: int, last: int) -> list[list[float]]:
+    """Losses and gradient norms of the steps from `first` up to `last`."""
+    accelerator = trainer.accelerator
+    shares = Shares(8, MICRO_BATCHES, accelerator.process_index, accelerator.num_processes)
+    batches = iter(train_batches(pixels(11, seed=1), shares, num_steps=last, seed=5, start_step=first))
+    measured = []
+    for _ in range(first, last):
+        metrics = trainer.step([next(batches) for _ in range(MICRO_BATCHES)])
+        measured.append([metrics.loss, metrics.grad_norm])
+    return measured
+
+
+def score(trainer: Trainer) -> list[float]:
+    held_out = pixels(NUM_EVAL_IMAGES, seed=2)
+    return evaluate(
+        trainer.model, held_out, batch_size=2, num_noise_samples=2, accelerator=trainer.accelerator
+    ).bits_per_dim.tolist()
+
+
+def measure(accelerator: Accelerator) -> tuple[Trainer, dict]:
+    """A run in which sampling comes first, up to the step where it is saved."""
+    model = tiny_model()
+    trainer = make_trainer(model, accelerator)
+    results = {"samples": model.sample(2, generator=torch.Generator().manual_seed(0)).tolist()}
+    results["steps"] = take_steps(trainer, 0, SAVED_AT)
+    results["scores"] = score(trainer)
+    with trainer.averaged_weights():
+        results["averaged_scores"] = score(trainer)
+    results["scores_again"] = score(trainer)
+    results["samples_again"] = model.sample(2, generator=torch.Generator().manual_seed(0)).tolist()
+    return trainer, results
+
+
+def save_and_resume(trainer: Trainer, folder: Path) -> dict:
+    """Saves, goes on, and goes on a second time from what was saved, with a model that knew nothing of it."""
+    trainer.accelerator.save_state(str(folder))
+    dcp.save(trainer.ema, checkpoint_id=folder / "ema")
+    results = {"straight": take_steps(trainer, SAVED_AT, NUM_STEPS)}
+    with trainer.averaged_weights():
+        results["straight_averaged"] = score(trainer)
+    other = make_trainer(randomize(tiny_model(), seed=9), make_accelerator())
+    take_steps(other, 0, 1)
+    other.accelerator.load_state(str(folder))
+    dcp.load(other.ema, checkpoint_id=folder / "ema")
+    other.step_count = SAVED_AT
+    results["resumed"] = take_steps(other, SAVED_AT, NUM_STEPS)
+    with other.averaged_weights():
+        results["resumed_averaged"] = score(other)
+    return results
+
+
+def describe_sharding(trainer: Trainer) -> dict:
+    """Which modules and parameters are sharded, after a forward pass."""
+    model = trainer.base_model
+    parameters = list(model.parameters())
+    return {
+        "sharded_modules": [name for name, module in model.named_modules() if isinstance(module, FSDPModule)],
+        "all_sharded": all(isinstance(parameter, DTensor) for parameter in [*parameters, *trainer.ema.values()]),
+        "local_share": sum(p.to_local().numel() for p in parameters) / sum(p.numel() for p in parameters),
+    }
+
+
+def score_in_bfloat16() -> dict:
+    """Weights gathered in bfloat16, for a flow whose state stays float32."""
+    accelerator = make_accelerator()
+    policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    accelerator.state.fsdp_plugin = replace(accelerator.state.fsdp_plugin, mixed_precision_policy=policy)
+    trainer = make_trainer(tiny_model(), accelerator)
+    steps = take_steps(trainer, 0, 1)
+    images = random_bytes(2, trainer.base_model.config) / 127.5 - 1
+    latents = trainer.model(images, noise=torch.zeros_like(images)).latents
+    return {"bfloat16_steps": steps, "bfloat16_latents": str(latents.dtype)}
+
+
+def main(folder: Path) -> None:
+    accelerator = make_accelerator()
+    rank = accelerator.process_index
+    _, results = measure(accelerator)
+    (folder / f"ddp-{rank}.json").write_text(json.dumps(results))
+
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**SHARDING)
+    # accelerate keeps it in two places, as it does where it turns FSDP on itself.
+    accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+    trainer, results = measure(make_accelerator())
+    results |= describe_sharding(trainer)
+    trainer.save_model(folder / "model")
+    results |= save_and_resume(trainer, folder / "checkpoint")
+    results |= score_in_bfloat16()
+    (folder / f"fsdp2-{rank}.json").write_text(json.dumps(results))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,284 @@
+"""What the stand-in for the Hub (`hub_server.py`) keeps, what its routes do, and its rules for model cards."""
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+
+import yaml
+
+
+# token -> (user, role of the token); a user owns the namespace of that name.
+TOKENS = {"writer": ("jet", "write"), "reader": ("jet", "read"), "stranger": ("someone", "write")}
+REPO = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[\w.-]+/[\w.-]+)"
+FILE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[\w.-]+/[\w.-]+)"
+ROUTES = [
+    ("whoami", "GET", r"/api/whoami-v2"),
+    ("create", "POST", r"/api/repos/create"),
+    ("validate", "POST", r"/api/validate-yaml"),
+    ("preupload", "POST", REPO + r"/preupload/(?P<revision>[^/]+)"),
+    ("batch", "POST", FILE + r"\.git/info/lfs/objects/batch"),
+    ("upload", "PUT", r"/lfs/(?P<oid>[0-9a-f]{64})(?:/(?P<part>\d+))?"),
+    ("complete", "POST", r"/lfs/(?P<oid>[0-9a-f]{64})/complete"),
+    ("verify", "POST", r"/lfs/(?P<oid>[0-9a-f]{64})/verify"),
+    ("commit", "POST", REPO + r"/commit/(?P<revision>[^/]+)"),
+    ("secrets", "POST", REPO + r"/(?P<name>secrets|variables)"),
+    ("tree", "GET", REPO + r"/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?"),
+    ("info", "GET", REPO + r"(?:/revision/(?P<revision>[^/]+))?"),
+    ("resolve", "GET", FILE + r"/resolve/(?P<revision>[^/]+)/(?P<path>.+)"),
+]
+HUB_ID = r"(?:[\w-]+/)?[\w.-]+"
+GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n"
+
+
+class HubError(Exception):
+    """An answer other than 200: status, message, the Hub's error code, more headers, more fields of its JSON."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, headers: dict | None = None, **fields):
+        super().__init__(message)
+        self.status, self.code, self.headers = status, code, headers or {}
+        self.body = {"error": message, **fields}
+
+
+@dataclass(frozen=True)
+class File:
+    content: bytes
+    lfs: bool
+
+    @property
+    def oid(self) -> str:
+        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.lfs else self.oid
+
+
+@dataclass(frozen=True)
+class Commit:
+    sha: str
+    message: str
+    files: dict[str, File]
+
+
+@dataclass
+class Repo:
+    owner: str
+    private: bool
+    commits: list[Commit] = field(default_factory=list)
+    objects: dict[str, bytes] = field(default_factory=dict)  # LFS objects by sha256, in a commit or not yet
+    secrets: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, message: str, files: dict[str, File]) -> str:
+        listing = repr([message, len(self.commits), sorted((path, file.etag) for path, file in files.items())])
+        self.commits.append(Commit(hashlib.sha1(listing.encode()).hexdigest(), message, files))
+        return self.commits[-1].sha
+
+    def at(self, revision: str) -> Commit:
+        for commit in reversed(self.commits):
+            if revision in ("main", commit.sha):
+                return commit
+        raise HubError(404, "Invalid rev id", "RevisionNotFound")
+
+
+class Hub:
+    """
+    Repositories, and what the routes do with them: a method each, which gives the answer's JSON.
+
+    Args:
+        chunk_size: Files larger than this are asked for in parts of this size.
+    """
+
+    def __init__(self, chunk_size: int | None):
+        self.chunk_size = chunk_size
+        self.url = ""
+        self.repos: dict[tuple[str, str], Repo] = {}
+        self.uploads: dict[str, Repo] = {}  # the repository whose batch asked for an object
+        self.parts: dict[str, dict[int, bytes]] = {}
+
+    def visible(self, kind: str, repo_id: str, user: str | None) -> Repo:
+        repo = self.repos.get((kind, repo_id))
+        if repo is None or (repo.private and repo.owner != user):
+            raise HubError(404 if user else 401, "Repository not found", "RepoNotFound")
+        return repo
+
+    def check_may_write(self, user: str | None, role: str | None, repo: Repo | None) -> None:
+        if user is None:
+            raise HubError(401, "Invalid username or password.")
+        if role != "write" or (repo is not None and repo.owner != user):
+            raise HubError(403, "Forbidden: you don't have the rights to write here")
+
+    def whoami(self, user, role, **_):
+        if user is None:
+            raise HubError(401, "Invalid username or password.")
+        token = {"displayName": "test", "role": role}
+        return {"type": "user", "name": user, "orgs": [], "auth": {"type": "access_token", "accessToken": token}}
+
+    def create(self, user, role, data, **_):
+        self.check_may_write(user, role, None)
+        kind, owner = f"{data.get('type') or 'model'}s", data.get("organization") or user
+        repo_id = f"{owner}/{data['name']}"
+        url = f"{self.url}/{'' if kind == 'models' else kind + '/'}{repo_id}"
+        if owner != user:
+            raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
+        if (kind, repo_id) in self.repos:
+            raise HubError(409, "You already created this repo", url=url)
+        if kind == "spaces" and not data.get("sdk"):
+            raise HubError(400, "sdk is required")
+        repo = Repo(owner, private=data.get("visibility") == "private" or bool(data.get("private")))
+        for name in ("secrets", "variables"):
+            getattr(repo, name).update({entry["key"]: entry["value"] for entry in data.get(name, [])})
+        repo.commit("initial commit", {".gitattributes": File(GITATTRIBUTES, lfs=False)})
+        self.repos[kind, repo_id] = repo
+        return {"url": url, "name": repo_id, "id": repo_id}
+
+    def validate(self, data, **_):
+        errors = card_errors(data["content"]) if data["repoType"] == "model" else []
+        if errors:
+            raise HubError(400, errors[0], errors=[{"message": error} for error in errors], warnings=[])
+        return {"errors": [], "warnings": []}
+
+    def preupload(self, repo, revision, data, **_):
+        files, answers = repo.at(revision).files, []
+        for entry in data["files"]:
+            path, sample = entry["path"], base64.b64decode(entry["sample"])
+            lfs = path.endswith((".safetensors", ".png")) or b"\0" in sample or entry["size"] > 10_000_000
+            answer = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+            answers.append(answer | ({"oid": files[path].etag} if path in files else {}))
+        return {"files": answers}
+
+    def batch(self, repo, data, **_):
+        objects = []
+        for entry in data["objects"]:
+            oid, size = entry["oid"], entry["size"]
+            if oid in repo.objects:
+                objects.append({"oid": oid, "size": size})
+                continue
+            self.uploads[oid] = repo
+            url = f"{self.url}/lfs/{oid}"
+            upload = {"href": url}
+            if self.chunk_size is not None and size > self.chunk_size:
+                parts = range(1, -(-size // self.chunk_size) + 1)
+                header = {"chunk_size": str(self.chunk_size)} | {str(part): f"{url}/{part}" for part in parts}
+                upload = {"href": f"{url}/complete", "header": header}
+            objects.append(
+                {"oid": oid, "size": size, "actions": {"upload": upload, "verify": {"href": f"{url}/verify"}}}
+            )
+        return {"transfer": "basic", "objects": objects}
+
+    def upload(self, oid, body, part=None, **_):
+        if oid not in self.uploads:
+            raise HubError(403, "no batch asked for this object")
+        if part is None:
+            self.store(oid, body)
+        else:
+            self.parts.setdefault(oid, {})[int(part)] = body
+        return {"etag": hashlib.md5(body).hexdigest()}
+
+    def complete(self, oid, data, **_):
+        parts = self.parts.pop(oid)
+        self.store(oid, b"".join(parts[part["partNumber"]] for part in data["parts"]))
+        return {}
+
+    def store(self, oid: str, content: bytes) -> None:
+        if hashlib.sha256(content).hexdigest() != oid:
+            raise HubError(400, "the content has another sha256")
+        self.uploads[oid].objects[oid] = content
+
+    def verify(self, oid, data, **_):
+        if len(self.uploads[oid].objects.get(oid, b"")) != data["size"]:
+            raise HubError(404, "not uploaded")
+        return {}
+
+    def commit(self, repo, repo_id, kind, revision, body, **_):
+        head, header = repo.at(revision), {}
+        files = dict(head.files)
+        for line in body.splitlines():
+            operation = json.loads(line)
+            key, value = operation["key"], operation["value"]
+            if key == "header":
+                header = value
+            elif key == "file":
+                files[value["path"]] = File(base64.b64decode(value["content"]), lfs=False)
+            elif key == "lfsFile":
+                if value["oid"] not in repo.objects:
+                    raise HubError(400, f"LFS pointer of {value['path']} points to a file that does not exist")
+                files[value["path"]] = File(repo.objects[value["oid"]], lfs=True)
+            elif key == "deletedFile":
+                if files.pop(value["path"], None) is None:
+                    raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
+            elif key == "deletedFolder":
+                files = {path: file for path, file in files.items() if not path.startswith(value["path"])}
+            else:
+                raise HubError(400, f"unknown operation {key}")
+        if header.get("parentCommit") not in (None, head.sha):
+            raise HubError(412, "A commit has happened since. Please refresh and try again.")
+        sha = repo.commit(header["summary"], files)
+        prefix = "" if kind == "models" else f"{kind}/"
+        return {"success": True, "commitOid": sha, "commitUrl": f"{self.url}/{prefix}{repo_id}/commit/{sha}"}
+
+    def secrets(self, repo, name, data, **_):
+        getattr(repo, name)[data["key"]] = data["value"]
+        return {}
+
+    def info(self, repo, repo_id, revision="main", **_):
+        commit = repo.at(revision)
+        files = commit.files
+        card = card_metadata(files["README.md"].content.decode()) if "README.md" in files else {}
+        named = {key: card[key] for key in ("library_name", "pipeline_tag", "model-index") if key in card}
+        fields = {"id": repo_id, "modelId": repo_id, "author": repo.owner, "sha": commit.sha, "private": repo.private}
+        siblings = [{"rfilename": path} for path in sorted(files)]
+        return {**fields, "tags": card.get("tags", []), "cardData": card, "siblings": siblings, **named}
+
+    def tree(self, repo, revision, path="", **_):
+        entries = []
+        for name, file in sorted(repo.at(revision).files.items()):
+            if name.startswith(path):
+                size = len(file.content)
+                lfs = {"lfs": {"oid": file.sha256, "size": size, "pointerSize": 134}} if file.lfs else {}
+                entries.append({"type": "file", "path": name, "oid": file.oid, "size": size, **lfs})
+        return entries
+
+    def resolve(self, repo, revision, path, **_):
+        commit = repo.at(revision)
+        if path not in commit.files:
+            raise HubError(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": commit.sha})
+        return commit.sha, commit.files[path]
+
+
+def card_metadata(content: str) -> dict:
+    match = re.match(r"\s*---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", content, re.DOTALL)
+    return (yaml.safe_load(match[1]) or {}) if match else {}
+
+
+def card_errors(content: str) -> list[str]:
+    """What breaks some of the rules that the Hub holds a model card to."""
+    try:
+        card = card_metadata(content)
+        json.dumps(card, allow_nan=False)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        return [f"not YAML that JSON can say: {error}"]
+    errors = []
+    for name in ("datasets", "base_model"):
+        values = card.get(name) or []
+        for value in [values] if isinstance(values, str) else values:
+            if not re.fullmatch(HUB_ID, value):
+                errors.append(f'"{name}" with value "{value}" is not valid. Use an id from https://hf.co')
+    for model in card.get("model-index", []):
+        if not isinstance(model.get("name"), str) or not model.get("results"):
+            errors.append('"model-index[0].name" and "model-index[0].results" are required')
+        for result in model.get("results") or []:
+            dataset, metrics = result.get("dataset", {}), result.get("metrics", [])
+            if not result.get("task", {}).get("type") or not dataset.get("name") or not metrics:
+                errors.append("a result of model-index needs task.type, dataset.name and metrics")
+            if not re.fullmatch(HUB_ID, dataset.get("type", "")):
+                errors.append(f'"model-index[0].results[0].dataset.type" with value "{dataset.get("type")}" fails')
+            if not all("type" in metric and "value" in metric for metric in metrics):
+                errors.append("a metric of model-index needs type and value")
+    return errors

@@ -1,0 +1,241 @@
+"""Scores of data sets, and scripts/evaluate.py."""
+
+import json
+import math
+import runpy
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, random_bytes, tiny_config, tiny_model
+from train_process import environment, write_images
+
+from jet_hf import JetImageProcessor
+from jet_hf.data import DataSource, PixelSplit, UnknownSplitError
+from jet_hf.evaluation import Evaluation, describe_evaluation, evaluate, evaluation_record, held_out_split
+from jet_hf.noise import uniform_noise
+
+
+SCRIPT = str(ROOT / "scripts" / "evaluate.py")
+NUM_IMAGES = 7
+DIMS = 3 * 8 * 8
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    features = datasets.Features({"pixels": datasets.Array3D((3, 8, 8), "uint8")})
+    images = random_bytes(NUM_IMAGES, tiny_config()).numpy()
+    return datasets.Dataset.from_dict({"pixels": list(images)}, features=features)
+
+
+@torch.no_grad()
+def nats(model, draw: int, seed: int = 0) -> torch.Tensor:
+    """Log-likelihood of every image with one draw of noise, all in one batch."""
+    noise = uniform_noise(seed, torch.arange(NUM_IMAGES), (3, 8, 8), stream=2**32 - 1 - draw)
+    images = random_bytes(NUM_IMAGES, model.config) / 127.5 - 1
+    return model(images, noise=noise).log_likelihood.double()
+
+
+def test_one_draw_is_the_model_s_own_score(model, pixels):
+    result = evaluate(model, pixels, seed=3)
+    expected = -nats(model, 0, seed=3) / (DIMS * math.log(2))
+    torch.testing.assert_close(result.bits_per_dim, expected, rtol=1e-6, atol=0)
+    assert result.bits_per_dim.dtype == torch.float64 and result.num_noise_samples == 1
+    assert not torch.equal(evaluate(model, pixels, seed=4).bits_per_dim, result.bits_per_dim)
+
+
+def test_more_draws_give_the_importance_weighted_bound(model, pixels):
+    likelihoods = torch.stack([nats(model, draw) for draw in range(5)])
+    # In units of the largest one, so that nothing overflows: an image has hundreds of nats.
+    largest = likelihoods.max(dim=0).values
+    mean = torch.stack([torch.exp(row - largest) for row in likelihoods]).mean(dim=0)
+    expected = -(largest + torch.log(mean)) / (DIMS * math.log(2))
+    result = evaluate(model, pixels, num_noise_samples=5)
+    torch.testing.assert_close(result.bits_per_dim, expected, rtol=1e-6, atol=0)
+    assert result.num_noise_samples == 5
+    # It is at least as tight as the mean over the same draws, and tighter where they differ.
+    single = -likelihoods.mean(dim=0) / (DIMS * math.log(2))
+    assert (result.bits_per_dim < single).all()
+
+
+def test_images_are_not_scored_with_the_noise_that_training_draws(model, pixels):
+    """Training takes stream 0, under indices and often a seed that are the same numbers."""
+    seen = []
+    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["noise"]), with_kwargs=True)
+    evaluate(model, pixels, num_noise_samples=3)
+    noise = torch.stack([uniform_noise(0, torch.arange(NUM_IMAGES), (3, 8, 8)), *seen]).flatten(2)
+    assert len(seen) == 3 and len(noise.flatten(0, 1).unique(dim=0)) == 4 * NUM_IMAGES
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+def test_the_batch_size_changes_nothing(model, pixels, batch_size):
+    expected = evaluate(model, pixels, batch_size=3, num_noise_samples=2).bits_per_dim
+    ours = evaluate(model, pixels, batch_size=batch_size, num_noise_samples=2).bits_per_dim
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_left_as_it_was(model, pixels, training):
+    modes = []
+    hook = model.register_forward_hook(lambda module, *_: modes.append(module.training))
+    model.train(training)
+    evaluate(model, pixels)
+    assert modes == [False] and model.training is training and model.jet.training is training
+    hook.remove()
+
+    def fail(*_):
+        raise RuntimeError("no more memory")
+
+    model.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        evaluate(model, pixels)
+    assert model.training is training
+
+
+def test_no_gradients_are_kept(model, pixels):
+    seen = []
+    model.register_forward_hook(lambda module, args, output: seen.append(output.bits_per_dim.requires_grad))
+    evaluate(model, pixels)
+    assert seen == [False] and torch.is_grad_enabled()
+
+
+def test_mean_and_standard_error_by_hand():
+    result = Evaluation(torch.tensor([1.0, 2.0, 4.0, 5.0], dtype=torch.float64))
+    assert result.mean == 3
+    assert result.standard_error == pytest.approx(math.sqrt((4 + 1 + 1 + 4) / 3 / 4))
+    assert Evaluation(torch.tensor([2.5])).mean == 2.5
+    assert math.isnan(Evaluation(torch.tensor([2.5])).standard_error)
+    with pytest.raises(ValueError, match="no image was scored"):
+        Evaluation(torch.tensor([]))
+
+
+@pytest.mark.parametrize("argument", ["batch_size", "num_noise_samples"])
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_numbers_that_cannot_work_are_refused(model, pixels, argument, value):
+    with pytest.raises(ValueError, match=f"`{argument}` must be a whole number of at least 1"):
+        evaluate(model, pixels, **{argument: value})
+
+
+def test_a_data_set_without_images_is_refused(model, pixels):
+    with pytest.raises(ValueError, match="`dataset` has no images"):
+        evaluate(model, pixels.select([]))
+
+
+def test_reports_say_which_release_and_which_lossy_format(pixels):
+    scores = Evaluation(torch.tensor([3.0], dtype=torch.float64), num_noise_samples=4)
+    source = DataSource(name="someone/imagenet", release="imagenet1k_vandenoord")
+    described = describe_evaluation(scores, source, "validation", PixelSplit(pixels, 2, "JPEG, PNG"))
+    assert described["release"] == "downsampled ImageNet-1k of van den Oord et al."
+    assert described["lossy_source_format"] == "JPEG, PNG" and described["num_skipped"] == 2
+    assert described["standard_error"] is None  # JSON knows no NaN
+    record = evaluation_record(scores, source, "validation")
+    assert (record.dataset_name, record.dataset_type) == (described["release"], "someone/imagenet")
+    assert (record.num_images, record.bits_per_dim, record.num_noise_samples) == (1, 3.0, 4)
+    plain = describe_evaluation(scores, DataSource(name="a/b"), "test", PixelSplit(pixels, 0, "PNG"))
+    assert plain["release"] is None and plain["lossy_source_format"] is None
+    assert evaluation_record(scores, DataSource(path="/home/me/cats"), "test").dataset_name == "cats"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model with a card, and folders of images."""
+    place = tmp_path_factory.mktemp("evaluate")
+    tiny_model().save_pretrained(place / "model")
+    JetImageProcessor(size=8, num_channels=3).save_pretrained(place / "model")
+    (place / "model" / "README.md").write_text("---\nlicense: mit\n---\nA model.\n")
+    write_images(place / "images", num_train=3, num_validation=5)
+    write_images(place / "more", num_train=2, num_validation=2)
+    (place / "more" / "validation").rename(place / "more" / "test")
+    write_images(place / "train only", num_train=2, num_validation=0)
+    return place
+
+
+def command(place, *flags: str) -> list[str]:
+    return [SCRIPT, "--model", str(place / "model"), "--dataset", str(place / "images"), *flags]
+
+
+def run_here(monkeypatch, arguments: list[str]) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(SCRIPT, run_name="__main__")
+
+
+def test_the_script_gives_the_same_from_one_process_and_two(place, monkeypatch, capsys):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache")
+    arguments = command(place, "--num-noise-samples", "3", "--batch_size", "2", "--write_model_card")
+    run_here(monkeypatch, arguments)
+    output, table = capsys.readouterr()
+    one = json.loads(output)
+
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    variables = environment(place / "cache", ACCELERATE_USE_CPU="true")
+    finished = subprocess.run([*launcher, *arguments], env=variables, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    two = json.loads(finished.stdout)  # nothing else on stdout, and from one process only
+    for name in ("bits_per_dim", "standard_error"):
+        assert two.pop(name) == pytest.approx(one[name], rel=1e-5)
+        assert name in table and str(one[name]) in table
+    assert (one["num_processes"], two["num_processes"]) == (1, 2)
+    assert one["images_per_second"] > 0 and two["images_per_second"] > 0
+    for name in two.keys() - {"num_processes", "images_per_second"}:
+        assert two[name] == one[name], name
+    assert one["versions"]["torch"] == torch.__version__
+    expected = {"split": "validation", "num_images": 5, "num_skipped": 0, "release": None, "num_noise_samples": 3}
+    assert {name: one[name] for name in expected} == expected
+
+    _, card, text = (place / "model" / "README.md").read_text().split("---\n", 2)
+    assert text == "A model.\n" and yaml.safe_load(card)["license"] == "mit"
+    (result,) = yaml.safe_load(card)["model-index"][0]["results"]  # the second run took the place of the first
+    assert (result["dataset"]["name"], result["dataset"]["split"]) == ("images", "validation")
+    (metric,) = result["metrics"]
+    assert metric["value"] == pytest.approx(one["bits_per_dim"], rel=1e-5)
+    assert metric["args"]["standard_error"] == pytest.approx(one["standard_error"], rel=1e-5)
+    assert metric["args"]["num_images"] == 5 and metric["args"]["num_noise_samples"] == 3
+
+
+def test_splits_and_limits_that_are_asked_for(place, monkeypatch, capsys, model):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache")
+    run_here(monkeypatch, command(place, "--split", "train", "--max_images", "2", "--seed", "4"))
+    result = json.loads(capsys.readouterr().out)
+    assert (result["split"], result["num_images"], result["seed"]) == ("train", 2, 4)
+    run_here(monkeypatch, command(place, "--dataset", str(place / "more")))
+    assert json.loads(capsys.readouterr().out)["split"] == "test"
+    with pytest.raises(UnknownSplitError, match="neither a validation nor a test split"):
+        held_out_split(DataSource(path=str(place / "train only")))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "nowhere"], "find them in the cached files"),
+        (["--dataset", "no/where"], "no/where"),
+        (["--split", "tset"], "no split 'tset'"),
+        (["--image_column", "jpeg"], "`image_column` is 'jpeg'"),
+        (["--dataset_release", "imagenet"], "`dataset_release` must be one of"),
+        (["--dataset_release", "imagenet1k_vandenoord"], "49,999"),
+        (["--batch_size", "0"], "`batch_size` must be a whole number of at least 1"),
+        (["--num_noise_samples", "0"], "`num_noise_samples` must be a whole number of at least 1"),
+        (["--mixed_precision", "int3"], "int3"),
+        (["--model", "someone/model", "--write_model_card"], "needs a folder with a card"),
+        (["--samples", "3"], "--samples"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_ends_in_one_line(place, monkeypatch, capsys, flags, message):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache")
+    with pytest.raises(SystemExit) as stopped:
+        run_here(monkeypatch, command(place, *flags))
+    text = stopped.value.code
+    assert text.startswith("error: ") and message in text and "\n" not in text
+    assert capsys.readouterr().out == ""
+
+
+def test_the_mean_is_that_of_the_images_and_not_of_the_batches(model, pixels):
+    """The last batch, of one image, must not count as much as the others."""
+    result = evaluate(model, pixels, batch_size=3)
+    assert result.mean == pytest.approx(np.mean(result.bits_per_dim.numpy()), rel=1e-12)
+    assert len(result.bits_per_dim) == NUM_IMAGES

@@ -1,0 +1,278 @@
+"""Training from a stream: which image stands at which place, for every way to share and to take up a run."""
+
+import io
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from jet_hf import JetImageProcessor
+from jet_hf.data import DataSource, Shares, UndecodableImagesError, UnknownSplitError, stream_batches
+
+
+NUM_IMAGES, BATCH_SIZE = 21, 8
+PROCESSOR = JetImageProcessor(size=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def isolated_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        # datasets waits so long at the end of each epoch of parquet files
+        patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+        yield
+
+
+def encode(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2), (number, number, number)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_images(path, images: list[bytes | None], num_files: int = 3) -> DataSource:
+    """Parquet files of encoded images."""
+    path.mkdir(exist_ok=True)
+    for i, part in enumerate(np.array_split(np.arange(len(images)), num_files)):
+        files = [{"bytes": images[j], "path": f"{j:02d}.png"} for j in part]
+        pq.write_table(pa.table({"image": files, "label": part}), path / f"train-{i:05d}-of-{num_files:05d}.parquet")
+    return DataSource(path=str(path), streaming=True)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"), [encode(i) for i in range(NUM_IMAGES)])
+
+
+def stream(source, num_processes: int = 1, num_micro_batches: int = 1, num_steps: int = 9, **options) -> list[int]:
+    """The number of the image at each place of a run's stream, put together from all processes."""
+    options = {"shuffle_buffer_size": 6} | options
+    found = {}
+    for process_index in range(num_processes):
+        shares = Shares(BATCH_SIZE, num_micro_batches, process_index, num_processes)
+        batches = stream_batches(source, "train", PROCESSOR, shares, num_steps, **options)
+        count = 0
+        for batch in batches:
+            count += 1
+            assert batch.pixels.dtype == torch.uint8 and batch.pixels.shape == (shares.size, 3, 2, 2)
+            assert batch.indices.dtype == torch.int64 and (batch.pixels == batch.pixels[:, :1, :1, :1]).all()
+            assert not found.keys() & set(batch.indices.tolist())
+            found |= dict(zip(batch.indices.tolist(), batch.pixels[:, 0, 0, 0].tolist(), strict=True))
+        assert count == len(batches) == (num_steps - options.get("start_step", 0)) * num_micro_batches
+    first = options.get("start_step", 0) * BATCH_SIZE
+    assert sorted(found) == list(range(first, num_steps * BATCH_SIZE))
+    return [found[place] for place in sorted(found)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(source):
+    """The images of nine steps in one process: three epochs, and the start of another."""
+    return stream(source)
+
+
+def test_every_epoch_holds_every_image_once_in_an_order_of_its_own(source, uninterrupted):
+    epochs = [uninterrupted[start : start + NUM_IMAGES] for start in (0, 21, 42)]
+    assert all(sorted(epoch) == list(range(NUM_IMAGES)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, range(NUM_IMAGES)]}) == 4
+    assert len(set(uninterrupted[63:])) == 9
+    assert stream(source, num_steps=2, seed=1) != uninterrupted[:16]
+    assert stream(source, num_steps=3, shuffle_buffer_size=1) == [*range(NUM_IMAGES), 0, 1, 2]
+
+
+@pytest.mark.parametrize(("num_processes", "num_micro_batches"), [(2, 1), (1, 4)])
+def test_the_order_depends_on_neither_processes_nor_micro_batches(
+    source, uninterrupted, num_processes, num_micro_batches
+):
+    assert stream(source, num_processes, num_micro_batches) == uninterrupted
+
+
+@pytest.mark.parametrize(("start_step", "num_processes", "num_micro_batches"), [(1, 1, 4), (3, 2, 2), (8, 1, 1)])
+def test_a_run_that_is_taken_up_has_the_rest_of_the_stream(
+    source, uninterrupted, start_step, num_processes, num_micro_batches
+):
+    rest = stream(source, num_processes, num_micro_batches, start_step=start_step)
+    assert rest == uninterrupted[start_step * BATCH_SIZE :]
+
+
+def test_a_run_that_is_taken_up_decodes_nothing_of_what_it_had(tmp_path):
+    source = write_images(tmp_path, [b"broken" if i < 16 else encode(i) for i in range(24)])
+    options = {"num_steps": 3, "start_step": 2, "shuffle_buffer_size": 1, "max_undecodable_share": 0}
+    assert stream(source, **options) == list(range(16, 24))
+
+
+# The third batch ends with the first epoch's last image, 20, and the second epoch's 0, 1 and 2.
+BROKEN = {
+    "one": ([5], {5: 4}),
+    "two in a row": ([5, 6], {5: 4, 6: 4}),
+    "the first of a batch": ([8], {8: 15}),
+    "the first and the last": ([8, 15], {8: 14, 15: 14}),
+    "over the turn of an epoch": ([0, 20], {0: 7, 20: 19, 21: 19}),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_the_place_of_an_undecodable_image_is_taken_by_the_one_before_it(tmp_path, case, caplog):
+    broken, replaced = BROKEN[case]
+    source = write_images(tmp_path / "images", [b"broken" if i in broken else encode(i) for i in range(NUM_IMAGES)])
+    options = {"num_steps": 3, "shuffle_buffer_size": 1, "max_undecodable_share": 0.5}
+    expected = [replaced.get(place, place % NUM_IMAGES) for place in range(24)]
+    assert stream(source, **options) == stream(source, 2, 2, **options) == expected
+
+
+def test_undecodable_images_are_named_in_the_log(tmp_path, capfd):
+    source = write_images(tmp_path / "images", [b"broken" if i == 5 else encode(i) for i in range(NUM_IMAGES)])
+    logging.getLogger("jet_hf").addHandler(handler := logging.StreamHandler())
+    try:
+        stream(source, num_steps=2, shuffle_buffer_size=1, max_undecodable_share=0.5)
+    finally:
+        logging.getLogger("jet_hf").removeHandler(handler)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "cannot be decoded" in line]
+    assert re.search(r"05\.png: it is no image that Pillow knows cannot be decoded.*\(1 of 6\)", line)
+
+
+@pytest.mark.parametrize(
+    ("broken", "share", "message"),
+    [
+        ([5], 0.0, r"1 of 6 images of split 'train' of .*max_undecodable_share=0 allows; the first are: .*05\.png"),
+        (range(1, 21, 2), 0.3, r"11 of \d+ images of .*max_undecodable_share=0\.3 allows"),
+        (range(5, 21), 1.0, r"not one of 8 images of split 'train' of .* that follow each other can be decoded"),
+    ],
+)
+def test_too_many_undecodable_images_stop_the_run(tmp_path, broken, share, message):
+    source = write_images(tmp_path, [b"broken" if i in broken else encode(i) for i in range(NUM_IMAGES)])
+    with pytest.raises(UndecodableImagesError, match=message):
+        stream(source, shuffle_buffer_size=1, max_undecodable_share=share)
+    assert not multiprocessing.active_children()
+
+
+def test_an_end_before_the_end_leaves_no_process(source):
+    batches = iter(stream_batches(source, "train", PROCESSOR, Shares(BATCH_SIZE), 10**6))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    batches.close()
+    worker.join(timeout=30)
+    assert not worker.is_alive()
+
+
+def test_reading_a_stream_leaves_torchs_random_numbers_alone(source):
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    stream(source, num_steps=2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_map_style_sources_are_streamed_too(tmp_path):
+    shape = (NUM_IMAGES, 3, 2, 2)
+    rows = np.broadcast_to(np.arange(NUM_IMAGES, dtype=np.uint8)[:, None, None, None], shape)
+    features = datasets.Features({"pixels": datasets.Array3D(shape[1:], "uint8")})
+    datasets.Dataset.from_dict({"pixels": list(rows)}, features=features).save_to_disk(tmp_path / "saved")
+    source = DataSource(path=str(tmp_path / "saved"))
+    images = stream(source)
+    assert sorted(images[:21]) == sorted(images[21:42]) == list(range(NUM_IMAGES))
+    assert stream(source, 2, 2) == images and images[:21] != images[21:42]
+
+
+def nothing():
+    yield from ()
+
+
+@pytest.mark.parametrize("map_style", [False, True])
+def test_a_stream_without_images_is_an_error(source, monkeypatch, map_style):
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    empty = datasets.IterableDataset.from_generator(nothing, features=features)
+    if map_style:
+        empty = datasets.Dataset.from_dict({"image": []}, features)
+    monkeypatch.setattr("jet_hf.data.streaming.open_split", lambda *_: empty)
+    with pytest.raises(ValueError, match=r"^split 'train' of .* holds no images\.$"):
+        stream(source)
+
+
+def test_a_file_without_rows_is_named(tmp_path):
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"^split 'train' of .* cannot be read: "):
+        stream(DataSource(path=str(tmp_path)))
+
+
+def test_what_is_wrong_from_the_start_is_told_at_once(source):
+    with pytest.raises(UnknownSplitError, match="no split 'validation', but train"):
+        stream_batches(source, "validation", PROCESSOR, Shares(BATCH_SIZE), 1)
+    wrong = DataSource(path=source.path, image_column="label")
+    with pytest.raises(ValueError, match="`image_column` 'label' holds no images"):
+        stream_batches(wrong, "train", PROCESSOR, Shares(BATCH_SIZE), 1)
+
+
+def test_a_shuffled_stream_replaces_undecodable_images_alike_in_all_processes(tmp_path):
+    broken = (0, 1, 5, 8, 15, 20)
+    source = write_images(tmp_path / "images", [b"broken" if i in broken else encode(i) for i in range(NUM_IMAGES)])
+    images = stream(source, max_undecodable_share=0.5)
+    assert not set(broken) & set(images)
+    assert stream(source, 2, 2, max_undecodable_share=0.5) == images
+    assert stream(source, start_step=5, max_undecodable_share=0.5) == images[5 * BATCH_SIZE :]
+
+
+def test_arrays_are_streamed_from_files(tmp_path):
+    shape = (NUM_IMAGES, 3, 4, 4)  # pixels already: otherwise 4 channels could be meant
+    rows = np.broadcast_to(np.arange(NUM_IMAGES, dtype=np.uint8)[:, None, None, None], shape)
+    features = datasets.Features({"image": datasets.Array3D(shape[1:], "uint8")})
+    datasets.Dataset.from_dict({"image": list(rows)}, features=features).to_parquet(tmp_path / "train.parquet")
+    source = DataSource(path=str(tmp_path / "train.parquet"))
+    shares, processor = Shares(BATCH_SIZE), JetImageProcessor(size=4)
+    batches = list(stream_batches(source, "train", processor, shares, 6, shuffle_buffer_size=6))
+    images = torch.cat([batch.pixels[:, 0, 0, 0] for batch in batches]).tolist()
+    assert sorted(images[:21]) == sorted(images[21:42]) == list(range(NUM_IMAGES)) and images[:21] != images[21:42]
+    with pytest.raises(ValueError, match="does not show which side is its channels"):
+        list(stream_batches(source, "train", JetImageProcessor(size=2), shares, 1))
+
+
+def test_a_job_that_is_terminated_gets_its_next_batches(source, uninterrupted):
+    batches = iter(stream_batches(source, "train", PROCESSOR, Shares(BATCH_SIZE), 9, shuffle_buffer_size=6))
+    images = next(batches).pixels[:, 0, 0, 0].tolist()
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)  # as every process of a job gets it that is pre-empted
+    for batch in batches:
+        images += batch.pixels[:, 0, 0, 0].tolist()
+    assert images == uninterrupted
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+def test_a_run_that_is_killed_leaves_no_process(source):
+    code = f"""
+import multiprocessing
+import os
+from jet_hf import JetImageProcessor
+from jet_hf.data import DataSource, Shares, stream_batches
+source = DataSource(path={source.path!r})
+for batch in stream_batches(source, "train", JetImageProcessor(size=2), Shares(8), 10**9):
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+"""
+    environment = os.environ | {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        worker = int(run.stdout.readline())
+        assert is_running(worker)
+    finally:
+        run.kill()
+        run.communicate()
+    deadline = time.monotonic() + 60
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not is_running(worker)
