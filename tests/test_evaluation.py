@@ -234,6 +234,16 @@ def test_wrong_input_ends_in_one_line(place, monkeypatch, capsys, flags, message
     assert capsys.readouterr().out == ""
 
 
+def test_processes_that_do_not_see_each_other_are_refused(place, monkeypatch, capsys):
+    """What `accelerate launch` starts where there are no GPUs: each would score everything, and print."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", command(place))
+    with pytest.raises(SystemExit, match="ACCELERATE_USE_CPU=true"):
+        runpy.run_path(SCRIPT, run_name="__main__")
+    assert capsys.readouterr().out == ""
+
+
 def test_the_mean_is_that_of_the_images_and_not_of_the_batches(model, pixels):
     """The last batch, of one image, must not count as much as the others."""
     result = evaluate(model, pixels, batch_size=3)

@@ -296,12 +296,15 @@ def test_another_run_is_not_written_over_and_other_settings_are_refused(root, im
         ({"max_steps": None, "streaming": True}, "max_steps"),
         ({"resume_from_checkpoint": "/nowhere/checkpoint-3"}, "/nowhere/checkpoint-3"),
         ({"report_to": "nothing"}, "nothing"),
+        ({"WORLD_SIZE": "2"}, "do not see each other"),
         ({"dataset_release": "imagenet1k_vandenoord"}, "49,?999"),
     ],
 )
 def test_what_does_not_fit_is_named_before_anything_is_written(tmp_path, images, monkeypatch, fields, message):
     """In this process, for speed; the script prints the message and exits with 1."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    if "WORLD_SIZE" in fields:  # two processes that a launcher for GPUs started where there are none
+        monkeypatch.setenv("WORLD_SIZE", fields.pop("WORLD_SIZE"))
     fields = TINY | {"dataset_path": images, "output_dir": tmp_path / "run"} | fields
     flags = [f"--{name}={value}" for name, value in fields.items() if value is not None]
     with pytest.raises((ValueError, OSError, StrictDataclassError, CheckpointError), match=message):

@@ -2,6 +2,7 @@
 """Scores a data set: bits per dimension with its standard error, on any number of processes."""
 
 import math
+import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -106,7 +107,7 @@ def evaluate(
         progress: Whether the main process shows a progress bar, on stderr.
 
     Raises:
-        ValueError: for an empty data set, or a number below 1.
+        ValueError: for an empty data set, a number below 1, or processes that do not see each other.
     """
     check_whole("batch_size", batch_size)
     check_whole("num_noise_samples", num_noise_samples)
@@ -117,6 +118,8 @@ def evaluate(
     if accelerator is not None:
         process_index, num_processes = accelerator.process_index, accelerator.num_processes
         device = accelerator.device
+        if int(os.environ.get("WORLD_SIZE", 1)) > num_processes:  # each would score everything alone
+            raise ValueError("the processes do not see each other; on CPUs, set ACCELERATE_USE_CPU=true.")
     # The permutations stay on the device where images start, however the weights are sharded or offloaded.
     device = device or next(model.buffers()).device
     batch_size = min(batch_size, -(-num_images // num_processes))

@@ -28,7 +28,7 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
     The accelerator of a run: precision and trackers of its arguments, processes and devices of the launcher.
 
     Raises:
-        ValueError: for a tracker that is unknown or not installed.
+        ValueError: for a tracker that is unknown or not installed, or processes that do not see each other.
     """
     precision = arguments.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
     installed = [str(tracker) for tracker in get_available_trackers()]
@@ -43,7 +43,7 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         fsdp = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
-    return Accelerator(
+    accelerator = Accelerator(
         fsdp_plugin=fsdp,
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -54,6 +54,9 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
         # The only buffers are permutations, which never change.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+    if int(os.environ.get("WORLD_SIZE", 1)) > accelerator.num_processes:
+        raise ValueError("the processes do not see each other; on CPUs, set ACCELERATE_USE_CPU=true.")
+    return accelerator
 
 
 def data_source(arguments: TrainArguments) -> DataSource:
