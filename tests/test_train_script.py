@@ -373,6 +373,7 @@ def test_a_run_pushes_its_model_and_a_failing_hub_does_not_stop_it(root, images,
             variables=hub.environment(token="writer"),
         )
         assert "finished model" in output and rows(folder)[-1]["step"] == 12
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
         if refused:
             assert "the finished model was not pushed, training is not affected" in output
             return

@@ -125,8 +125,9 @@ def prune_checkpoints(output_dir: Path, limit: int | None) -> None:
 
 def clear_drafts(output_dir: Path) -> None:
     """Deletes what a killed run left half-written or half-deleted."""
-    for path in output_dir.glob(".checkpoint-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for pattern in (".checkpoint-*", ".*.draft"):
+        for path in output_dir.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _checksum(path: Path) -> str:

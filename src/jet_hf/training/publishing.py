@@ -45,6 +45,7 @@ class Publisher:
         self.trainer, self.model, self.accelerator = trainer, trainer.base_model, trainer.accelerator
         self.processor, self.data, self.monitor = processor, data, monitor
         self.output_dir = Path(arguments.output_dir)
+        self.push_draft = self.output_dir / ".push.draft"
         self.worker = ThreadPoolExecutor(1)
         self.last_push: Future | None = None
         if arguments.push_to_hub and self.accelerator.is_main_process and (problem := check_login()):
@@ -53,6 +54,8 @@ class Publisher:
     def close(self) -> None:
         """Waits for a push that is under way."""
         self.worker.shutdown()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.push_draft, ignore_errors=True)
 
     def export(self, folder: Path) -> None:
         """The model as `from_pretrained` takes it, its processor, code, and card; all processes call it."""
@@ -90,11 +93,11 @@ class Publisher:
         if busy:
             self.monitor.say(f"{what}: not pushed, the push before it is still running")
             return
-        draft = self.output_dir / ".push.draft"
-        self.export(draft)
+        self.export(self.push_draft)
         if self.accelerator.is_main_process:
-            shutil.copyfile(self.monitor.metrics.path, draft / "metrics.jsonl")
-            self.last_push = self.worker.submit(self._upload, draft, what)
+            if self.monitor.metrics.path.exists():
+                shutil.copyfile(self.monitor.metrics.path, self.push_draft / "metrics.jsonl")
+            self.last_push = self.worker.submit(self._upload, self.push_draft, what)
 
     def _upload(self, folder: Path, what: str) -> None:
         try:
