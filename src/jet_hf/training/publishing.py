@@ -115,6 +115,7 @@ class Publisher:
 
     def _card_facts(self) -> CardFacts:
         arguments, step = self.arguments, self.trainer.step_count
+        precision = self.accelerator.mixed_precision
         flops = training_flops(self.model.config) * arguments.train_batch_size * step
         release = RELEASES.get(arguments.dataset_release)
         title = release.title if release else arguments.dataset_name or Path(arguments.dataset_path).name
@@ -151,7 +152,7 @@ class Publisher:
                 "weight decay": arguments.weight_decay,
                 "gradient norm clipped to": arguments.max_grad_norm,
                 "moving average of weights": arguments.ema_decay if arguments.use_ema else "no",
-                "precision of the conditioners": self.accelerator.mixed_precision,
+                "precision of the conditioners": {"no": "float32"}.get(precision, precision),
                 "seed": arguments.seed,
                 "parameters": self.model.num_parameters(),
                 "training FLOPs": f"{flops:.3g}",
