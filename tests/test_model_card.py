@@ -119,6 +119,7 @@ def test_a_card_without_metadata_gets_some(tmp_path):
         (None, RECORD, "there is no model card"),
         ("---\nmodel-index: 3\n---\n", RECORD, "metadata of .* cannot be read"),
         ("---\nmodel-index: [{name: a}]\n---\n", RECORD, "metadata of .* cannot be read"),
+        ("---\nmodel-index: [{results: [{dataset: a}]}]\n---\n", RECORD, "metadata of .* cannot be read"),
         ("---\na: [\n---\n", RECORD, "metadata of .* cannot be read"),
         ("# a\n", EvaluationRecord(OORD, "imagefolder", "test", 1, math.nan, 0.1), "finite number, got nan"),
     ],

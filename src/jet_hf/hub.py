@@ -166,7 +166,7 @@ def add_evaluation(path: str | os.PathLike, record: EvaluationRecord) -> None:
             index[0]["results"].append(entry)
         for model in index:
             model["results"] = [result for result in model["results"] if result["metrics"]]
-    except (yaml.YAMLError, AttributeError, IndexError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the metadata of {card_path} cannot be read: {type(error).__name__}: {error}") from error
     card.data["model-index"] = index
     _save(card, card_path)

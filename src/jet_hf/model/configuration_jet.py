@@ -93,7 +93,7 @@ class JetConfig(PreTrainedConfig):
         self.spatial_couplings = list(self.spatial_couplings)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        known = {*dir(self), "auto_map", "custom_pipelines", "quantization_config"}
+        known = {*dir(self), "_commit_hash", "auto_map", "custom_pipelines", "quantization_config"}
         super().__post_init__(**kwargs)
         # As every configuration of transformers, this one takes any field; a misspelt one must not pass unseen.
         if unknown := sorted(name for name in kwargs if name in vars(self) and name not in known):
