@@ -16,7 +16,7 @@ from train_process import environment, write_images
 
 from jet_hf import JetImageProcessor
 from jet_hf.data import DataSource, PixelSplit, UnknownSplitError
-from jet_hf.evaluation import Evaluation, describe_evaluation, evaluate, evaluation_record, held_out_split
+from jet_hf.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record, held_out_split
 from jet_hf.noise import uniform_noise
 
 
@@ -138,6 +138,11 @@ def test_reports_say_which_release_and_which_lossy_format(pixels):
     plain = describe_evaluation(scores, DataSource(name="a/b"), "test", PixelSplit(pixels, 0, "PNG"))
     assert plain["release"] is None and plain["lossy_source_format"] is None
     assert evaluation_record(scores, DataSource(path="/home/me/cats"), "test").dataset_name == "cats"
+
+
+def test_a_release_that_its_files_tell_is_named_without_being_given(tmp_path):
+    (tmp_path / "val_data.npz").touch()
+    assert data_title(DataSource(path=str(tmp_path))) == "downsampled ImageNet-1k of Chrabaszcz et al."
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,12 @@ class Evaluation:
         return self.bits_per_dim.std().item() / math.sqrt(len(self.bits_per_dim))
 
 
+def check_processes(accelerator: Accelerator) -> None:
+    """Raises ValueError if more processes were started than work together: each would do everything alone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > accelerator.num_processes:
+        raise ValueError("the processes do not see each other; on CPUs, set ACCELERATE_USE_CPU=true.")
+
+
 def held_out_split(source: DataSource) -> str:
     """
     The split to score where none is asked for: validation, or else test.
@@ -118,8 +124,7 @@ def evaluate(
     if accelerator is not None:
         process_index, num_processes = accelerator.process_index, accelerator.num_processes
         device = accelerator.device
-        if int(os.environ.get("WORLD_SIZE", 1)) > num_processes:  # each would score everything alone
-            raise ValueError("the processes do not see each other; on CPUs, set ACCELERATE_USE_CPU=true.")
+        check_processes(accelerator)
     # The permutations stay on the device where images start, however the weights are sharded or offloaded.
     device = device or next(model.buffers()).device
     batch_size = min(batch_size, -(-num_images // num_processes))
@@ -176,16 +181,27 @@ def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, 
     }
 
 
-def evaluation_record(evaluation: Evaluation, source: DataSource, split: str) -> EvaluationRecord:
-    """A score in the form that [`add_evaluation`] writes to a model card."""
+def data_title(source: DataSource) -> str:
+    """What a data set is called in reports: its release, which figures can be compared within, or else its name."""
     release = known_release(source)
-    return EvaluationRecord(
-        # The path of a folder is no one else's business.
-        dataset_name=RELEASES[release].title if release else source.name or Path(source.path).name,
-        dataset_type=source.name or "imagefolder",
-        split=split,
+    # The path of a folder is no one else's business.
+    return RELEASES[release].title if release else source.name or Path(source.path).name
+
+
+def evaluation_record(evaluation: Evaluation, source: DataSource, split: str) -> EvaluationRecord:
+    """A score in the form that model cards take."""
+    return score_record(
+        source,
+        split,
         num_images=len(evaluation.bits_per_dim),
         bits_per_dim=evaluation.mean,
         standard_error=evaluation.standard_error,
         num_noise_samples=evaluation.num_noise_samples,
+    )
+
+
+def score_record(source: DataSource, split: str, **scores) -> EvaluationRecord:
+    """[`evaluation_record`] of an evaluation that was written down: `scores` are the record's other fields."""
+    return EvaluationRecord(
+        dataset_name=data_title(source), dataset_type=source.name or "imagefolder", split=split, **scores
     )

@@ -1,10 +1,10 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Folders that appear under their final name only when they are whole."""
+"""Files and folders that appear under their final name only when they are whole."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,20 @@ def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` write a hidden draft, and gives it its name once all of it is on the disk."""
+    draft = path.with_name(f".{path.name}")
+    write(draft)
+    fsync(draft)
+    os.replace(draft, path)
+    fsync(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """[`replace_file`] by a text."""
+    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def publish_folder(draft: Path, path: Path) -> None:

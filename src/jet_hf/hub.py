@@ -22,6 +22,8 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, RepoCar
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from .files import replace_file
+
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +132,7 @@ def write_model_card(folder: str | os.PathLike, facts: CardFacts, model_id: str)
         training=[[_cell(key), _cell(value)] for key, value in facts.training.items()],
         command=facts.command,
     )
-    _save(card, folder / "README.md")
+    replace_file(folder / "README.md", card.save)
 
 
 def add_evaluation(path: str | os.PathLike, record: EvaluationRecord) -> None:
@@ -169,7 +171,7 @@ def add_evaluation(path: str | os.PathLike, record: EvaluationRecord) -> None:
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the metadata of {card_path} cannot be read: {type(error).__name__}: {error}") from error
     card.data["model-index"] = index
-    _save(card, card_path)
+    replace_file(card_path, card.save)
 
 
 def full_repo_id(repo_id: str) -> str:
@@ -366,9 +368,3 @@ def _describe(config_path: Path) -> str | None:
 
 def _is_hub_id(name: str | None) -> bool:
     return bool(name) and name not in LOADERS and HUB_ID.fullmatch(name) is not None and not Path(name).exists()
-
-
-def _save(card: RepoCard, path: Path) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    card.save(draft)
-    os.replace(draft, path)

@@ -55,10 +55,14 @@ class UndecodableLimit:
     def check(self, undecodable: list[str]) -> None:
         """Raises UndecodableImagesError where these, named, are more than the share, or all that there are."""
         if len(undecodable) > self.share * self.num_images or len(undecodable) == self.num_images > 0:
-            raise UndecodableImagesError(
-                f"{len(undecodable)} of {self.num_images} images of {self.where} cannot be decoded, more than "
-                f"max_undecodable_share={self.share:g} allows; the first are: {'; '.join(undecodable[:5])}."
-            )
+            raise self.error(undecodable)
+
+    def error(self, undecodable: list[str]) -> UndecodableImagesError:
+        """The error that these, named, are."""
+        return UndecodableImagesError(
+            f"{len(undecodable)} of {self.num_images} images of {self.where} cannot be decoded, more than "
+            f"max_undecodable_share={self.share:g} allows; the first are: {'; '.join(undecodable[:5])}."
+        )
 
 
 @dataclass(frozen=True)

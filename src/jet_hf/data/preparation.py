@@ -8,7 +8,7 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..files import check_is_free, fsync
+from ..files import check_is_free, replace_file, replace_text
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
 from .pixels import (
@@ -116,14 +116,7 @@ def prepare(arguments: PreparationArguments) -> Prepared:
         UndecodableImagesError: if more than the allowed share of images cannot be decoded.
     """
     _check(arguments)
-    source = DataSource(
-        name=arguments.dataset_name,
-        config=arguments.dataset_config,
-        path=arguments.dataset_path,
-        image_column=arguments.image_column,
-        streaming=arguments.streaming,
-        release=arguments.dataset_release,
-    )
+    source = DataSource.from_arguments(arguments)
     check_is_free(arguments.output_dir, PREPARATION_FILE)
     dataset = open_split(source, arguments.split)
     num_images = None if isinstance(dataset, datasets.IterableDataset) else len(dataset)
@@ -190,20 +183,7 @@ def _begin(folder: Path, arguments: PreparationArguments, num_shards: int, num_i
     versions = {"jet_hf": __version__, "pillow": PIL.__version__, "pyarrow": pa.__version__}
     record["splits"].setdefault(arguments.split, {"parameters": parameters, "versions": versions})
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    _write_text(folder / PREPARATION_FILE, json.dumps(record, indent=2) + "\n")
-
-
-def _write_aside(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes a file that appears under its name only when all of it is on the disk."""
-    draft = path.with_name(f".{path.name}")
-    write(draft)
-    fsync(draft)
-    os.replace(draft, path)
-    fsync(path.parent)
-
-
-def _write_text(path: Path, text: str) -> None:
-    _write_aside(path, lambda draft: draft.write_text(text))
+    replace_text(folder / PREPARATION_FILE, json.dumps(record, indent=2) + "\n")
 
 
 class _Shards:
@@ -227,7 +207,7 @@ class _Shards:
             Its record: how many images it holds, the names of those that were skipped, and how many had which format.
         """
         record = {"num_images": 0, "skipped": [], "formats": Counter()}
-        _write_aside(self.paths[index], lambda draft: self._write(draft, index, record))
+        replace_file(self.paths[index], lambda draft: self._write(draft, index, record))
         return record
 
     def _write(self, draft: Path, index: int, record: dict) -> None:
@@ -361,8 +341,8 @@ def _finish(folder: Path, arguments: PreparationArguments, records: list[dict], 
         "skipped": skipped,
         "source_format": result.source_format,
     }
-    _write_text(folder / PREPARATION_FILE, json.dumps(record, indent=2) + "\n")
-    _write_text(folder / "README.md", dataset_card(record))
+    replace_text(folder / PREPARATION_FILE, json.dumps(record, indent=2) + "\n")
+    replace_text(folder / "README.md", dataset_card(record))
     if skipped:
         logger.warning("%d images cannot be decoded and were skipped: %s.", len(skipped), "; ".join(skipped))
     return result

@@ -78,6 +78,18 @@ class DataSource:
         if self.release is not None and self.release not in RELEASES:
             raise ValueError(f"`dataset_release` must be one of {', '.join(RELEASES)}, got {self.release!r}.")
 
+    @classmethod
+    def from_arguments(cls, arguments) -> "DataSource":
+        """The data set that the fields `dataset_name`, `dataset_path` and so on of a script's arguments name."""
+        return cls(
+            name=arguments.dataset_name,
+            config=arguments.dataset_config,
+            path=arguments.dataset_path,
+            image_column=arguments.image_column,
+            streaming=arguments.streaming,
+            release=arguments.dataset_release,
+        )
+
 
 def open_split(source: DataSource, split: str) -> datasets.Dataset | datasets.IterableDataset:
     """

@@ -25,6 +25,7 @@ from .batches import Batch, Shares, outlive_termination
 from .pixels import (
     UndecodableImageError,
     UndecodableImagesError,
+    UndecodableLimit,
     decode_image,
     image_name,
     pixel_converter,
@@ -225,10 +226,7 @@ class _Stream(IterableDataset):
             "%s cannot be decoded, the one before it takes its place (%d of %d).", name, count, self.num_images
         )
         if count > share * self.num_images and (count > MIN_UNDECODABLE or share == 0):
-            raise UndecodableImagesError(
-                f"{count} of {self.num_images} images of {self.where} cannot be decoded, more than "
-                f"max_undecodable_share={share:g} allows; the first are: {'; '.join(self.undecodable[:5])}."
-            )
+            raise UndecodableLimit(share, self.num_images, self.where).error(self.undecodable)
 
 
 class _Step:

@@ -2,7 +2,6 @@
 """What people watch while a model trains: a progress bar, metrics.jsonl, trackers, pictures."""
 
 import json
-import os
 import resource
 import sys
 import time
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from PIL import Image
 
+from ..files import replace_text
 from .loop import StepMetrics
 
 
@@ -43,9 +43,7 @@ class JsonLines:
     def truncate(self, step: int) -> None:
         """Forgets rows of steps after `step`, which are about to be done again."""
         if self.path.exists():
-            draft = self.path.with_name(f".{self.path.name}.draft")
-            draft.write_text("".join(json.dumps(row) + "\n" for row in self.read() if row["step"] <= step))
-            os.replace(draft, self.path)
+            replace_text(self.path, "".join(json.dumps(row) + "\n" for row in self.read() if row["step"] <= step))
 
 
 class Monitor:
@@ -56,7 +54,7 @@ class Monitor:
         accelerator: Its trackers are logged to.
         output_dir: Folder of the run.
         num_steps: Optimiser steps of the run.
-        start_step: Those done before, if it goes on from a checkpoint.
+        start_step: Those done before, where a checkpoint is gone on from.
         batch_size: Images of a step, over all processes.
         num_images: Images of an epoch, where known.
         flops_per_image: Of a training step.

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from ..cost import training_flops
-from ..data.releases import RELEASES
+from ..data import RELEASES, known_release
+from ..evaluation import data_title, score_record
 from ..files import publish_files
-from ..hub import CardFacts, EvaluationRecord, PushError, check_login, push_folder, write_model_card
+from ..hub import CardFacts, PushError, check_login, push_folder, write_model_card
 from ..model.image_processing_jet import JetImageProcessor
 from .arguments import TrainArguments
 from .loop import Trainer
@@ -117,9 +118,9 @@ class Publisher:
         arguments, step = self.arguments, self.trainer.step_count
         precision = self.accelerator.mixed_precision
         flops = training_flops(self.model.config) * arguments.train_batch_size * step
-        release = RELEASES.get(arguments.dataset_release)
-        title = release.title if release else arguments.dataset_name or Path(arguments.dataset_path).name
-        notes = [release.note] if release else []
+        source = self.data.source
+        release = known_release(source)
+        notes = [RELEASES[release].note] if release else []
         for split, pixels in ((arguments.train_split, self.data.train), (self.data.eval_split, self.data.eval)):
             if pixels and pixels.lossy:
                 notes.append(
@@ -128,20 +129,14 @@ class Publisher:
                 )
             if pixels and pixels.num_skipped:
                 notes.append(f"{pixels.num_skipped} undecodable images of {split} were left out.")
+        # The last evaluation, if it is of these weights.
         evaluations = [
-            EvaluationRecord(
-                dataset_name=title,
-                dataset_type=arguments.dataset_name or "imagefolder",
-                split=self.data.eval_split,
-                num_images=row["num_images"],
-                bits_per_dim=row["bits_per_dim"],
-                standard_error=row["standard_error"],
-            )
+            score_record(source, self.data.eval_split, **{key: row[key] for key in row if key != "step"})
             for row in self.monitor.evaluations.read()[-1:]
             if row["step"] == step
         ]
         return CardFacts(
-            dataset_title=title,
+            dataset_title=data_title(source),
             dataset_note=" ".join(notes),
             training={
                 "optimiser steps": step,

@@ -128,7 +128,7 @@ class TrainingRun:
             accelerator,
             self.output_dir,
             self.num_steps,
-            self.checkpoint and start_step,
+            start_step,
             arguments.train_batch_size,
             self.data.num_train_images,
             training_flops(self.model.config),
@@ -137,7 +137,7 @@ class TrainingRun:
         self.publisher = Publisher(arguments, self.trainer, self.processor, self.data, self.monitor)
         previous = signal.signal(signal.SIGTERM, self._request_stop)
         try:
-            finished = self._loop(start_step)
+            finished = self._loop(start_step or 0)
             if finished:
                 self.publisher.finish()
         except NonFiniteLossError as error:
@@ -201,9 +201,10 @@ class TrainingRun:
             **{name: getattr(self.arguments, name) for name in TRAJECTORY_FIELDS},
         }
 
-    def _resume(self) -> int:
+    def _resume(self) -> int | None:
+        """Goes on from the checkpoint, if there is one; gives the optimiser steps that it has done."""
         if self.checkpoint is None:
-            return 0
+            return None
         path, manifest = self.checkpoint
         ours, theirs = self._trajectory(), manifest["trajectory"]
         if changed := [name for name in ours if ours[name] != theirs.get(name)]:

@@ -16,7 +16,7 @@ from accelerate.utils import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..data import DataSource, PixelSplit, UnknownSplitError, load_pixels
-from ..evaluation import held_out_split
+from ..evaluation import check_processes, held_out_split
 from ..model.configuration_jet import JetConfig
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
@@ -54,21 +54,8 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
         # The only buffers are permutations, which never change.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
-    if int(os.environ.get("WORLD_SIZE", 1)) > accelerator.num_processes:
-        raise ValueError("the processes do not see each other; on CPUs, set ACCELERATE_USE_CPU=true.")
+    check_processes(accelerator)
     return accelerator
-
-
-def data_source(arguments: TrainArguments) -> DataSource:
-    """The data set that the arguments name."""
-    return DataSource(
-        name=arguments.dataset_name,
-        config=arguments.dataset_config,
-        path=arguments.dataset_path,
-        image_column=arguments.image_column,
-        streaming=arguments.streaming,
-        release=arguments.dataset_release,
-    )
 
 
 def make_model(arguments: TrainArguments) -> JetForDensityEstimation:
@@ -110,7 +97,7 @@ class RunData:
 
 def load_data(arguments: TrainArguments, processor: JetImageProcessor, accelerator: Accelerator) -> RunData:
     """Prepares the images: the main process first, so that the others find its work."""
-    source = data_source(arguments)
+    source = DataSource.from_arguments(arguments)
     options = {
         "max_undecodable_share": arguments.max_undecodable_share,
         "num_proc": arguments.preprocessing_num_workers,
