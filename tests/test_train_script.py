@@ -369,7 +369,7 @@ def test_a_run_pushes_its_model_and_a_failing_hub_does_not_stop_it(root, images,
             output_dir=folder,
             save_steps=6,
             push_to_hub=True,
-            hub_model_id="jet/tiny",
+            hub_model_id="tiny",
             variables=hub.environment(token="writer"),
         )
         assert "finished model" in output and rows(folder)[-1]["step"] == 12
@@ -384,6 +384,7 @@ def test_a_run_pushes_its_model_and_a_failing_hub_does_not_stop_it(root, images,
     assert "pushed step 6 to" in output and "pushed the finished model to" in output
     card = files["README.md"].decode()
     assert "train.py" in card and "--max_steps=12" in card and str(root) not in card
+    assert 'from_pretrained("jet/tiny"' in card
 
 
 def test_trackers_get_numbers_and_pictures(root, images):

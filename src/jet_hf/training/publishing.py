@@ -15,7 +15,7 @@ from ..cost import training_flops
 from ..data import RELEASES, known_release
 from ..evaluation import data_title, score_record
 from ..files import publish_files
-from ..hub import CardFacts, PushError, check_login, push_folder, write_model_card
+from ..hub import CardFacts, PushError, check_login, full_repo_id, push_folder, write_model_card
 from ..model.image_processing_jet import JetImageProcessor
 from .arguments import TrainArguments
 from .loop import Trainer
@@ -112,7 +112,8 @@ class Publisher:
             logger.warning(f"{what} was not pushed, training is not affected: {kind}{error}")
 
     def _model_id(self) -> str:
-        return self.arguments.hub_model_id or self.output_dir.resolve().name
+        name = self.arguments.hub_model_id or self.output_dir.resolve().name
+        return full_repo_id(name) if self.arguments.push_to_hub else name
 
     def _card_facts(self) -> CardFacts:
         arguments, step = self.arguments, self.trainer.step_count
