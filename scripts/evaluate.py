@@ -2,8 +2,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
 Scores a split of a data set in bits per dimension: JSON on stdout, a table on stderr.
-
-    python scripts/evaluate.py --model runs/cifar10 --dataset uoft-cs/cifar10 --dataset_release cifar10
+    python scripts/evaluate.py --model runs/cifar10 --dataset uoft-cs/cifar10
     accelerate launch scripts/evaluate.py --model runs/imagenet64 --dataset valid_64x64.tar --num_noise_samples 16
 """
 
@@ -20,7 +19,7 @@ from transformers import HfArgumentParser
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.data import DataSource, UndecodableImagesError, load_pixels
-from jet_hf.evaluation import describe_evaluation, evaluate, evaluation_record, held_out_split
+from jet_hf.evaluation import describe_evaluation, evaluate, evaluation_record, held_out_split, write_scores
 from jet_hf.hub import add_evaluation
 
 
@@ -38,38 +37,39 @@ class EvaluateArguments:
     random_crops_per_image: int | None = field(default=None, metadata={"help": "Crops of full size that are scored."})
     seed: int = field(default=0, metadata={"help": "Draws crops, and the noise of each image, in any batches alike."})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16, of the conditioners."})
+    scores_file: str | None = field(default=None, metadata={"help": "JSON file to write each image's score to."})
     write_model_card: bool = field(default=False, metadata={"help": "Add the score to the card in --model."})
 
 
 def main() -> None:
     (arguments,) = HfArgumentParser(EvaluateArguments, description=__doc__).parse_args_into_dataclasses()
-    card = Path(arguments.model) / "README.md"
-    if arguments.write_model_card and not card.is_file():
+    if arguments.write_model_card and not (card := Path(arguments.model) / "README.md").is_file():
         raise ValueError(f"--write_model_card needs a folder with a card, there is no {card}.")
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     model = JetForDensityEstimation.from_pretrained(arguments.model)
     processor = JetImageProcessor.from_pretrained(arguments.model)
     place = {"path" if Path(arguments.dataset).expanduser().exists() else "name": arguments.dataset}
-    column, release = arguments.image_column, arguments.dataset_release
-    source = DataSource(**place, config=arguments.dataset_config, image_column=column, release=release)
+    place |= {"config": arguments.dataset_config, "image_column": arguments.image_column}
+    source = DataSource(**place, release=arguments.dataset_release)
+    wanted = {name: getattr(arguments, name) for name in ("max_images", "random_crops_per_image", "seed")}
     with accelerator.main_process_first():
         split = arguments.split or held_out_split(source)
-        wanted = {name: getattr(arguments, name) for name in ("max_images", "random_crops_per_image", "seed")}
         pixels = load_pixels(source, split, processor, **wanted)
-    # Nothing is learnt: every process has the whole model, whatever the launcher's configuration does in training.
+    # Every process has the whole model, whatever the launcher's configuration does in training.
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
-    settings = {name: getattr(arguments, name) for name in ("batch_size", "num_noise_samples", "seed")}
-    start = time.monotonic()
-    evaluation = evaluate(model, pixels.dataset, **settings, accelerator=accelerator, progress=sys.stderr.isatty())
-    seconds = time.monotonic() - start
+    start, settings = time.monotonic(), (arguments.batch_size, arguments.num_noise_samples, arguments.seed)
+    evaluation = evaluate(model, pixels.dataset, *settings, accelerator, progress=sys.stderr.isatty())
+    speed = len(pixels.dataset) / (time.monotonic() - start)
     if accelerator.is_main_process:
         if arguments.write_model_card:
             add_evaluation(arguments.model, evaluation_record(evaluation, source, split))
-        speed = {"num_processes": accelerator.num_processes, "images_per_second": len(pixels.dataset) / seconds}
+        if arguments.scores_file:
+            write_scores(arguments.scores_file, evaluation, source, split)
         result = {"model": arguments.model, **describe_evaluation(evaluation, source, split, pixels)}
-        result |= {"seed": arguments.seed, "mixed_precision": arguments.mixed_precision, **speed}
+        result |= {"seed": arguments.seed, "mixed_precision": arguments.mixed_precision}
+        result |= {"num_processes": accelerator.num_processes, "images_per_second": speed}
         print(json.dumps(result, indent=2))
-        print("\n".join(f"{name:20} {value}" for name, value in result.items()), file=sys.stderr)
+        print(*(f"{name:20} {value}" for name, value in result.items()), sep="\n", file=sys.stderr)
     accelerator.end_training()
 
 

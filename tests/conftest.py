@@ -43,6 +43,10 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("largest differences from the original implementations, and tolerances")
         for what, difference, tolerance in rows:
             terminalreporter.write_line(f"{what:60} {difference:8.1e} {tolerance:8.0e}")
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "load" and report.when == "call":
+                terminalreporter.write_line(f"the demo under load: {value}")
 
 
 def tiny_config(**fields) -> JetConfig:

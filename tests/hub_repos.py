@@ -23,11 +23,17 @@ ROUTES = [
     ("complete", "POST", r"/lfs/(?P<oid>[0-9a-f]{64})/complete"),
     ("verify", "POST", r"/lfs/(?P<oid>[0-9a-f]{64})/verify"),
     ("commit", "POST", REPO + r"/commit/(?P<revision>[^/]+)"),
-    ("secrets", "POST", REPO + r"/(?P<name>secrets|variables)"),
+    ("secrets", "POST", REPO + r"/secrets"),
+    ("variables", "GET", REPO + r"/variables"),
+    ("set_variable", "POST", REPO + r"/variables"),
+    ("delete_variable", "DELETE", REPO + r"/variables"),
+    ("runtime", "GET", REPO + r"/runtime"),
+    ("hardware", "POST", REPO + r"/hardware"),
     ("tree", "GET", REPO + r"/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?"),
     ("info", "GET", REPO + r"(?:/revision/(?P<revision>[^/]+))?"),
     ("resolve", "GET", FILE + r"/resolve/(?P<revision>[^/]+)/(?P<path>.+)"),
 ]
+HARDWARE = ("cpu-basic", "zero-a10g", "t4-small")
 HUB_ID = r"(?:[\w-]+/)?[\w.-]+"
 GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n"
 
@@ -74,6 +80,7 @@ class Repo:
     objects: dict[str, bytes] = field(default_factory=dict)  # LFS objects by sha256, in a commit or not yet
     secrets: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
+    hardware: str = "cpu-basic"
 
     def commit(self, message: str, files: dict[str, File]) -> str:
         listing = repr([message, len(self.commits), sorted((path, file.etag) for path, file in files.items())])
@@ -131,7 +138,10 @@ class Hub:
             raise HubError(409, "You already created this repo", url=url)
         if kind == "spaces" and not data.get("sdk"):
             raise HubError(400, "sdk is required")
+        if data.get("hardware", "cpu-basic") not in HARDWARE:
+            raise HubError(400, f"Invalid hardware {data['hardware']}")
         repo = Repo(owner, private=data.get("visibility") == "private" or bool(data.get("private")))
+        repo.hardware = data.get("hardware", repo.hardware)
         for name in ("secrets", "variables"):
             getattr(repo, name).update({entry["key"]: entry["value"] for entry in data.get(name, [])})
         repo.commit("initial commit", {".gitattributes": File(GITATTRIBUTES, lfs=False)})
@@ -223,9 +233,31 @@ class Hub:
         prefix = "" if kind == "models" else f"{kind}/"
         return {"success": True, "commitOid": sha, "commitUrl": f"{self.url}/{prefix}{repo_id}/commit/{sha}"}
 
-    def secrets(self, repo, name, data, **_):
-        getattr(repo, name)[data["key"]] = data["value"]
+    def secrets(self, repo, data, **_):
+        repo.secrets[data["key"]] = data["value"]
         return {}
+
+    def variables(self, repo, **_):
+        return {key: {"key": key, "value": value} for key, value in repo.variables.items()}
+
+    def set_variable(self, repo, data, **_):
+        repo.variables[data["key"]] = data["value"]
+        return self.variables(repo)
+
+    def delete_variable(self, repo, data, **_):
+        if repo.variables.pop(data["key"], None) is None:
+            raise HubError(404, "This variable does not exist")
+        return self.variables(repo)
+
+    def runtime(self, repo, **_):
+        stage = "BUILDING" if "app.py" in repo.at("main").files else "NO_APP_FILE"
+        return {"stage": stage, "hardware": {"current": None, "requested": repo.hardware}, "gcTimeout": None}
+
+    def hardware(self, repo, data, **_):
+        if data["flavor"] not in HARDWARE:
+            raise HubError(400, f"Invalid hardware {data['flavor']}")
+        repo.hardware = data["flavor"]
+        return self.runtime(repo)
 
     def info(self, repo, repo_id, revision="main", **_):
         commit = repo.at(revision)

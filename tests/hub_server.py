@@ -31,6 +31,9 @@ from urllib.parse import unquote, urlsplit
 from hub_repos import ROUTES, TOKENS, File, Hub, HubError, Repo
 
 
+WRITING = ("preupload", "batch", "commit", "secrets", "set_variable", "delete_variable", "hardware")
+
+
 @dataclass
 class Fault:
     """What goes wrong with the next requests of a route; `reached` is set once it has happened to all of them."""
@@ -187,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.connection.shutdown(socket.SHUT_RDWR)
         self.answer(fault.status, fault.body.encode(), fault.headers)
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def serve(self, found: dict[str, str], body: bytes) -> None:
         try:
@@ -214,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
             if "repo" in found:
                 arguments["kind"], arguments["repo_id"] = found.get("kind", "models"), found["repo"]
                 arguments["repo"] = hub.visible(arguments["kind"], found["repo"], self.user)
-                if self.route in ("preupload", "batch", "commit", "secrets"):
+                if self.route in WRITING:
                     hub.check_may_write(self.user, role, arguments["repo"])
             return getattr(hub, self.route)(**arguments)
 

@@ -207,8 +207,13 @@ def test_splits_and_limits_that_are_asked_for(place, monkeypatch, capsys, model)
     run_here(monkeypatch, command(place, "--split", "train", "--max_images", "2", "--seed", "4"))
     result = json.loads(capsys.readouterr().out)
     assert (result["split"], result["num_images"], result["seed"]) == ("train", 2, 4)
-    run_here(monkeypatch, command(place, "--dataset", str(place / "more")))
-    assert json.loads(capsys.readouterr().out)["split"] == "test"
+    scores = place / "scores.json"
+    run_here(monkeypatch, command(place, "--dataset", str(place / "more"), "--scores_file", str(scores)))
+    result = json.loads(capsys.readouterr().out)
+    assert result["split"] == "test"
+    written = json.loads(scores.read_text())
+    assert (written["dataset"], written["split"], written["num_images"]) == ("more", "test", 2)
+    assert sum(written["bits_per_dim"]) / 2 == pytest.approx(result["bits_per_dim"], abs=1e-4)
     with pytest.raises(UnknownSplitError, match="neither a validation nor a test split"):
         held_out_split(DataSource(path=str(place / "train only")))
 

@@ -14,7 +14,8 @@ MODEL_FILES = [path for path in sorted((PACKAGE / "model").glob("*.py")) if path
 LAYERS = [
     ["model", "files", "noise"],
     ["convert", "data", "photographs", "baselines", "cost", "hub"],
-    ["evaluation", "sampling"],
+    ["density"],
+    ["evaluation", "sampling", "deployment"],
     ["training"],
     ["plots"],
     ["demo"],

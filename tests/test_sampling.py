@@ -8,7 +8,15 @@ from conftest import ROOT, random_bytes, random_images, tiny_model
 from PIL import Image
 
 from jet_hf import JetImageProcessor
-from jet_hf.sampling import draw_latents, image_grid, interpolate, reconstruct, sample_images
+from jet_hf.sampling import (
+    decode_steps,
+    draw_latents,
+    image_grid,
+    interpolate,
+    latent_path,
+    reconstruct,
+    sample_images,
+)
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +151,31 @@ def test_script_refuses_in_one_line(saved, tmp_path):
         result = run(*arguments)
         assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "noise.png"]
+
+
+@torch.no_grad()
+def test_decoding_can_be_watched(model):
+    (latents,) = draw_latents(model, 2, seed=0, batch_size=2)
+    looks = list(decode_steps(model, latents, num_steps=2))
+    assert [done for done, _ in looks] == [0, 3, 5]
+    assert torch.equal(looks[0][1], latents)
+    # In between it is the state of the flow after the layers that are left.
+    states = model(random_images(2, model.config), noise=None, output_hidden_states=True)
+    again = list(decode_steps(model, states.latents, num_steps=5))
+    assert [done for done, _ in again] == [0, 1, 2, 3, 4, 5]
+    torch.testing.assert_close(again[2][1], model.jet.unpatchify(states.hidden_states[2]), rtol=0, atol=1e-5)
+    assert torch.equal(again[5][1], model.decode(states.latents)[0])
+    assert [done for done, _ in decode_steps(model, latents, num_steps=9)] == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="`num_steps` must be at least 1, got 0"):
+        next(decode_steps(model, latents, num_steps=0))
+
+
+def test_the_path_keeps_to_the_norms_of_its_ends():
+    start, end = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    path = latent_path(start, 2 * end, torch.tensor([0.0, 0.5, 1.0]))
+    torch.testing.assert_close(path[0], start)
+    torch.testing.assert_close(path[2], 2 * end)
+    torch.testing.assert_close(path[1].norm(), (start.norm() + 2 * end.norm()) / 2)
+    # Nothing lies between zeros but zeros; from zero on, the way is straight.
+    assert torch.equal(latent_path(0 * start, 0 * end, torch.tensor([0.5])), torch.zeros(1, 3, 8, 8))
+    torch.testing.assert_close(latent_path(0 * start, end, torch.tensor([0.5]))[0], end / 2)

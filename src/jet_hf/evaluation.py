@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Scores a data set: bits per dimension with its standard error, on any number of processes."""
 
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .data import (
     known_release,
     open_split,
 )
+from .files import replace_text
 from .hub import EvaluationRecord
 from .model.likelihood_jet import scale_bytes
 from .model.validation_jet import check_whole
@@ -179,6 +181,24 @@ def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, 
         "standard_error": error if math.isfinite(error) else None,
         "versions": {name: version(name) for name in ("jet_hf", "torch", "transformers", "datasets", "accelerate")},
     }
+
+
+def write_scores(path: str | os.PathLike, evaluation: Evaluation, source: DataSource, split: str) -> None:
+    """
+    Writes the score of each image, for histograms; in a model's folder as `held_out_scores.json` the demo shows it.
+
+    Args:
+        path: JSON file.
+        evaluation, source, split: What was scored and how it came out.
+    """
+    content = {
+        "dataset": data_title(source),
+        "split": split,
+        "num_images": len(evaluation.bits_per_dim),
+        "num_noise_samples": evaluation.num_noise_samples,
+        "bits_per_dim": [round(bits, 4) for bits in evaluation.bits_per_dim.tolist()],
+    }
+    replace_text(Path(path), json.dumps(content) + "\n")
 
 
 def data_title(source: DataSource) -> str:

@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,9 +207,16 @@ def push_folder(
     token: str | None = None,
     max_attempts: int = 5,
     wait_seconds: float = 2.0,
+    repo_type: str = "model",
+    space_sdk: str | None = None,
+    space_hardware: str | None = None,
+    delete_patterns: tuple[str, ...] = (),
+    before_commit: Callable[[HfApi, str], None] | None = None,
+    after_commit: Callable[[HfApi, str], None] | None = None,
+    again: str | None = None,
 ) -> str:
     """
-    Uploads a folder to a model repository on the Hub, which is made if need be. The folder is only read.
+    Uploads a folder to a repository on the Hub, which is made if need be. The folder is only read.
 
     The client itself repeats the upload of a large file, but not the making of the repository, nor, without Xet, the
     commit. Here the whole is repeated: what has arrived is not sent again, and a commit that was made although its
@@ -223,6 +231,11 @@ def push_folder(
         token: Instead of the one that `hf auth login` stored or `HF_TOKEN` names.
         max_attempts: Attempts in all, where the server is overloaded, or does not answer.
         wait_seconds: Before the second attempt; doubled before each that follows.
+        repo_type: Kind of the repository: "model", "dataset" or "space".
+        space_sdk, space_hardware: Of a Space, if it has to be made; a Space needs the first.
+        delete_patterns: Files of the repository that do not stay, unless the folder has them.
+        before_commit, after_commit: Called with the client and the repository's full name, in each attempt.
+        again: Command that completes the push after a failure; None: `hf upload` of the folder.
 
     Returns:
         Address of the repository.
@@ -233,41 +246,52 @@ def push_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise PushError(f"{folder} is not a folder.")
-    later = ["hf", "upload", repo_id, str(folder), ".", *(["--private"] if private else [])]
-    later += [word for pattern in ignore_patterns for word in ("--exclude", pattern)]
+    failure, advice = f"the push to {repo_id} failed", f"To complete it: {again}"
+    if again is None:
+        later = ["hf", "upload", repo_id, str(folder), ".", *(["--private"] if private else [])]
+        later += [] if repo_type == "model" else ["--repo-type", repo_type]
+        later += [word for pattern in ignore_patterns for word in ("--exclude", pattern)]
+        later += [word for pattern in delete_patterns for word in ("--delete", pattern)]
+        failure = f"{folder} was not pushed to {repo_id}"
+        advice = f"It is left as it was; to push it later: {shlex.join(later)}"
+
+    def push_once() -> str:
+        api = HfApi(token=token)
+        space = {"space_sdk": space_sdk, "space_hardware": space_hardware}
+        url = api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True, **space)
+        if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
+            raise PushError(
+                "the repository exists, and is public. Make it private in its settings, or do not ask for `private`."
+            )
+        if before_commit is not None:
+            before_commit(api, url.repo_id)
+        api.upload_folder(
+            repo_id=url.repo_id,
+            repo_type=repo_type,
+            folder_path=folder,
+            commit_message=commit_message,
+            ignore_patterns=list(ignore_patterns),
+            delete_patterns=list(delete_patterns) or None,
+        )
+        if after_commit is not None:
+            after_commit(api, url.repo_id)
+        return str(url)
+
     for attempt in range(1, max_attempts + 1):
         try:
             token = token or get_token()
             if token is None:
                 raise PushError(f"no token was found. {LOGIN}")
-            return _push_once(folder, repo_id, private, commit_message, list(ignore_patterns), token)
+            return push_once()
         except Exception as error:
             diagnosis = _diagnose(error, repo_id)
             if not diagnosis.passing or attempt == max_attempts:
                 tried = f" ({attempt} attempts)" if attempt > 1 else ""
-                raise PushError(
-                    f"{folder} was not pushed to {repo_id}{tried}: {diagnosis.text} It is left as it was; to push it "
-                    f"later: {shlex.join(later)}"
-                ) from error
+                raise PushError(f"{failure}{tried}: {diagnosis.text} {advice}") from error
             wait = min(max(wait_seconds * 2 ** (attempt - 1), diagnosis.wait), MAX_WAIT)
             logger.warning(f"{diagnosis.text} Pushing to {repo_id} again in {wait:.0f} s.")
             time.sleep(wait)
     raise ValueError(f"`max_attempts` has to be at least 1, got {max_attempts}.")
-
-
-def _push_once(
-    folder: Path, repo_id: str, private: bool | None, commit_message: str, ignore_patterns: list[str], token: str
-) -> str:
-    api = HfApi(token=token)
-    url = api.create_repo(repo_id, private=private, exist_ok=True)
-    if private and not api.model_info(url.repo_id).private:
-        raise PushError(
-            "the repository exists, and is public. Make it private in its settings, or do not ask for `private`."
-        )
-    api.upload_folder(
-        repo_id=url.repo_id, folder_path=folder, commit_message=commit_message, ignore_patterns=ignore_patterns
-    )
-    return str(url)
 
 
 @dataclass(frozen=True)

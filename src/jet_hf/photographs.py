@@ -7,6 +7,7 @@ Real photographs that ship inside scikit-learn and scikit-image: data for trying
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,14 @@ def load_photograph(name: str) -> np.ndarray:
     return photograph[0] if name == "stereo_motorcycle" else photograph
 
 
-def write_photographs(folder: str | os.PathLike) -> Path:
+def write_photographs(folder: str | os.PathLike, reductions: Sequence[int] = (1,)) -> Path:
     """
     Writes the photographs as an image folder, `train/NAME.png` and `validation/NAME.png`.
+
+    Args:
+        folder: Where to.
+        reductions: Factors by which each photograph is averaged down; by 2, say, to `NAME_2.png`. Crops of these show
+            whole things, and the sharpness of images that were made small.
 
     Returns:
         The folder, for `datasets.load_dataset("imagefolder", data_dir=...)`.
@@ -43,11 +49,18 @@ def write_photographs(folder: str | os.PathLike) -> Path:
     for split, names in SPLITS.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
         for name in names:
-            Image.fromarray(load_photograph(name)).save(folder / split / f"{name}.png")
+            photograph = Image.fromarray(load_photograph(name))
+            for factor in reductions:
+                suffix = "" if factor == 1 else f"_{factor}"
+                photograph.reduce(factor).save(folder / split / f"{name}{suffix}.png")
     return folder
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Writes the photographs as an image folder.")
     parser.add_argument("folder")
-    print(f"wrote {write_photographs(parser.parse_args().folder)}/train and /validation")
+    parser.add_argument(
+        "--reductions", type=int, nargs="+", default=[1], help="factors to average photographs down by"
+    )
+    arguments = parser.parse_args()
+    print(f"wrote {write_photographs(arguments.folder, arguments.reductions)}/train and /validation")

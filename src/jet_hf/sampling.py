@@ -64,6 +64,38 @@ def sample_images(
     return images
 
 
+@torch.no_grad()
+def decode_steps(
+    model: JetForDensityEstimation, latents: torch.Tensor, num_steps: int, context: torch.Tensor | None = None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """
+    Decodes, and shows how latents become images.
+
+    Args:
+        model: In evaluation mode.
+        latents: float32 tensor (B, C, S, S).
+        num_steps: Number of looks on the way, evenly spread over the coupling layers, the images included; at least 1.
+        context: Tensor (B, L, context_size), for a model whose configuration sets `context_size`.
+
+    Yields:
+        The number of coupling layers undone so far, and the flow's state as images, float32 (B, C, S, S): first the
+        latents, with 0, last what [`JetModel.decode`] gives.
+
+    Raises:
+        ValueError: if `num_steps` is below 1.
+    """
+    if num_steps < 1:
+        raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+    jet, num_layers = model.jet, model.config.num_coupling_layers
+    looks = {-(-num_layers * step // num_steps) for step in range(1, num_steps + 1)}
+    state = jet.patchify(latents)
+    yield 0, latents
+    for done, coupling in enumerate(reversed(jet.couplings), start=1):
+        state, _ = coupling(state, context, True)
+        if done in looks:
+            yield done, jet.unpatchify(state)
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """
@@ -92,13 +124,39 @@ def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> R
     return Reconstruction(latents, decoded, (decoded - dequantized).abs().max().item(), torch.equal(levels, originals))
 
 
+def latent_path(start: torch.Tensor, end: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """
+    Points on the great circle from one latent to another, which keeps to the norms that latents have; the length
+    changes evenly from the one to the other.
+
+    Args:
+        start, end: Latents (C, S, S).
+        weights: Places on the way, (K,), from 0, the start, to 1, the end.
+
+    Returns:
+        Latents (K, C, S, S).
+    """
+    shape, dtype = start.shape, start.dtype
+    start, end, weights = (values.double().flatten() for values in (start, end, weights))
+    weights = weights.to(start.device)[:, None]
+    lengths = start.norm(), end.norm()
+    angle = torch.arccos(torch.clamp(start @ end / (lengths[0] * lengths[1]), -1, 1))
+    if not (angle >= 1e-6 and torch.pi - angle >= 1e-6):  # no great circle, or no single one
+        path = (1 - weights) * start + weights * end
+    else:
+        directions = (
+            torch.sin((1 - weights) * angle) * start / lengths[0] + torch.sin(weights * angle) * end / lengths[1]
+        )
+        path = directions / torch.sin(angle) * ((1 - weights) * lengths[0] + weights * lengths[1])
+    return path.reshape(-1, *shape).to(dtype)
+
+
 @torch.no_grad()
 def interpolate(
     model: JetForDensityEstimation, first: torch.Tensor, second: torch.Tensor, num_steps: int
 ) -> torch.Tensor:
     """
-    The way from one image to another along the great circle between their latents, which keeps to the norms that
-    latents have; the length changes evenly from the one to the other.
+    The way from one image to another along the great circle between their latents, see [`latent_path`].
 
     Args:
         model: In evaluation mode.
@@ -114,18 +172,7 @@ def interpolate(
     if num_steps < 2:
         raise ValueError(f"`num_steps` must be at least 2, got {num_steps}.")
     ends, _ = model.encode(dequantize(torch.stack([first, second]), MID_LEVEL))
-    start, end = ends.flatten(1).double()
-    lengths = start.norm(), end.norm()
-    angle = torch.arccos(torch.clamp(start @ end / (lengths[0] * lengths[1]), -1, 1))
-    weights = torch.linspace(0, 1, num_steps, dtype=torch.float64, device=ends.device)[:, None]
-    if angle < 1e-6 or torch.pi - angle < 1e-6:  # no great circle, or no single one
-        path = (1 - weights) * start + weights * end
-    else:
-        directions = (
-            torch.sin((1 - weights) * angle) * start / lengths[0] + torch.sin(weights * angle) * end / lengths[1]
-        )
-        path = directions / torch.sin(angle) * ((1 - weights) * lengths[0] + weights * lengths[1])
-    return model.decode(path.reshape(-1, *ends.shape[1:]).to(ends.dtype))[0]
+    return model.decode(latent_path(*ends, torch.linspace(0, 1, num_steps, dtype=torch.float64)))[0]
 
 
 def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:

@@ -51,10 +51,21 @@ class JetCoupling(GradientCheckpointingLayer):
         Returns:
             The mapped state (B, N, D), and the log-determinant of the Jacobian of this map (B,), in nats.
         """
+        state, log_scale = self.transform(state, context, inverse)
+        log_det = log_scale.sum(dim=(1, 2))
+        return state, -log_det if inverse else log_det
+
+    def transform(
+        self, state: torch.Tensor, context: torch.Tensor | None, inverse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mapped state, and the logarithm of `scale`, in nats, for each number of the half that is mapped."""
         x1, x2 = split(state, self.permutation, self.spatial)
         bias, raw_scale = self.conditioner(x1, context)
         scale = self.scale_factor * torch.sigmoid(raw_scale)
-        log_det = (nn.functional.logsigmoid(raw_scale) + self.log_scale_factor).sum(dim=(1, 2))
-        if inverse:
-            return merge(x1, x2 / scale - bias, self.permutation, self.spatial), -log_det
-        return merge(x1, (x2 + bias) * scale, self.permutation, self.spatial), log_det
+        log_scale = nn.functional.logsigmoid(raw_scale) + self.log_scale_factor
+        x2 = x2 / scale - bias if inverse else (x2 + bias) * scale
+        return merge(x1, x2, self.permutation, self.spatial), log_scale
+
+    def log_scale_map(self, log_scale: torch.Tensor) -> torch.Tensor:
+        """The logarithms of [`transform`] where their numbers are in the state, (B, N, D); zero elsewhere."""
+        return merge(torch.zeros_like(log_scale), log_scale, self.permutation, self.spatial)

@@ -1,0 +1,66 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Where in an image its bits are."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .model.likelihood_jet import LEVELS_PER_UNIT, dequantize, standard_normal_log_prob
+from .model.modeling_jet import JetForDensityEstimation
+from .model.validation_jet import check_images, check_noise
+
+
+@dataclass(frozen=True)
+class PatchBits:
+    """
+    The two terms of the bits of an image, patch by patch; all of them together are `bits_per_dim * num_dims`.
+
+    Args:
+        latent: `-log2` of the standard normal density of the patch's latents, float64 (B, S/p, S/p), bits.
+        log_det: `-log2` of the change of volume from one grey level a number to the latents, likewise.
+    """
+
+    latent: torch.Tensor
+    log_det: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        return self.latent + self.log_det
+
+
+@torch.no_grad()
+def bits_per_patch(
+    model: JetForDensityEstimation,
+    pixel_values: torch.Tensor,
+    noise: torch.Tensor,
+    context: torch.Tensor | None = None,
+) -> PatchBits:
+    """
+    Splits the bits of 8-bit images over their patches.
+
+    A coupling layer scales each number of the state at its own place, so that the log-determinant is a sum over
+    places, as the density of the latents is. A patch's share is what the model spends there after it has seen, through
+    the conditioners, other patches as well: it is no likelihood of the patch by itself.
+
+    Args:
+        model: In evaluation mode.
+        pixel_values: float32 tensor (B, C, S, S) in [-1, 1], as the image processor scales bytes.
+        noise: Dequantisation noise, of the same shape, in [0, 1).
+        context: Tensor (B, L, context_size), for a model whose configuration sets `context_size`.
+
+    Raises:
+        ValueError: for a wrong shape, dtype or range.
+    """
+    jet, config = model.jet, model.config
+    check_images("pixel_values", pixel_values, config, jet.state_dtype)
+    check_noise(noise, pixel_values)
+    state = jet.patchify(dequantize(pixel_values, noise))
+    log_det = torch.zeros(state.shape[:2], dtype=torch.float64, device=state.device)
+    for coupling in jet.couplings:
+        state, log_scale = coupling.transform(state, context, inverse=False)
+        log_det += coupling.log_scale_map(log_scale).double().sum(dim=2)
+    latent = standard_normal_log_prob(state.double().flatten(0, 1)).reshape(log_det.shape)
+    log_det = log_det - config.patch_dim * math.log(LEVELS_PER_UNIT)
+    grid = (-1, config.grid_size, config.grid_size)
+    return PatchBits(*(-(term / math.log(2)).reshape(grid) for term in (latent, log_det)))

@@ -1,0 +1,85 @@
+"""Files that visitors may send: odd pictures that work, and files that do not."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+SIDE = 40
+
+
+def photograph() -> Image.Image:
+    """A picture without symmetry."""
+    rows, columns = np.mgrid[0:SIDE, 0 : SIDE + 8]
+    pixels = np.stack([5 * rows, 5 * columns, 3 * (rows + columns) % 256], axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def write_good(folder: Path) -> dict[str, Path]:
+    """Pictures of all kinds, by name."""
+    image, files = photograph(), {}
+
+    def save(name: str, picture: Image.Image, **options):
+        files[name] = folder / name
+        picture.save(files[name], **options)
+
+    save("plain.png", image)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save("rotated.jpg", image.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=100, subsampling=0)
+    save("cmyk.jpg", image.convert("CMYK"))
+    save("gray_alpha.png", image.convert("LA"))
+    save("palette.gif", image.convert("P"))
+    save("bilevel.png", image.convert("1"))
+    gray = np.asarray(image.convert("L"))
+    save("16bit.png", Image.fromarray(gray.astype(np.uint16) * 257))
+    transparent = image.convert("RGBA")
+    transparent.putalpha(Image.fromarray(255 - gray))
+    save("alpha.webp", transparent, lossless=True)
+    save("animated.gif", image, save_all=True, append_images=[Image.new("RGB", image.size)])
+    save("one_pixel.png", Image.new("RGB", (1, 1), "red"))
+    save("thin.png", image.resize((300, 2)))
+    save("big.tiff", image.resize((2000, 1500)))
+    save("no_name", image, format="PNG")
+    return files
+
+
+def write_bad(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Files that are no pictures to score, by name, and a part of what has to be answered."""
+    whole = write_good(folder)["plain.png"].read_bytes()
+    broken = Image.new("RGB", (64, 64))
+    broken.save(folder / "float.tiff")
+    Image.fromarray(np.full((64, 64), 0.5, dtype=np.float32)).save(folder / "float.tiff")
+    contents = {
+        "text.png": (b"not a picture", "is not a picture that can be read"),
+        "empty.png": (b"", "is not a picture that can be read"),
+        "cut_off.png": (whole[: len(whole) // 2], "is damaged"),
+        "drawing.svg": (
+            b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+            "is not a picture",
+        ),
+        "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "is not a picture"),
+        "page.html": (b"<script>alert(1)</script>", "is not a picture"),
+        "bomb.png": (png_of_zeros(20_000, 20_000), "must have at most 50,000,000 pixels"),
+        "large.png": (png_of_zeros(8_000, 7_000), "must have at most 50,000,000 pixels, got 8,000 x 7,000"),
+        "float.tiff": ((folder / "float.tiff").read_bytes(), "is ambiguous"),
+    }
+    for name, (content, _) in contents.items():
+        (folder / name).write_bytes(content)
+    return {name: (folder / name, message) for name, (_, message) in contents.items()}
+
+
+def png_of_zeros(width: int, height: int) -> bytes:
+    """A whole, valid gray PNG, small on the disk."""
+    compressor = zlib.compressobj(9)
+    line = bytes(width + 1)
+    data = b"".join(compressor.compress(line) for _ in range(height)) + compressor.flush()
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
