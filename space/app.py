@@ -31,6 +31,7 @@ from components import (
 )
 from jet_demo import (
     FITS,
+    MAPS,
     MAX_IMAGES,
     MAX_NOISE_DRAWS,
     MAX_SEED,
@@ -65,7 +66,6 @@ DELETE_CACHE = (300, 3600)
 # Models share the machine: one call computes, the others wait in a line of this length.
 QUEUE = {"default_concurrency_limit": 1, "max_size": 100, "api_open": False}
 NUM_LOOKS = 5
-MAPS = {"total": "all bits", "latent": "latent term", "log_det": "log-determinant term"}
 
 
 def enlarged_grid(images: list[Image.Image], columns: int | None = None, size: int = 640) -> Image.Image:
@@ -143,8 +143,7 @@ def add_scoring(demo: JetDemo, computes) -> None:
         progress(0.6, desc="drawing")
         seen = Image.fromarray(result.fitted.pixels.permute(1, 2, 0).numpy().squeeze())
         place = demo.held_out and histogram(demo.held_out.bits_per_dim, result.bits_per_dim, demo.held_out.title)
-        maps = {"total": result.latent + result.log_det, "latent": result.latent, "log_det": result.log_det}
-        return score_summary(result, demo), seen, place, *(heat_map(maps[name]) for name in MAPS)
+        return score_summary(result, demo), seen, place, *map(heat_map, result.maps.values())
 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -162,7 +161,7 @@ def add_scoring(demo: JetDemo, computes) -> None:
             summary = gr.Markdown(score_summary(None, demo), min_height=300)
     gr.Markdown("### Where the bits are\nBits per dimension of each patch. The two terms add up to all bits.")
     with gr.Row():
-        heat = [png_image(title.capitalize(), height=300, min_width=240) for title in MAPS.values()]
+        heat = [png_image(title.capitalize(), height=300, min_width=240) for title in MAPS]
     gr.Markdown(LIKELIHOOD)
     run.click(
         inputs=[image, draws, fit],
@@ -244,8 +243,7 @@ def add_api(demo: JetDemo, computes) -> None:
     def score(image, num_noise_draws, fit):
         """Scores an image in bits per dimension. num_noise_draws: 1 to 32; fit: "resize" or "crop"."""
         result = demo.score(image, num_noise_draws, fit)
-        maps = {"total": result.latent + result.log_det, "latent": result.latent, "log_det": result.log_det}
-        return result.to_dict(), heat_maps({MAPS[name]: values for name, values in maps.items()})
+        return result.to_dict(), heat_maps(result.maps)
 
     def reconstruct(image, fit):
         """Encodes an image and decodes it again. fit: "resize" or "crop"."""

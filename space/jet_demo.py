@@ -32,6 +32,7 @@ from jet_hf.sampling import (
 
 SCORES_FILE = "held_out_scores.json"
 FITS = ("resize", "crop")
+MAPS = ("all bits", "latent term", "log-determinant term")
 MAX_IMAGES = 36
 MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**32 - 1
@@ -101,6 +102,11 @@ class Score:
     @property
     def num_dims(self) -> int:
         return self.fitted.pixels.numel()
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        """All bits of each patch, and the two terms they are made of, under the titles of `MAPS`."""
+        return dict(zip(MAPS, (self.latent + self.log_det, self.latent, self.log_det), strict=True))
 
     def to_dict(self) -> dict:
         """Ready for JSON; log-likelihood in nats."""

@@ -4,10 +4,13 @@ import os
 # No test needs the Hub; offline, a wrong path fails at once instead of after the network's time-out.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from hub_server import Client, HubServer
+from pictures import write_bad, write_good
 
 from jet_hf import JetConfig, JetForDensityEstimation
 
@@ -88,3 +91,39 @@ def random_images(batch_size: int, config: JetConfig, seed: int = 0) -> torch.Te
 @pytest.fixture
 def model() -> JetForDensityEstimation:
     return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def running_hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def hub(running_hub):
+    yield running_hub
+    running_hub.recover()
+
+
+@pytest.fixture(scope="module")
+def client(running_hub, tmp_path_factory):
+    client = Client(running_hub, tmp_path_factory.mktemp("client"))
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def repo_id(request) -> str:
+    return "jet/" + re.sub(r"\W+", "-", request.node.name)[-60:].strip("-")
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory) -> dict[str, Path]:
+    """Files of pictures of all kinds, by name."""
+    return write_good(tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture(scope="session")
+def bad(tmp_path_factory) -> dict[str, tuple[Path, str]]:
+    """Files that are no pictures to score, by name, with a part of what has to be answered."""
+    return write_bad(tmp_path_factory.mktemp("bad"))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import random_bytes, random_images, tiny_model
 from hub_repos import card_metadata
-from hub_server import Client, ClientError, HubServer
+from hub_server import ClientError
 from PIL import Image
 
 import jet_hf.model
@@ -27,30 +27,6 @@ DATA = "ImageNet 32 x 32, the PNG release of van den Oord et al."
 LARGE = {"model.safetensors", "samples.png", "samples/samples-00001000.png"}
 CAPTURED = {"capture_output": True, "text": True}
 NOT_PUSHED = {"checkpoint-500/model.safetensors", ".push.draft", "samples/.hidden"}
-
-
-@pytest.fixture(scope="module")
-def running_hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def hub(running_hub):
-    yield running_hub
-    running_hub.recover()
-
-
-@pytest.fixture(scope="module")
-def client(running_hub, tmp_path_factory):
-    client = Client(running_hub, tmp_path_factory.mktemp("client"))
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def repo_id(request) -> str:
-    return "jet/" + re.sub(r"\W+", "-", request.node.name).strip("-")[:60]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import ROOT, tiny_model
 from jet_demo import HeldOutScores, JetDemo, load_scores
-from pictures import photograph, write_bad, write_good
+from pictures import photograph
 from PIL import Image
 from uploads import MAX_FILE_SIZE, UnreadableImageError, read_upload
 
@@ -39,18 +39,6 @@ def demo(folder):
     content = {"dataset": "things", "split": "test", "num_images": 4, "num_noise_samples": 1, "bits_per_dim": SCORES}
     (folder / "model" / "held_out_scores.json").write_text(json.dumps(content))
     return JetDemo(folder / "model")
-
-
-@pytest.fixture(scope="module")
-def good(folder):
-    (folder / "good").mkdir()
-    return write_good(folder / "good")
-
-
-@pytest.fixture(scope="module")
-def bad(folder):
-    (folder / "bad").mkdir()
-    return write_bad(folder / "bad")
 
 
 def test_a_score_is_the_model_s_and_its_parts_add_up(demo, good):

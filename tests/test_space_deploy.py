@@ -36,30 +36,6 @@ result = {"printed": printed.getvalue(), "error": error, "waits": waits}
 
 
 @pytest.fixture(scope="module")
-def running_hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def hub(running_hub):
-    yield running_hub
-    running_hub.recover()
-
-
-@pytest.fixture(scope="module")
-def client(running_hub, tmp_path_factory):
-    client = Client(running_hub, tmp_path_factory.mktemp("client"))
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def repo_id(request) -> str:
-    return "jet/" + re.sub(r"\W+", "-", request.node.name)[-60:].strip("-")
-
-
-@pytest.fixture(scope="module")
 def model_id(client) -> str:
     client("HfApi().create_repo('jet/pictures')")
     return "jet/pictures"

@@ -14,7 +14,6 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from jet_demo import JetDemo
-from pictures import write_bad, write_good
 from PIL import Image
 from space_server import SPACE, SpaceServer
 from uploads import MAX_FILE_SIZE, read_upload
@@ -45,18 +44,6 @@ def client(server, folder):
 @pytest.fixture(scope="module")
 def demo():
     return JetDemo(SPACE / "model")
-
-
-@pytest.fixture(scope="module")
-def good(folder):
-    (folder / "good").mkdir()
-    return write_good(folder / "good")
-
-
-@pytest.fixture(scope="module")
-def bad(folder):
-    (folder / "bad").mkdir()
-    return write_bad(folder / "bad")
 
 
 def pictures_of(gallery) -> list[Image.Image]:
