@@ -176,8 +176,9 @@ def add_reconstruction(demo: JetDemo, computes) -> None:
         progress(0.1, desc="encoding and decoding")
         original, latents, decoded, measured = demo.reconstruct(image, fit)
         progress(0.6, desc="editing")
-        edited = demo.edit(image, other, fit, mix, noise, truncation, seed)
-        return original, latents, decoded, edited, reconstruction_result(measured, demo.model.config.num_dims)
+        edited = demo.edit(latents, other, fit, mix, noise, truncation, seed)
+        statement = reconstruction_result(measured, demo.model.config.num_dims)
+        return original, demo.show_latents(latents), decoded, edited, statement
 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):

@@ -200,34 +200,43 @@ class JetDemo:
         above = None if self.held_out is None else float((self.held_out.bits_per_dim > draws.mean()).mean())
         return Score(fitted, draws, latent, log_det, png, webp, above)
 
-    def reconstruct(self, path: str | None, fit: str) -> tuple[Image.Image, Image.Image, Image.Image, dict]:
+    def reconstruct(self, path: str | None, fit: str) -> tuple[Image.Image, torch.Tensor, Image.Image, dict]:
         """
         Encodes a picture and decodes it again.
 
         Returns:
-            The picture as the model sees it, its latents, what came back, and `max_abs_error`, on the scale [-1, 1],
-            and `bytes_equal`.
+            The picture as the model sees it, its latents (1, C, S, S), what came back, and `max_abs_error`, on the
+            scale [-1, 1], and `bytes_equal`.
 
         Raises:
             ValueError: for another `fit`, or a picture that cannot be used.
         """
-        fitted = self.fit(read_upload(path), fit)
-        result = reconstruct(self.model, self.pixel_values(fitted))
-        original, latents, decoded = (
-            self.processor.post_process(values)[0]
-            for values in (dequantize(self.pixel_values(fitted), MID_LEVEL), result.latents / 3, result.pixel_values)
-        )
-        return original, latents, decoded, {"max_abs_error": result.max_abs_error, "bytes_equal": result.bytes_equal}
+        pixel_values = self.pixel_values(self.fit(read_upload(path), fit))
+        result = reconstruct(self.model, pixel_values)
+        original, decoded = (self.processor.post_process(values)[0] for values in (pixel_values, result.pixel_values))
+        measured = {"max_abs_error": result.max_abs_error, "bytes_equal": result.bytes_equal}
+        return original, result.latents, decoded, measured
+
+    def show_latents(self, latents: torch.Tensor) -> Image.Image:
+        """Latents (1, C, S, S) as a picture: three standard deviations to either side of zero, which is gray."""
+        return self.processor.post_process(latents / 3)[0]
 
     @torch.no_grad()
     def edit(
-        self, path: str | None, other: str | None, fit: str, mix: float, noise: float, truncation: float, seed: int
+        self,
+        latents: torch.Tensor,
+        other: str | None,
+        fit: str,
+        mix: float,
+        noise: float,
+        truncation: float,
+        seed: int,
     ) -> Image.Image:
         """
-        Encodes a picture, edits its latents, and decodes them.
+        Edits the latents of a picture, and decodes them.
 
         Args:
-            path: Its file.
+            latents: Those that [`reconstruct`] gives.
             other: File of a second picture, needed where `mix` is not 0.
             fit: As for [`score`].
             mix: Place on the way to the second picture's latents, 0 to 1.
@@ -241,9 +250,6 @@ class JetDemo:
         mix, noise = check_number("mix", mix, 0, 1), check_number("noise", noise, 0, 1)
         truncation = check_number("truncation", truncation, 0, MAX_TRUNCATION)
         _, _, seed = check_sampling(1, 1.0, seed)
-        latents, _ = self.model.encode(
-            dequantize(self.pixel_values(self.fit(read_upload(path, "first image"), fit)), MID_LEVEL)
-        )
         if mix > 0:
             second = self.pixel_values(self.fit(read_upload(other, "second image"), fit))
             end, _ = self.model.encode(dequantize(second, MID_LEVEL))
@@ -255,7 +261,9 @@ class JetDemo:
             latents = latents.clamp(-truncation, truncation)
         return self.processor.post_process(self.model.decode(latents)[0])[0]
 
-    def interpolate(self, path_a: str | None, path_b: str | None, steps: int, fit: str = "resize"):
+    def interpolate(
+        self, path_a: str | None, path_b: str | None, steps: int, fit: str = "resize"
+    ) -> list[Image.Image]:
         """
         Images on the way from one picture to another through the latent space, both ends included.
 

@@ -153,7 +153,7 @@ def test_calls_at_once_do_not_disturb_each_other(demo):
 def test_reconstruction_gives_the_bytes_back(demo, good):
     original, latents, decoded, measured = demo.reconstruct(good["plain.png"], "crop")
     assert measured["bytes_equal"] is True and 0 < measured["max_abs_error"] < 1e-4
-    assert original.tobytes() == decoded.tobytes() != latents.tobytes()
+    assert original.tobytes() == decoded.tobytes() != demo.show_latents(latents).tobytes()
     pixels = demo.fit(read_upload(good["plain.png"]), "crop").pixels.numpy().transpose(1, 2, 0)
     assert np.array_equal(np.asarray(original), pixels)
 
@@ -161,15 +161,16 @@ def test_reconstruction_gives_the_bytes_back(demo, good):
 def test_edits_do_nothing_at_their_zero_and_all_at_their_one(demo, good):
     first, second = good["plain.png"], good["bilevel.png"]
     own, other = (demo.reconstruct(path, "resize")[0].tobytes() for path in (first, second))
-    assert demo.edit(first, None, "resize", 0, 0, 6, 0).tobytes() == own
-    assert demo.edit(first, second, "resize", 1, 0, 6, 0).tobytes() == other
-    assert demo.edit(first, second, "resize", 0.5, 0, 6, 0).tobytes() not in (own, other)
-    fresh = demo.edit(first, None, "resize", 0, 1, 6, 7)
+    latents = demo.reconstruct(first, "resize")[1]
+    assert demo.edit(latents, None, "resize", 0, 0, 6, 0).tobytes() == own
+    assert demo.edit(latents, second, "resize", 1, 0, 6, 0).tobytes() == other
+    assert demo.edit(latents, second, "resize", 0.5, 0, 6, 0).tobytes() not in (own, other)
+    fresh = demo.edit(latents, None, "resize", 0, 1, 6, 7)
     assert np.abs(np.asarray(fresh).astype(int) - np.asarray(demo.sample(1, 1.0, 7)[0])).max() <= 1
-    assert demo.edit(first, None, "resize", 0, 0, 0, 0).tobytes() == demo.sample(1, 0.0, 0)[0].tobytes()
-    assert demo.edit(first, None, "resize", 0, 0, 1, 0).tobytes() not in (own, demo.sample(1, 0.0, 0)[0].tobytes())
+    assert demo.edit(latents, None, "resize", 0, 0, 0, 0).tobytes() == demo.sample(1, 0.0, 0)[0].tobytes()
+    assert demo.edit(latents, None, "resize", 0, 0, 1, 0).tobytes() not in (own, demo.sample(1, 0.0, 0)[0].tobytes())
     with pytest.raises(UnreadableImageError, match="`second image` is missing"):
-        demo.edit(first, None, "resize", 0.5, 0, 6, 0)
+        demo.edit(latents, None, "resize", 0.5, 0, 6, 0)
 
 
 def test_interpolation_goes_from_one_to_the_other(demo, good):
