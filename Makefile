@@ -2,16 +2,26 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 
-.PHONY: demo test clean
+# Where the browser's package can be installed, the tests in a browser must run; elsewhere they are skipped without one.
+APT := $(and $(filter 0,$(shell id -u)),$(shell command -v apt-get))
+BROWSER := $(if $(APT),REQUIRE_BROWSER=1)
+
+.PHONY: demo test chromium clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python scripts/demo.py
 
 # One thread for each of two processes: sums keep one order, and the cores are not oversubscribed.
-test: $(VENV)/.dev
+test: $(VENV)/.dev chromium
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BROWSER) $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+chromium:
+ifdef APT
+	@command -v "$${CHROMIUM:-chromium}" || command -v chromium-browser || command -v google-chrome || \
+		(apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium)
+endif
 
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"

@@ -60,7 +60,7 @@ from jet_hf.sampling import image_grid
 
 SPACE = Path(__file__).parent
 EXAMPLES = sorted(str(path) for path in (SPACE / "examples").glob("*.png"))
-CSS = (SPACE / "style.css").read_text(encoding="utf-8")
+CSS, JS = ((SPACE / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
 # Files older than an hour go, looked for every five minutes.
 DELETE_CACHE = (300, 3600)
 # Models share the machine: one call computes, the others wait in a line of this length.
@@ -142,7 +142,7 @@ def add_scoring(demo: JetDemo, computes) -> None:
         result = demo.score(image, num_noise_draws, fit)
         progress(0.6, desc="drawing")
         seen = Image.fromarray(result.fitted.pixels.permute(1, 2, 0).numpy().squeeze())
-        place = demo.held_out and histogram(demo.held_out.bits_per_dim, result.bits_per_dim, demo.held_out.title)
+        place = demo.held_out and histogram(demo.held_out.bits_per_dim, result.bits_per_dim)
         return score_summary(result, demo), seen, place, *map(heat_map, result.maps.values())
 
     with gr.Row():
@@ -279,6 +279,7 @@ def launch(app: gr.Blocks, **options):
     theme = gr.themes.Soft(primary_hue="orange", font=system, font_mono=["ui-monospace", "monospace"])
     return app.queue(**QUEUE).launch(
         css=CSS,
+        js=JS,
         theme=theme,
         max_file_size=MAX_FILE_SIZE,
         app_kwargs={"middleware": [Middleware(RequestGuard)]},

@@ -28,19 +28,19 @@ def heat_maps(maps: dict[str, np.ndarray]) -> Image.Image:
     return _to_image(figure)
 
 
-def histogram(held_out: np.ndarray, bits_per_dim: float, label: str) -> Image.Image:
+def histogram(held_out: np.ndarray, bits_per_dim: float) -> Image.Image:
     """Where a score lies among those of held-out images."""
-    figure = Figure(figsize=(6.4, 3.2))
+    figure = Figure(figsize=(5.6, 3.2))
     axis = figure.subplots()
-    axis.hist(held_out, bins=40, color=INK, alpha=0.6, label=label)
+    axis.hist(held_out, bins=40, color=INK, alpha=0.6, label="held-out images")
     axis.axvline(bits_per_dim, color=ACCENT, linewidth=3, label="this image")
-    axis.set_xlabel("bits per dimension (fewer: likelier)", color=INK, fontsize=13)
+    axis.set_xlabel("bits per dimension (fewer: likelier)", color=INK, fontsize=15)
     axis.set_yticks([])
     axis.spines[["top", "left", "right"]].set_visible(False)
     axis.spines["bottom"].set_color(INK)
-    axis.tick_params(colors=INK, labelsize=12)
+    axis.tick_params(colors=INK, labelsize=14)
     # Above the axes, where no bar can be behind it.
-    axis.legend(frameon=False, labelcolor=INK, fontsize=12, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axis.legend(frameon=False, labelcolor=INK, fontsize=13, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     return _to_image(figure)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers.utils import cached_file
 from uploads import Upload, read_upload
@@ -147,8 +148,13 @@ class JetDemo:
 
     @property
     def title(self) -> str:
+        """The model's name: of a folder, what its card calls it, or else the folder's name."""
         folder = Path(self.model_id)
-        return folder.resolve().name if folder.is_dir() else self.model_id
+        if not folder.is_dir():
+            return self.model_id
+        card = folder / "README.md"
+        named = ModelCard.load(card, ignore_metadata_errors=True).data.model_name if card.is_file() else None
+        return named or folder.resolve().name
 
     def sample(self, num_images: int, temperature: float, seed: int) -> list[Image.Image]:
         """

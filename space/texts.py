@@ -49,7 +49,7 @@ def introduction(demo: JetDemo) -> str:
 
 def sampling_status(done: int | None, num_layers: int) -> str:
     if done is None:
-        return f"Press *Sample*: {num_layers} layers turn noise into images."
+        return f"Ready: {num_layers} coupling layers to undo."
     return f"{done} of {num_layers} coupling layers undone."
 
 

@@ -1,0 +1,11 @@
+() => {
+  // The examples' buttons show a picture only: they get the picture's name, for those who do not see it.
+  const name = (button) => {
+    const source = button.querySelector("img")?.src ?? "";
+    const words = decodeURIComponent(source.split("/").pop()).replace(/^\d+_|\.\w+$/g, "").replaceAll("_", " ");
+    if (words) button.setAttribute("aria-label", `Example: ${words}`);
+  };
+  const nameAll = () => document.querySelectorAll("button.gallery-item:not([aria-label])").forEach(name);
+  new MutationObserver(nameAll).observe(document.body, { childList: true, subtree: true });
+  nameAll();
+}
