@@ -65,6 +65,12 @@ def open_tab(page, name: str):
     return page.get_by_role("tabpanel").filter(visible=True)
 
 
+def pick(panel, name: str, number: int = 1):
+    """Picks an example; it is there when it can be taken out again, as the `number`th image of the panel."""
+    panel.get_by_role("button", name=f"Example: {name}").nth(number - 1).click()
+    expect(panel.get_by_label("Remove Image")).to_have_count(number)
+
+
 def test_sampling_by_keyboard_moves_nothing(page):
     button = page.get_by_role("button", name="Sample", exact=True)
     expect(button).to_be_visible()
@@ -87,7 +93,8 @@ def test_scoring_an_upload_and_an_example(page):
     expect(panel.get_by_label("Remove Image")).to_be_visible()
     page.get_by_role("button", name="Score", exact=True).click()
     expect(panel.get_by_role("heading").first).to_contain_text("8.")  # noise takes all the bits there are
-    panel.get_by_role("button", name="Example: coffee").click()
+    panel.get_by_label("Remove Image").click()
+    pick(panel, "coffee")
     page.get_by_role("button", name="Score", exact=True).click()
     expect(panel.get_by_role("heading").first).not_to_contain_text("8.")
     expect(panel.get_by_text("Log-likelihood:")).to_be_visible()
@@ -106,15 +113,15 @@ def test_what_is_no_picture_is_said_in_a_sentence(page, tmp_path):
 
 def test_reconstruction_is_exact(page):
     panel = open_tab(page, "Reconstruct and edit")
-    panel.get_by_role("button", name="Example: temple").click()
+    pick(panel, "temple")
     panel.get_by_role("button", name="Encode and decode").click()
     expect(panel.get_by_text("all are equal to those of the original")).to_be_visible()
 
 
 def test_interpolation_shows_every_step(page):
     panel = open_tab(page, "Interpolate")
-    panel.get_by_role("button", name="Example: coffee").first.click()
-    panel.get_by_role("button", name="Example: cat").last.click()
+    pick(panel, "coffee")
+    pick(panel, "cat", number=2)
     panel.get_by_role("button", name="Interpolate", exact=True).click()
     expect(panel.locator(".grid-container button img")).to_have_count(8)
 
