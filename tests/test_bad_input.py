@@ -287,7 +287,7 @@ def test_context_where_none_is_configured(plain, call):
     "call", [lambda m, labels: m(IMAGES, labels=labels), lambda m, labels: m.sample(2, labels=labels)]
 )
 def test_labels_of_a_model_without_classes(plain, call):
-    with pytest.raises(ValueError, match="`labels` were given, but this model is not class-conditional"):
+    with pytest.raises(ValueError, match=r"`labels` were given, but `config\.num_classes` is None"):
         call(plain, torch.tensor([0, 1]))
 
 
@@ -358,8 +358,8 @@ def test_fields_that_the_configuration_does_not_have_are_named(caplog):
     logger = logging.getLogger("jet_hf.model.configuration_jet")
     logger.addHandler(caplog.handler)
     try:
-        assert JetConfig(hiden_size=64, backbone="cnn").hidden_size == 512
-        assert "JetConfig has no field backbone, hiden_size" in caplog.text
+        assert JetConfig(hiden_size=64, back_bone="cnn").hidden_size == 512
+        assert "JetConfig has no field back_bone, hiden_size" in caplog.text
         caplog.clear()
         JetConfig(output_hidden_states=True, dtype="bfloat16", attn_implementation="eager", num_labels=3)
         assert caplog.text == ""

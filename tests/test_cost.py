@@ -79,7 +79,7 @@ def test_each_layer_kind_is_counted():
 def test_activations_are_those_of_a_real_pass(precision, checkpointing):
     config = JetConfig(**SMALL)
     model = JetForDensityEstimation(config).train()
-    real = max(measure_peaks(model, [random_images(12, config)], precision == "bf16", checkpointing))
+    real = max(measure_peaks(model, {"pixel_values": random_images(12, config)}, precision == "bf16", checkpointing))
     assert activation_bytes(config, 12, precision, checkpointing) == pytest.approx(real, rel=0.03)
 
 

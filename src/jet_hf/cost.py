@@ -78,7 +78,7 @@ def _count(fields: str) -> tuple[int, int]:
     def measure(config: JetConfig) -> tuple[int, int]:
         model = _empty_model(config)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(*_inputs(config, 1, "meta"))
+            model(**_inputs(config, 1, "meta"))
         return counter.get_total_flops(), model.num_parameters()
 
     return tuple(_of_all_layers(fields, measure))
@@ -113,11 +113,14 @@ def _empty_model(config: JetConfig, dtype: torch.dtype = torch.float32) -> JetFo
         return JetForDensityEstimation._from_config(config, dtype=dtype).to("meta")  # permutations come on the CPU
 
 
-def _inputs(config: JetConfig, batch_size: int, device: str) -> list[torch.Tensor]:
-    shapes = [(config.num_channels, config.image_size, config.image_size)]
+def _inputs(config: JetConfig, batch_size: int, device: str) -> dict[str, torch.Tensor]:
+    shape = (config.num_channels, config.image_size, config.image_size)
+    inputs = {"pixel_values": torch.zeros(batch_size, *shape, device=device)}
     if config.context_size is not None:
-        shapes.append((1, config.context_size))
-    return [torch.zeros(batch_size, *shape, device=device) for shape in shapes]
+        inputs["context"] = torch.zeros(batch_size, 1, config.context_size, device=device)
+    if config.num_classes is not None:
+        inputs["labels"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    return inputs
 
 
 class LiveMemory(TorchDispatchMode):
@@ -195,7 +198,7 @@ def _activation_bytes(
 
 
 def measure_peaks(
-    model: JetForDensityEstimation, inputs: list[torch.Tensor], autocast: bool, gradient_checkpointing: bool
+    model: JetForDensityEstimation, inputs: dict[str, torch.Tensor], autocast: bool, gradient_checkpointing: bool
 ) -> tuple[int, int]:
     """Runs a forward and a backward pass; the peak of each in bytes, beside weights and their summed gradients."""
     if gradient_checkpointing:
@@ -204,7 +207,7 @@ def measure_peaks(
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     memory = LiveMemory(model)
     with memory, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = model(*inputs).loss
+        loss = model(**inputs).loss
     forward, memory.peak = memory.peak, memory.live
     with memory:
         loss.backward()

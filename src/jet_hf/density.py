@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from .model.likelihood_jet import LEVELS_PER_UNIT, dequantize, standard_normal_log_prob
 from .model.modeling_jet import JetForDensityEstimation
@@ -18,7 +19,8 @@ class PatchBits:
 
     Args:
         latent: `-log2` of the standard normal density of the patch's latents, float64 (B, S/p, S/p), bits.
-        log_det: `-log2` of the change of volume from one grey level a number to the latents, likewise.
+        log_det: `-log2` of the change of volume from one grey level a number to the latents, likewise; with a
+            dequantisation flow, from its normal noise.
     """
 
     latent: torch.Tensor
@@ -35,6 +37,8 @@ def bits_per_patch(
     pixel_values: torch.Tensor,
     noise: torch.Tensor,
     context: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    context_mask: torch.Tensor | None = None,
 ) -> PatchBits:
     """
     Splits the bits of 8-bit images over their patches.
@@ -46,8 +50,8 @@ def bits_per_patch(
     Args:
         model: In evaluation mode.
         pixel_values: float32 tensor (B, C, S, S) in [-1, 1], as the image processor scales bytes.
-        noise: Dequantisation noise, of the same shape, in [0, 1).
-        context: Tensor (B, L, context_size), for a model whose configuration sets `context_size`.
+        noise: Uniform noise, of the same shape, in [0, 1).
+        context, labels, context_mask: What a conditional model needs, see [`JetModel.condition`].
 
     Raises:
         ValueError: for a wrong shape, dtype or range.
@@ -55,12 +59,31 @@ def bits_per_patch(
     jet, config = model.jet, model.config
     check_images("pixel_values", pixel_values, config, jet.state_dtype)
     check_noise(noise, pixel_values)
-    state = jet.patchify(dequantize(pixel_values, noise))
-    log_det = torch.zeros(state.shape[:2], dtype=torch.float64, device=state.device)
-    for coupling in jet.couplings:
-        state, log_scale = coupling.transform(state, context, inverse=False)
-        log_det += coupling.log_scale_map(log_scale).double().sum(dim=2)
-    latent = standard_normal_log_prob(state.double().flatten(0, 1)).reshape(log_det.shape)
-    log_det = log_det - config.patch_dim * math.log(LEVELS_PER_UNIT)
+    conditions = jet.condition(len(pixel_values), context, labels, context_mask)
+    noise_log_det = 0
+    if model.dequantizer is not None:
+        start, tokens = model.dequantizer.embed(pixel_values, noise)
+        state, noise_log_det = _follow(model.dequantizer.couplings, start, tokens, None)
+        noise_log_det = noise_log_det + _log_prob_per_patch(state) - _log_prob_per_patch(start)
+        noise = model.dequantizer.to_noise(state)
+    state, log_det = _follow(jet.couplings, jet.patchify(dequantize(pixel_values, noise)), *conditions)
+    latent = _log_prob_per_patch(state)
+    log_det = log_det + noise_log_det - config.patch_dim * math.log(LEVELS_PER_UNIT)
     grid = (-1, config.grid_size, config.grid_size)
     return PatchBits(*(-(term / math.log(2)).reshape(grid) for term in (latent, log_det)))
+
+
+def _follow(
+    couplings: nn.ModuleList, state: torch.Tensor, context: torch.Tensor | None, context_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The state after the coupling layers, and the log-determinant of each patch, float64 (B, N)."""
+    log_det = torch.zeros(state.shape[:2], dtype=torch.float64, device=state.device)
+    for coupling in couplings:
+        state, log_scale = coupling.transform(state, context, False, context_mask)
+        log_det += coupling.log_scale_map(log_scale).double().sum(dim=2) + coupling.patch_log_det()
+    return state, log_det
+
+
+def _log_prob_per_patch(state: torch.Tensor) -> torch.Tensor:
+    """Log-density of each patch (B, N, D) under N(0, I), in nats: float64 (B, N)."""
+    return standard_normal_log_prob(state.double().flatten(0, 1)).reshape(state.shape[:2])

@@ -66,7 +66,12 @@ def sample_images(
 
 @torch.no_grad()
 def decode_steps(
-    model: JetForDensityEstimation, latents: torch.Tensor, num_steps: int, context: torch.Tensor | None = None
+    model: JetForDensityEstimation,
+    latents: torch.Tensor,
+    num_steps: int,
+    context: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    context_mask: torch.Tensor | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """
     Decodes, and shows how latents become images.
@@ -75,7 +80,7 @@ def decode_steps(
         model: In evaluation mode.
         latents: float32 tensor (B, C, S, S).
         num_steps: Number of looks on the way, evenly spread over the coupling layers, the images included; at least 1.
-        context: Tensor (B, L, context_size), for a model whose configuration sets `context_size`.
+        context, labels, context_mask: What a conditional model needs, see [`JetModel.condition`].
 
     Yields:
         The number of coupling layers undone so far, and the flow's state as images, float32 (B, C, S, S): first the
@@ -88,10 +93,11 @@ def decode_steps(
         raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
     jet, num_layers = model.jet, model.config.num_coupling_layers
     looks = {-(-num_layers * step // num_steps) for step in range(1, num_steps + 1)}
+    context, context_mask = jet.condition(len(latents), context, labels, context_mask)
     state = jet.patchify(latents)
     yield 0, latents
     for done, coupling in enumerate(reversed(jet.couplings), start=1):
-        state, _ = coupling(state, context, True)
+        state, _ = coupling(state, context, True, context_mask)
         if done in looks:
             yield done, jet.unpatchify(state)
 

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .cnn_jet import JetCNN
 from .configuration_jet import JetConfig
+from .glow_jet import JetActNorm, JetInvertibleDense
 from .splits_jet import channel_permutation, merge, spatial_permutation, split
 from .vit_jet import JetViT
 
@@ -15,7 +17,8 @@ from .vit_jet import JetViT
 class JetCoupling(GradientCheckpointingLayer):
     """
     One bijection of the flow: a half `x1` of the state passes unchanged and sets the affine map of the other half,
-    `y2 = (x2 + bias) * scale` with `scale = scale_factor * sigmoid(raw_scale)`.
+    `y2 = (x2 + bias) * scale` with `scale = scale_factor * sigmoid(raw_scale)`. Where the configuration asks for
+    Glow's parts, these come first.
 
     Args:
         config: The model's configuration.
@@ -28,10 +31,19 @@ class JetCoupling(GradientCheckpointingLayer):
         self.layer_index = layer_index
         self.pattern = config.layer_splits[layer_index]
         self.spatial = self.pattern != "channels"
+        self.masking = self.spatial and config.coupling_mode == "masking"
         self.log_scale_factor = math.log(config.scale_factor)
         self.scale_factor = config.scale_factor
         self.register_buffer("permutation", self.make_permutation())
-        self.conditioner = JetViT(config)
+        self.actnorm = JetActNorm(config) if config.use_actnorm else None
+        # Spatial splits have no permutation of a patch's numbers that it could take the place of.
+        self.dense = JetInvertibleDense(config) if config.use_invertible_dense and not self.spatial else None
+        num_features = config.patch_dim if self.masking else config.patch_dim // 2
+        if config.backbone == "cnn":
+            cut_rows = self.pattern.startswith("hstripes") and not self.masking
+            self.conditioner = JetCNN(config, num_features, cut_rows)
+        else:
+            self.conditioner = JetViT(config, num_features)
 
     def make_permutation(self) -> torch.Tensor:
         """The permutation that the configuration asks for: int64, (N,) for a spatial split, else (D,)."""
@@ -40,32 +52,85 @@ class JetCoupling(GradientCheckpointingLayer):
         return channel_permutation(self.config.permutation_seed, self.layer_index, self.config.patch_dim)
 
     def forward(
-        self, state: torch.Tensor, context: torch.Tensor | None = None, inverse: bool = False
+        self,
+        state: torch.Tensor,
+        context: torch.Tensor | None = None,
+        inverse: bool = False,
+        context_mask: torch.Tensor | None = None,
+        guidance_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             state: float32 tensor of shape (B, N, D).
-            context: Tensor of shape (B, L, context_size), for a model with a context.
+            context: Tensor of shape (B, L, context_width), for a model with a context.
             inverse: Whether to invert the layer, `x2 = y2 / scale - bias`.
+            context_mask: Boolean tensor of shape (B, L), False for padding.
+            guidance_scale: Factor by which bias and raw scale go from those of an empty context, of zeros, to those of
+                `context`, and beyond.
 
         Returns:
             The mapped state (B, N, D), and the log-determinant of the Jacobian of this map (B,), in nats.
         """
-        state, log_scale = self.transform(state, context, inverse)
+        state, log_scale = self.transform(state, context, inverse, context_mask, guidance_scale)
         log_det = log_scale.sum(dim=(1, 2))
+        if self.actnorm is not None or self.dense is not None:
+            log_det = log_det + self.config.num_patches * self.patch_log_det()
         return state, -log_det if inverse else log_det
 
     def transform(
-        self, state: torch.Tensor, context: torch.Tensor | None, inverse: bool
+        self,
+        state: torch.Tensor,
+        context: torch.Tensor | None,
+        inverse: bool,
+        context_mask: torch.Tensor | None = None,
+        guidance_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The mapped state, and the logarithm of `scale`, in nats, for each number of the half that is mapped."""
+        if self.actnorm is not None and not inverse:
+            state = self.actnorm(state)
         x1, x2 = split(state, self.permutation, self.spatial)
-        bias, raw_scale = self.conditioner(x1, context)
+        if self.dense is not None and not inverse:
+            # After the permutation, so that the learned map, the identity at first, starts as the permutation.
+            x1, x2 = self.dense(torch.cat([x1, x2], dim=2)).chunk(2, dim=2)
+        bias, raw_scale = self._condition(x1, context, context_mask, guidance_scale)
         scale = self.scale_factor * torch.sigmoid(raw_scale)
         log_scale = nn.functional.logsigmoid(raw_scale) + self.log_scale_factor
         x2 = x2 / scale - bias if inverse else (x2 + bias) * scale
-        return merge(x1, x2, self.permutation, self.spatial), log_scale
+        if self.dense is not None and inverse:
+            x1, x2 = self.dense(torch.cat([x1, x2], dim=2), inverse=True).chunk(2, dim=2)
+        state = merge(x1, x2, self.permutation, self.spatial)
+        if self.actnorm is not None and inverse:
+            state = self.actnorm(state, inverse=True)
+        return state, log_scale
+
+    def _condition(
+        self,
+        half: torch.Tensor,
+        context: torch.Tensor | None,
+        context_mask: torch.Tensor | None,
+        guidance_scale: float | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bias and raw scale of the other half, each (B, N, D/2)."""
+        if guidance_scale is not None:
+            with_context = self._condition(half, context, context_mask, None)
+            without = self._condition(half, torch.zeros_like(context), context_mask, None)
+            bias, raw_scale = (torch.lerp(a, b, guidance_scale) for a, b in zip(without, with_context, strict=True))
+            return bias, raw_scale
+        if not self.masking:
+            return self.conditioner(half, context, context_mask)
+        tokens = merge(half, torch.zeros_like(half), self.permutation, self.spatial)
+        outputs = self.conditioner(tokens, context, context_mask)
+        bias, raw_scale = (split(output, self.permutation, self.spatial)[1] for output in outputs)
+        return bias, raw_scale
 
     def log_scale_map(self, log_scale: torch.Tensor) -> torch.Tensor:
         """The logarithms of [`transform`] where their numbers are in the state, (B, N, D); zero elsewhere."""
         return merge(torch.zeros_like(log_scale), log_scale, self.permutation, self.spatial)
+
+    def patch_log_det(self) -> torch.Tensor:
+        """What Glow's parts add to the log-determinant for each patch, in nats: a float32 number."""
+        log_det = torch.zeros((), device=self.permutation.device)
+        for part in (self.actnorm, self.dense):
+            if part is not None:
+                log_det = log_det + part.log_scale.to(torch.promote_types(part.log_scale.dtype, torch.float32)).sum()
+        return log_det

@@ -5,7 +5,6 @@ import torch
 from torch.distributions import Distribution, constraints
 
 from .likelihood_jet import standard_normal_log_prob
-from .validation_jet import check_context
 
 
 class JetDistribution(Distribution):
@@ -17,10 +16,10 @@ class JetDistribution(Distribution):
 
     Args:
         model: A [`JetForDensityEstimation`].
-        context: Tensor (1, L, context_size), for a model whose configuration sets `context_size`.
+        context, labels, context_mask: Those of one image, with B = 1: see [`JetModel.condition`].
 
     Raises:
-        ValueError: for a context that is wrong, missing or unexpected.
+        ValueError: for a context or labels that are wrong, missing or unexpected.
 
     Example:
 
@@ -37,15 +36,21 @@ class JetDistribution(Distribution):
     support = constraints.independent(constraints.real, 3)
     has_rsample = True
 
-    def __init__(self, model, context: torch.Tensor | None = None):
-        check_context(context, model.config, batch_size=1)
+    def __init__(
+        self,
+        model,
+        context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+    ):
+        model.jet.condition(1, context, labels, context_mask)
         self.model = model
-        self.context = context
+        self.conditions = (context, labels, context_mask)
         size = model.config.image_size
         super().__init__(event_shape=torch.Size([model.config.num_channels, size, size]), validate_args=False)
 
-    def _expand_context(self, batch_size: int) -> torch.Tensor | None:
-        return None if self.context is None else self.context.expand(batch_size, -1, -1)
+    def _expand_conditions(self, batch_size: int) -> list[torch.Tensor | None]:
+        return [None if tensor is None else tensor.expand(batch_size, *tensor.shape[1:]) for tensor in self.conditions]
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """
@@ -59,7 +64,7 @@ class JetDistribution(Distribution):
             expected = ", ".join(map(str, self.event_shape))
             raise ValueError(f"`value` must be a tensor of shape (*, {expected}), got {got}.")
         images = value.reshape(-1, *self.event_shape)
-        latents, log_det = self.model.encode(images, self._expand_context(len(images)))
+        latents, log_det = self.model.encode(images, *self._expand_conditions(len(images)))
         return (standard_normal_log_prob(latents) + log_det).reshape(value.shape[:-3])
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
@@ -67,4 +72,4 @@ class JetDistribution(Distribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         latents = torch.randn(shape, dtype=self.model.jet.state_dtype, device=self.model.jet.input_device)
         latents = latents.reshape(-1, *self.event_shape)
-        return self.model.decode(latents, self._expand_context(len(latents)))[0].reshape(shape)
+        return self.model.decode(latents, *self._expand_conditions(len(latents)))[0].reshape(shape)

@@ -2,142 +2,31 @@
 """PyTorch Jet: the bare bijection, and the density model made of it."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import initialization as init
-from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_jet import JetConfig
 from .coupling_jet import JetCoupling
+from .dequantization_jet import JetDequantizationFlow
 from .distribution_jet import JetDistribution
+from .glow_jet import initialize_actnorm
 from .likelihood_jet import bits_per_dim, dequantize, standard_normal_log_prob
-from .validation_jet import check_context, check_images, check_noise, check_temperature, check_values, check_whole
-from .vit_jet import JetAttention, JetCrossAttention, JetMLP, JetViT
-
-
-# Standard deviation of a standard normal that is truncated at two standard deviations.
-TRUNCATED_STD = 0.87962566103423978
-
-
-def lecun_normal_(weight: torch.Tensor):
-    """
-    flax's default for a Dense layer: variance 1 / fan_in, from a normal truncated at two of its standard deviations.
-    (transformers' function of this name cuts at -2 and 2 whatever the deviation, so its variance is 29 % too large.)
-    """
-    std = weight.shape[1] ** -0.5 / TRUNCATED_STD
-    init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-
-
-@dataclass
-class JetModelOutput(ModelOutput):
-    """
-    Output of [`JetModel`].
-
-    Args:
-        latents (`torch.FloatTensor` of shape `(batch_size, num_channels, image_size, image_size)`):
-            The image, mapped to the space where the model's density is a standard normal.
-        log_det (`torch.FloatTensor` of shape `(batch_size,)`):
-            Log-determinant of the Jacobian of the map from image to latents, in nats.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_hidden_states=True`):
-            The flow's state after each coupling layer, each of shape `(batch_size, num_patches, patch_dim)`.
-    """
-
-    latents: torch.FloatTensor | None = None
-    log_det: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class JetDensityEstimationOutput(ModelOutput):
-    """
-    Output of [`JetForDensityEstimation`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`):
-            Mean of `bits_per_dim` over the batch.
-        bits_per_dim (`torch.FloatTensor` of shape `(batch_size,)`):
-            Bits per dimension of the 8-bit images: an upper bound, for one draw of the noise.
-        log_likelihood (`torch.FloatTensor` of shape `(batch_size,)`):
-            Lower bound on the log-probability of the 8-bit images, in nats: `-bits_per_dim * d * log(2)`.
-        latents (`torch.FloatTensor` of shape `(batch_size, num_channels, image_size, image_size)`):
-            Latents of the dequantised images.
-        log_det (`torch.FloatTensor` of shape `(batch_size,)`):
-            Log-determinant of the Jacobian of the map from dequantised image to latents, in nats.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_hidden_states=True`):
-            The flow's state after each coupling layer, each of shape `(batch_size, num_patches, patch_dim)`.
-    """
-
-    loss: torch.FloatTensor | None = None
-    bits_per_dim: torch.FloatTensor | None = None
-    log_likelihood: torch.FloatTensor | None = None
-    latents: torch.FloatTensor | None = None
-    log_det: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-
-
-class JetPreTrainedModel(PreTrainedModel):
-    config: JetConfig
-    config_class = JetConfig
-    base_model_prefix = "jet"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["JetCoupling"]
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = {
-        "hidden_states": OutputRecorder(JetCoupling, index=0, capture_initial_hidden_state=False),
-    }
-    # A negative index in `output_hidden_states` counts coupling layers, not the blocks inside one.
-    _can_record_outputs["hidden_states"].num_hidden_layers_key = "num_coupling_layers"
-
-    def get_input_embeddings(self) -> None:
-        """None: images enter as they are. accelerate asks before it shards; transformers' own answer is an error."""
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
-        # In custom code transformers passes over modules without tensors of their own, such as an attention made of
-        # linear layers, lest they write over loaded tensors. The functions of `initialization` never do.
-        super()._initialize_weights(module)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        """
-        The original's initialisation (paper, section 2.4, and its code): Xavier-uniform in the blocks, LeCun-normal
-        (flax's default) at their input, zero at the output, so that a new flow with `scale_factor` 2 is the identity.
-        """
-        if isinstance(module, JetViT):
-            lecun_normal_(module.in_proj.weight)
-            init.zeros_(module.in_proj.bias)
-            init.normal_(module.position_embeddings, std=self.config.hidden_size**-0.5)
-            init.zeros_(module.out_proj.weight)
-            init.zeros_(module.out_proj.bias)
-        elif isinstance(module, JetAttention):
-            # Query, key and value are E x E each: the bound of each alone, on the projection that fuses them.
-            bound = math.sqrt(6 / (2 * self.config.hidden_size))
-            init.uniform_(module.qkv_proj.weight, -bound, bound)
-            init.zeros_(module.qkv_proj.bias)
-            init.xavier_uniform_(module.o_proj.weight)
-            init.zeros_(module.o_proj.bias)
-        elif isinstance(module, JetCrossAttention):
-            for projection in (module.q_proj, module.kv_proj):
-                lecun_normal_(projection.weight)
-                init.zeros_(projection.bias)
-            init.zeros_(module.o_proj.weight)
-            init.zeros_(module.o_proj.bias)
-        elif isinstance(module, JetMLP):
-            for projection in (module.fc1, module.fc2):
-                init.xavier_uniform_(projection.weight)
-                init.normal_(projection.bias, std=1e-6)
-        elif isinstance(module, JetCoupling):
-            init.copy_(module.permutation, module.make_permutation())
-        else:
-            super()._init_weights(module)
+from .pretrained_jet import JetDensityEstimationOutput, JetModelOutput, JetPreTrainedModel
+from .splits_jet import patchify, unpatchify
+from .validation_jet import (
+    check_context,
+    check_context_mask,
+    check_guidance_scale,
+    check_images,
+    check_labels,
+    check_noise,
+    check_temperature,
+    check_values,
+    check_whole,
+)
 
 
 class JetModel(JetPreTrainedModel):
@@ -158,6 +47,8 @@ class JetModel(JetPreTrainedModel):
 
     def __init__(self, config: JetConfig):
         super().__init__(config)
+        classes = config.num_classes
+        self.label_embedding = nn.Embedding(classes, config.context_width) if classes is not None else None
         self.couplings = nn.ModuleList([JetCoupling(config, i) for i in range(config.num_coupling_layers)])
         self.post_init()
 
@@ -173,58 +64,114 @@ class JetModel(JetPreTrainedModel):
 
     def patchify(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, S, S) -> (B, N, D); the channel is the fastest axis of a patch, then its columns, then its rows."""
-        p, grid = self.config.patch_size, self.config.grid_size
-        patches = images.reshape(-1, self.config.num_channels, grid, p, grid, p).permute(0, 2, 4, 3, 5, 1)
-        return patches.reshape(-1, self.config.num_patches, self.config.patch_dim)
+        return patchify(images, self.config)
 
     def unpatchify(self, state: torch.Tensor) -> torch.Tensor:
         """(B, N, D) -> (B, C, S, S), the inverse of [`patchify`]."""
-        p, grid, size = self.config.patch_size, self.config.grid_size, self.config.image_size
-        images = state.reshape(-1, grid, grid, p, p, self.config.num_channels).permute(0, 5, 1, 3, 2, 4)
-        return images.reshape(-1, self.config.num_channels, size, size)
+        return unpatchify(state, self.config)
+
+    def condition(
+        self,
+        batch_size: int,
+        context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """
+        What the coupling layers attend to, from what a user gives.
+
+        Args:
+            batch_size: Number of images B.
+            context: Tensor (B, L, context_size), for a model whose configuration sets `context_size`.
+            labels: int64 tensor (B,) of classes, for a model whose configuration sets `num_classes`. The number
+                `num_classes` itself stands for no label: a context of zeros, as in the original's training.
+            context_mask: Boolean tensor (B, L) for a `context` with padding, where it is False.
+
+        Returns:
+            The context (B, L, context_width) and its mask (B, L), or `None`.
+
+        Raises:
+            ValueError: for what is missing, unexpected, or of a wrong shape, dtype or range.
+        """
+        check_context(context, self.config, batch_size)
+        check_labels(labels, self.config, batch_size)
+        check_context_mask(context_mask, context)
+        if labels is not None:
+            num_classes = self.config.num_classes
+            tokens = self.label_embedding(labels.clamp(max=num_classes - 1))
+            context = (tokens * (labels < num_classes)[:, None])[:, None]
+        return context, None if context_mask is None else context_mask.bool()
 
     def encode(
-        self, pixel_values: torch.Tensor, context: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Maps images to latents.
 
         Args:
             pixel_values: float32 tensor (B, C, S, S), any finite values.
-            context: Tensor (B, L, context_size), for a model whose configuration sets `context_size`.
+            context, labels, context_mask: What a conditional model needs, see [`condition`].
 
         Returns:
             latents: float32 tensor (B, C, S, S).
             log_det: Log-determinant of the Jacobian of this map, float32 tensor (B,), nats.
 
         Raises:
-            ValueError: for a wrong shape, dtype or non-finite values, or a context that is missing or unexpected.
+            ValueError: for a wrong shape, dtype or non-finite values, or what [`condition`] refuses.
         """
-        return self._transform(pixel_values, context, "pixel_values", inverse=False)
+        check_images("pixel_values", pixel_values, self.config, self.state_dtype)
+        check_values("pixel_values", pixel_values)
+        conditions = self.condition(pixel_values.shape[0], context, labels, context_mask)
+        # A compiled or sharded model is initialised before its first step, by the trainer.
+        if self.config.use_actnorm and self.training and not torch.compiler.is_compiling():
+            self._initialize_actnorm_once(pixel_values, conditions)
+        return self._transform(pixel_values, conditions, inverse=False)
 
-    def decode(self, latents: torch.Tensor, context: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(
+        self,
+        latents: torch.Tensor,
+        context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        guidance_scale: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Maps latents to images: the inverse of [`encode`], at the same cost.
 
         Args:
             latents: float32 tensor (B, C, S, S), any finite values.
-            context: Tensor (B, L, context_size), for a model whose configuration sets `context_size`.
+            context, labels, context_mask: What a conditional model needs, see [`condition`].
+            guidance_scale: Strength of classifier-free guidance, at twice the cost: bias and raw scale of each
+                coupling layer go from those without context (at 0) to those with it (1) and beyond, as TarFlow does
+                (Zhai et al., 2024). What comes out is the map of another flow, exactly invertible as well, but its
+                density is not that of `p(x | y) ** scale`, which no flow gives. `None`: no guidance, the same as 1.
 
         Returns:
             pixel_values: float32 tensor (B, C, S, S).
             log_det: Log-determinant of the Jacobian of this, the inverse, map, float32 tensor (B,), nats.
 
         Raises:
-            ValueError: for a wrong shape, dtype or non-finite values, or a context that is missing or unexpected.
+            ValueError: for a wrong shape, dtype or non-finite values, what [`condition`] refuses, or guidance without
+                a context.
         """
-        return self._transform(latents, context, "latents", inverse=True)
+        check_images("latents", latents, self.config, self.state_dtype)
+        check_values("latents", latents)
+        conditions = self.condition(latents.shape[0], context, labels, context_mask)
+        check_guidance_scale(guidance_scale, self.config)
+        return self._transform(latents, conditions, inverse=True, guidance_scale=guidance_scale)
 
     def _transform(
-        self, images: torch.Tensor, context: torch.Tensor | None, name: str, inverse: bool
+        self,
+        images: torch.Tensor,
+        conditions: tuple[torch.Tensor | None, torch.Tensor | None],
+        inverse: bool,
+        guidance_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        check_images(name, images, self.config, self.state_dtype)
-        check_values(name, images)
-        check_context(context, self.config, batch_size=images.shape[0])
+        context, context_mask = conditions
         state = self.patchify(images)
         checkpointing = self.training and any(coupling.gradient_checkpointing for coupling in self.couplings)
         if checkpointing and torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -232,19 +179,53 @@ class JetModel(JetPreTrainedModel):
             state.requires_grad_()
         log_det = torch.zeros(images.shape[0], dtype=images.dtype, device=images.device)
         for coupling in reversed(self.couplings) if inverse else self.couplings:
-            state, layer_log_det = coupling(state, context, inverse)
+            state, layer_log_det = coupling(state, context, inverse, context_mask, guidance_scale)
             log_det = log_det.to(layer_log_det.device) + layer_log_det
         return self.unpatchify(state), log_det
+
+    @property
+    def actnorm_initialized(self) -> bool:
+        """Whether there is activation normalisation, and it has seen its first batch."""
+        return self.config.use_actnorm and bool(self.couplings[0].actnorm.initialized)
+
+    @torch.no_grad()
+    def initialize_actnorm(
+        self,
+        pixel_values: torch.Tensor,
+        context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+    ) -> None:
+        """
+        Sets the activation normalisation of each layer from a first batch: dequantised images, and what belongs to
+        them, as [`encode`] takes them. In training the first batch does this by itself; several processes must be
+        given the same images here.
+        """
+        conditions = self.condition(pixel_values.shape[0], context, labels, context_mask)
+        initialize_actnorm(self.couplings, self.patchify(pixel_values), *conditions)
+
+    def _initialize_actnorm_once(self, pixel_values, conditions):
+        if pixel_values.is_meta or self.actnorm_initialized:
+            return
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed and torch.distributed.get_world_size() > 1:
+            raise ValueError(
+                "the activation normalisation has seen no batch, and each process would set it from its own: call "
+                "`initialize_actnorm` with the same images on all of them before training."
+            )
+        initialize_actnorm(self.couplings, self.patchify(pixel_values), *conditions)
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         pixel_values: torch.Tensor,
         context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> JetModelOutput | tuple[torch.Tensor, ...]:
         """[`encode`] as a [`JetModelOutput`]; the decorator adds the hidden states that are asked for."""
-        latents, log_det = self.encode(pixel_values, context)
+        latents, log_det = self.encode(pixel_values, context, labels, context_mask)
         return JetModelOutput(latents=latents, log_det=log_det)
 
 
@@ -270,15 +251,29 @@ class JetForDensityEstimation(JetPreTrainedModel):
     def __init__(self, config: JetConfig):
         super().__init__(config)
         self.jet = JetModel(config)
+        self.dequantizer = JetDequantizationFlow(config) if config.dequantization == "flow" else None
         self.post_init()
 
-    def encode(self, pixel_values: torch.Tensor, context: torch.Tensor | None = None):
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps images to `(latents, log_det)`: see [`JetModel.encode`]."""
-        return self.jet.encode(pixel_values, context)
+        return self.jet.encode(pixel_values, context, labels, context_mask)
 
-    def decode(self, latents: torch.Tensor, context: torch.Tensor | None = None):
+    def decode(
+        self,
+        latents: torch.Tensor,
+        context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        guidance_scale: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps latents to `(pixel_values, log_det)`: see [`JetModel.decode`]."""
-        return self.jet.decode(latents, context)
+        return self.jet.decode(latents, context, labels, context_mask, guidance_scale)
 
     @can_return_tuple
     def forward(
@@ -289,26 +284,27 @@ class JetForDensityEstimation(JetPreTrainedModel):
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         output_hidden_states: bool | None = None,
+        context_mask: torch.Tensor | None = None,
     ) -> JetDensityEstimationOutput | tuple[torch.Tensor, ...]:
         """
-        Scores 8-bit images, dequantised with uniform noise in training and evaluation alike (paper, section 2.2).
+        Scores 8-bit images, dequantised with uniform noise in training and evaluation alike (paper, section 2.2), or,
+        where the configuration says so, with that of a flow: the variational bound of Ho et al. (2019).
 
         Args:
             pixel_values: float32 tensor (B, C, S, S) in [-1, 1]: 8-bit values `u` as `u / 127.5 - 1`, as
                 [`JetImageProcessor`] makes them.
-            context: Tensor (B, L, context_size), for a model whose configuration sets `context_size`.
-            labels: Classes, for a class-conditional model; this model has none.
-            noise: Dequantisation noise, of the shape and dtype of `pixel_values`, in [0, 1). Drawn when not given.
+            context, labels, context_mask: What a conditional model needs, see [`JetModel.condition`].
+            noise: Uniform noise, of the shape and dtype of `pixel_values`, in [0, 1): the dequantisation noise itself,
+                or what the dequantisation flow starts from. Drawn when not given.
             generator: Draws the noise; with the same seed, results repeat bit for bit.
             output_hidden_states: Whether to return the flow's state after each coupling layer.
 
         Raises:
-            ValueError: for a wrong shape, dtype, range or non-finite values, a context that is missing or unexpected,
-                labels, or both noise and a generator.
+            ValueError: for a wrong shape, dtype, range or non-finite values, a context or labels that are missing or
+                unexpected, or both noise and a generator.
         """
         check_images("pixel_values", pixel_values, self.config, self.jet.state_dtype)
         check_values("pixel_values", pixel_values, low=-1, high=1)
-        self._check_labels(labels)
         if noise is None:
             noise = self._draw(torch.rand, pixel_values.shape, pixel_values.device, generator)
         elif generator is not None:
@@ -316,8 +312,14 @@ class JetForDensityEstimation(JetPreTrainedModel):
         else:
             check_noise(noise, pixel_values)
         options = {} if output_hidden_states is None else {"output_hidden_states": output_hidden_states}
-        output = self.jet(dequantize(pixel_values, noise), context, return_dict=True, **options)
+        noise_log_det = None
+        if self.dequantizer is not None:
+            noise, noise_log_det = self.dequantizer(pixel_values, noise)
+        images = dequantize(pixel_values, noise)
+        output = self.jet(images, context, labels, context_mask, return_dict=True, **options)
         log_prob = standard_normal_log_prob(output.latents) + output.log_det
+        if noise_log_det is not None:
+            log_prob = log_prob + noise_log_det.to(log_prob.device)
         bits = bits_per_dim(log_prob, self.config.num_dims)
         return JetDensityEstimationOutput(
             loss=bits.mean(),
@@ -325,6 +327,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
             log_likelihood=-bits * (self.config.num_dims * math.log(2)),
             latents=output.latents,
             log_det=output.log_det,
+            dequantization_log_det=noise_log_det,
             hidden_states=output.hidden_states,
         )
 
@@ -336,6 +339,8 @@ class JetForDensityEstimation(JetPreTrainedModel):
         generator: torch.Generator | None = None,
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        guidance_scale: float | None = None,
     ) -> torch.Tensor:
         """
         Draws images: latents from `N(0, temperature ** 2)`, decoded (paper, section 2.3).
@@ -344,31 +349,35 @@ class JetForDensityEstimation(JetPreTrainedModel):
             num_samples: Number of images B, at least 1.
             temperature: Standard deviation of the latents, at least 0. 1 samples the model's density.
             generator: Draws the latents; with the same seed, results repeat bit for bit.
-            context: Tensor (B, L, context_size), for a model whose configuration sets `context_size`.
-            labels: Classes, for a class-conditional model; this model has none.
+            context, labels, context_mask: What a conditional model needs, see [`JetModel.condition`].
+            guidance_scale: Strength of classifier-free guidance, see [`JetModel.decode`].
 
         Returns:
             pixel_values: float32 tensor (B, C, S, S), dequantised and not clipped:
             [`JetImageProcessor.post_process`] makes images of it.
 
         Raises:
-            ValueError: for a number or temperature out of range, a context that is missing or unexpected, or labels.
+            ValueError: for a number or temperature out of range, a context or labels that are missing or unexpected.
         """
         check_whole("num_samples", num_samples)
         check_temperature(temperature)
-        self._check_labels(labels)
         shape = (num_samples, self.config.num_channels, self.config.image_size, self.config.image_size)
         latents = temperature * self._draw(torch.randn, shape, self.jet.input_device, generator)
-        return self.decode(latents, context)[0]
+        return self.decode(latents, context, labels, context_mask, guidance_scale)[0]
 
-    def distribution(self, context: torch.Tensor | None = None) -> JetDistribution:
+    def distribution(
+        self,
+        context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+    ) -> JetDistribution:
         """
         The model's density over scaled, dequantised images as a `torch.distributions.Distribution`.
 
         Args:
-            context: Tensor (1, L, context_size), for a model whose configuration sets `context_size`.
+            context, labels, context_mask: Those of one image, with B = 1: see [`JetModel.condition`].
         """
-        return JetDistribution(self, context)
+        return JetDistribution(self, context, labels, context_mask)
 
     def _draw(self, draw, shape, device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
         """Random numbers from the generator's own device, so that a CPU generator serves a model on a GPU too."""
@@ -377,10 +386,6 @@ class JetForDensityEstimation(JetPreTrainedModel):
         if generator is None:
             return draw(shape, device=device, dtype=dtype)
         return draw(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
-
-    def _check_labels(self, labels: torch.Tensor | None):
-        if labels is not None:
-            raise ValueError("`labels` were given, but this model is not class-conditional; expected None.")
 
 
 JetModel.register_for_auto_class("AutoModel")

@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-How a coupling layer splits the flow's state in two halves and merges them again (paper, section 2.5).
+Images as the flow's state, and how a coupling layer splits it in two halves and merges them again (paper, section
+2.5).
 
 Shapes: B batch, N patches of an image, D numbers of a patch. The state is (B, N, D); a half is always (B, N, D/2), so
 that one shape of conditioner serves both kinds of split. Values are moved by index and never enter a matrix product,
@@ -11,6 +12,22 @@ import hashlib
 from functools import lru_cache
 
 import torch
+
+from .configuration_jet import JetConfig
+
+
+def patchify(images: torch.Tensor, config: JetConfig) -> torch.Tensor:
+    """(B, C, S, S) -> (B, N, D); the channel is the fastest axis of a patch, then its columns, then its rows."""
+    p, grid = config.patch_size, config.grid_size
+    patches = images.reshape(-1, config.num_channels, grid, p, grid, p).permute(0, 2, 4, 3, 5, 1)
+    return patches.reshape(-1, config.num_patches, config.patch_dim)
+
+
+def unpatchify(state: torch.Tensor, config: JetConfig) -> torch.Tensor:
+    """(B, N, D) -> (B, C, S, S), the inverse of [`patchify`]."""
+    p, grid = config.patch_size, config.grid_size
+    images = state.reshape(-1, grid, grid, p, p, config.num_channels).permute(0, 5, 1, 3, 2, 4)
+    return images.reshape(-1, config.num_channels, config.image_size, config.image_size)
 
 
 @lru_cache(maxsize=1024)

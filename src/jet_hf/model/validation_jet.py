@@ -86,3 +86,55 @@ def check_context(context: torch.Tensor | None, config: JetConfig, batch_size: i
         )
         raise ValueError(f"`context` must be {expected}, got {got}.")
     check_values("context", context)
+
+
+def check_context_mask(context_mask: torch.Tensor | None, context: torch.Tensor | None) -> None:
+    """`context_mask` must be a boolean (or 0 and 1) tensor (B, L) beside a context, with a token for each image."""
+    if context_mask is None:
+        return
+    if context is None:
+        raise ValueError("`context_mask` was given without a `context`.")
+    kinds = (torch.bool, torch.int64, torch.int32)
+    expected = f"a boolean tensor of shape {tuple(context.shape[:2])}"
+    if not isinstance(context_mask, torch.Tensor):
+        raise ValueError(f"`context_mask` must be {expected}, got {type(context_mask).__name__}.")
+    if context_mask.shape != context.shape[:2] or context_mask.dtype not in kinds:
+        raise ValueError(f"`context_mask` must be {expected}, got {tuple(context_mask.shape)} {context_mask.dtype}.")
+    if torch.compiler.is_compiling() or context_mask.is_meta:
+        return
+    if not context_mask.bool().any(dim=1).all():
+        raise ValueError("`context_mask` must leave each image at least one token of its context, got none for some.")
+
+
+def check_labels(labels: torch.Tensor | None, config: JetConfig, batch_size: int) -> None:
+    """`labels` must be there exactly where `config.num_classes` is set, as an int64 tensor (B,) of classes."""
+    if config.num_classes is None:
+        if labels is not None:
+            raise ValueError("`labels` were given, but `config.num_classes` is None: this model has no classes.")
+        return
+    expected = f"an int64 tensor of shape ({batch_size},)"
+    if labels is None:
+        raise ValueError(
+            f"`labels` are missing: `config.num_classes` is set, so they must be {expected}, with the number "
+            f"{config.num_classes} where there is no label."
+        )
+    if not isinstance(labels, torch.Tensor) or labels.shape != (batch_size,) or labels.dtype != torch.int64:
+        got = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise ValueError(f"`labels` must be {expected}, got {got}.")
+    if torch.compiler.is_compiling() or labels.is_meta:
+        return
+    smallest, largest = torch.stack(torch.aminmax(labels)).tolist()
+    if not 0 <= smallest <= largest <= config.num_classes:
+        raise ValueError(
+            f"`labels` must lie in [0, {config.num_classes}], the last for no label, got {smallest} to {largest}."
+        )
+
+
+def check_guidance_scale(guidance_scale: float | None, config: JetConfig) -> None:
+    """`guidance_scale` must be a finite number of at least 0, and there must be a context to guide."""
+    if guidance_scale is None:
+        return
+    if not isinstance(guidance_scale, int | float) or not 0 <= guidance_scale < float("inf"):
+        raise ValueError(f"`guidance_scale` must be zero or a positive number, got {guidance_scale!r}.")
+    if config.context_width is None:
+        raise ValueError("`guidance_scale` was given, but this model has neither classes nor a context to guide by.")

@@ -2,7 +2,7 @@
 """
 The ViT inside a coupling layer, which maps one half of the state to bias and scale of the other.
 
-Shapes: B batch, N tokens, D numbers of a patch, E hidden size, H heads, L context tokens.
+Shapes: B batch, N tokens, F numbers of a token, E hidden size, H heads, L context tokens.
 """
 
 from collections.abc import Callable
@@ -47,9 +47,15 @@ class JetAttentionBase(nn.Module):
         self.scaling = self.head_dim**-0.5
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, N, E), (B, L, E), (B, L, E) -> attended values (B, N, E), weights (B, H, N, L) or None."""
+        """
+        (B, N, E), (B, L, E), (B, L, E) -> attended values (B, N, E), weights (B, H, N, L) or None. `mask` (B, L) is
+        True where there is something to attend to.
+        """
+        if mask is not None:
+            forbidden = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
+            mask = forbidden.masked_fill(~mask, torch.finfo(query.dtype).min)[:, None, None]
         query, key, value = (
             states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
             for states in (query, key, value)
@@ -57,7 +63,7 @@ class JetAttentionBase(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, weights = attention(self, query, key, value, None, dropout=0.0, scaling=self.scaling)
+        output, weights = attention(self, query, key, value, mask, dropout=0.0, scaling=self.scaling)
         return output.flatten(2), weights
 
 
@@ -80,11 +86,14 @@ class JetCrossAttention(JetAttentionBase):
     def __init__(self, config: JetConfig):
         super().__init__(config)
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.kv_proj = nn.Linear(config.context_size, 2 * config.hidden_size)
+        self.kv_proj = nn.Linear(config.context_width, 2 * config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        output, _ = self.attend(self.q_proj(hidden_states), *self.kv_proj(context).chunk(2, dim=-1))
+    def forward(
+        self, hidden_states: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        key, value = self.kv_proj(context).chunk(2, dim=-1)
+        output, _ = self.attend(self.q_proj(hidden_states), key, value, context_mask)
         return self.o_proj(output)
 
 
@@ -118,24 +127,31 @@ class JetViT(nn.Module):
     """
     Conditioner of a coupling layer: a ViT without patchification or pooling (paper, section 2.1 and 3).
 
-    Takes one half of the state (B, N, D/2) and, where `config.context_size` is set, a context (B, L, context_size).
-    Gives `bias` and `raw_scale`, each (B, N, D/2), in the dtype of the half, whatever dtype the weights have.
+    Takes tokens of the state (B, N, F) and, where the configuration has one, a context (B, L, context_width) with a
+    mask (B, L) that is False for padding. Gives `bias` and `raw_scale`, each (B, N, F), in the dtype of the tokens,
+    whatever dtype the weights have.
+
+    Args:
+        config: The model's configuration.
+        num_features: Numbers F of a token.
     """
 
-    def __init__(self, config: JetConfig):
+    def __init__(self, config: JetConfig, num_features: int):
         super().__init__()
-        self.in_proj = nn.Linear(config.patch_dim // 2, config.hidden_size)
+        self.in_proj = nn.Linear(num_features, config.hidden_size)
         self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches, config.hidden_size))
-        self.cross_attention = JetCrossAttention(config) if config.context_size is not None else None
+        self.cross_attention = JetCrossAttention(config) if config.context_width is not None else None
         self.layers = nn.ModuleList([JetViTLayer(config) for _ in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.out_proj = nn.Linear(config.hidden_size, config.patch_dim)
+        self.out_proj = nn.Linear(config.hidden_size, 2 * num_features)
 
-    def forward(self, half: torch.Tensor, context: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, half: torch.Tensor, context: torch.Tensor | None = None, context_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = self.in_proj.weight.dtype
         hidden_states = self.in_proj(half.to(dtype)) + self.position_embeddings
         if self.cross_attention is not None:
-            hidden_states = hidden_states + self.cross_attention(hidden_states, context.to(dtype))
+            hidden_states = hidden_states + self.cross_attention(hidden_states, context.to(dtype), context_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states)
         output = self.out_proj(self.layernorm(hidden_states)).to(half.dtype)

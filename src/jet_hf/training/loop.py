@@ -12,7 +12,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data import Batch
-from ..model.likelihood_jet import scale_bytes
+from ..model.likelihood_jet import dequantize, scale_bytes
 from ..model.modeling_jet import JetForDensityEstimation
 from ..noise import uniform_noise
 from .optim import build_optimizer, build_scheduler
@@ -72,6 +72,8 @@ class Trainer:
         self.seed = seed
         self.step_count = 0
         self.base_model = model
+        if model.config.use_actnorm and self.accelerator.is_fsdp2:
+            raise ValueError("`use_actnorm` cannot be combined with FSDP2: its first batch sets whole tensors.")
         optimizer = build_optimizer(model, learning_rate, weight_decay)
         self.scheduler = build_scheduler(optimizer, num_training_steps, warmup_ratio)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -94,6 +96,8 @@ class Trainer:
             NonFiniteLossError: before the weights are touched.
         """
         self.model.train()
+        if self.base_model.config.use_actnorm and not self.base_model.jet.actnorm_initialized:
+            self._initialize_actnorm(batches)
         losses = []
         for i, batch in enumerate(batches):
             pixels, indices = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
@@ -121,6 +125,19 @@ class Trainer:
             self._average(list(self.ema.values()), list(self.base_model.parameters()), self.step_count)
         self.step_count += 1
         return metrics
+
+    @torch.no_grad()
+    def _initialize_actnorm(self, batches: Sequence[Batch]) -> None:
+        """From all images of the first step, so that it does not depend on the number of processes."""
+        images = []
+        for batch in batches:
+            pixels, indices = (tensor.to(self.accelerator.device) for tensor in batch)
+            drawn = uniform_noise(self.seed, indices, tuple(pixels.shape[1:]))
+            images.append(self.accelerator.gather(dequantize(scale_bytes(pixels), drawn)))
+        self.base_model.jet.initialize_actnorm(torch.cat(images))
+        for name, parameter in self.base_model.named_parameters():
+            if name in self.ema:
+                self.ema[name].copy_(parameter)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

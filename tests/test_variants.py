@@ -1,0 +1,405 @@
+"""The paper's other models: one list of properties, which each of them has."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import random_images, randomize, tiny_config, tiny_model
+from test_transformers import assert_same_tensors
+from train_process import TINY, write_images
+
+from jet_hf import JetForDensityEstimation
+from jet_hf.density import bits_per_patch
+from jet_hf.training.arguments import parse_arguments
+from jet_hf.training.run import TrainingRun
+
+
+GLOW = {"use_actnorm": True, "use_invertible_dense": True}
+FLOW = {"dequantization": "flow", "dequantization_num_coupling_layers": 2}
+CNN = {"backbone": "cnn", "num_groups": 2}
+VARIANTS = {
+    "masking": {"coupling_mode": "masking"},
+    "cnn": CNN,
+    "cnn_masking": CNN | {"coupling_mode": "masking"},
+    "actnorm": {"use_actnorm": True},
+    "invertible_dense": {"use_invertible_dense": True},
+    "glow": GLOW,
+    "dequantization_flow": FLOW | {"dequantization_hidden_size": 24, "dequantization_num_attention_heads": 3},
+    "classes": {"num_classes": 3},
+    "context": {"context_size": 5},
+    "everything": CNN | GLOW | FLOW | {"coupling_mode": "masking", "num_classes": 3},
+}
+# Every pattern of split, in one flow of few layers.
+SPLITS = {"coupling_kinds": ["channels", "spatial", "spatial"], "num_coupling_layers": 9}
+variants = pytest.mark.parametrize("name", VARIANTS)
+
+
+def conditions_of(model: JetForDensityEstimation, batch_size: int) -> dict[str, torch.Tensor]:
+    """Labels, the number for none among them, or a context with padding, where the model asks for them."""
+    if model.config.num_classes is not None:
+        return {"labels": torch.arange(batch_size) % (model.config.num_classes + 1)}
+    if model.config.context_size is not None:
+        shape = (batch_size, 4, model.config.context_size)
+        context = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=model.jet.state_dtype)
+        return {"context": context, "context_mask": torch.arange(4) <= torch.arange(batch_size)[:, None]}
+    return {}
+
+
+def variant(name: str, std: float = 0.1, **fields) -> JetForDensityEstimation:
+    return tiny_model(std, **(SPLITS | VARIANTS[name] | fields))
+
+
+def noise_of(images: torch.Tensor) -> torch.Tensor:
+    return torch.rand(images.shape, generator=torch.Generator().manual_seed(1), dtype=images.dtype)
+
+
+@torch.no_grad()
+def scores(model: JetForDensityEstimation) -> torch.Tensor:
+    images = random_images(4, model.config)
+    return model(images, noise=noise_of(images), **conditions_of(model, 4)).bits_per_dim
+
+
+@variants
+@torch.no_grad()
+def test_it_inverts(name):
+    model = variant(name)
+    images = random_images(4, model.config)
+    conditions = conditions_of(model, 4)
+    latents, log_det = model.encode(images, **conditions)
+    assert (latents - images).abs().max() > 0.1
+    decoded, inverse_log_det = model.decode(latents, **conditions)
+    assert (decoded - images).abs().max() < 1e-4
+    torch.testing.assert_close(inverse_log_det, -log_det, rtol=1e-5, atol=1e-3)
+
+
+@variants
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_log_det_is_that_of_the_jacobian(name, direction):
+    model = variant(name, std=0.4, image_size=4, num_channels=2, hidden_size=16 if name == "everything" else 24)
+    model = model.double()
+    images = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    conditions = conditions_of(model, 1)
+    options = {"guidance_scale": 1.5} if direction == "decode" and conditions else {}
+
+    def transform(x):
+        return getattr(model, direction)(x, **conditions, **options)
+
+    _, log_det = transform(images)
+    jacobian = torch.autograd.functional.jacobian(lambda x: transform(x)[0], images).reshape(32, 32)
+    _, expected = torch.linalg.slogdet(jacobian)
+    assert expected.abs() > 0.1
+    torch.testing.assert_close(log_det[0], expected, rtol=1e-8, atol=1e-8)
+
+
+@variants
+@torch.no_grad()
+def test_a_new_flow_is_the_identity_and_its_score_that_of_uniform_noise(name):
+    torch.manual_seed(0)
+    model = JetForDensityEstimation(tiny_config(**(SPLITS | VARIANTS[name]))).eval()
+    images = random_images(2, model.config)
+    conditions = conditions_of(model, 2)
+    latents, log_det = model.encode(images, **conditions)
+    torch.testing.assert_close(latents, images, rtol=0, atol=1e-6)
+    assert log_det.abs().max() < 1e-4
+    expected = JetForDensityEstimation(tiny_config())(images, noise=noise_of(images)).bits_per_dim
+    torch.testing.assert_close(model(images, noise=noise_of(images), **conditions).bits_per_dim, expected)
+
+
+@variants
+@torch.no_grad()
+@pytest.mark.parametrize("setting", ["autocast", "bfloat16"])
+def test_bfloat16_conditioners_keep_a_float32_flow(name, setting):
+    model = variant(name, std=0.05)
+    expected = scores(model)
+    model = model.bfloat16() if setting == "bfloat16" else model
+    images = random_images(64, model.config)
+    conditions = conditions_of(model, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "autocast"):
+        latents, log_det = model.encode(images, **conditions)
+        decoded, _ = model.decode(latents, **conditions)
+        found = scores(model)
+    assert latents.dtype == log_det.dtype == decoded.dtype == found.dtype == torch.float32
+    # In one image or another, float32 rounding of a half flips its rounding to bfloat16, whose steps are those of the
+    # conditioner's output.
+    errors = (decoded - images).abs().amax(dim=(1, 2, 3))
+    assert (errors > 1e-5).float().mean() < 0.1 and errors.max() < 0.05
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+
+
+@variants
+def test_gradient_checkpointing_gives_the_same_gradients(name):
+    model = variant(name).train()
+    if model.config.use_actnorm:
+        model.jet.initialize_actnorm(random_images(4, model.config), **conditions_of(model, 4))
+    images = random_images(4, model.config)
+    gradients = []
+    for enable in (model.gradient_checkpointing_disable, model.gradient_checkpointing_enable):
+        enable()
+        model.zero_grad()
+        model(images, noise=noise_of(images), **conditions_of(model, 4)).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert all(gradient is not None for gradient in gradients[0].values())
+    # A key's bias changes all scores of a query alike, which softmax takes no notice of; the triangles of an LU form
+    # are halves of square matrices; all else learns.
+    assert all(gradient.abs().max() > 0 for gradient in gradients[0].values())
+    assert_same_tensors(*gradients)
+
+
+@variants
+def test_compiled_without_breaks(name):
+    model = variant(name, num_coupling_layers=2, coupling_kinds=["channels", "spatial"])
+    images = random_images(2, model.config)
+    inputs = {"pixel_values": images, "noise": noise_of(images), **conditions_of(model, 2)}
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs).bits_per_dim, model(**inputs).bits_per_dim, rtol=1e-5, atol=1e-5)
+
+
+@variants
+@torch.no_grad()
+def test_saved_and_loaded_bit_for_bit(name, tmp_path):
+    model = variant(name)
+    model.save_pretrained(tmp_path)
+    again = JetForDensityEstimation.from_pretrained(tmp_path)
+    assert_same_tensors(again.state_dict(), model.state_dict())
+    assert torch.equal(scores(again), scores(model))
+
+
+@variants
+def test_eager_and_sdpa_agree(name, tmp_path):
+    model = variant(name)
+    expected = scores(model)
+    model.set_attn_implementation("eager")
+    if model.dequantizer is not None:
+        assert model.dequantizer.config._attn_implementation == "eager"
+    torch.testing.assert_close(scores(model), expected, rtol=1e-5, atol=1e-5)
+
+
+@variants
+@torch.no_grad()
+def test_bits_of_patches_add_up(name):
+    model = variant(name)
+    images = random_images(4, model.config)
+    bits = bits_per_patch(model, images, noise_of(images), **conditions_of(model, 4))
+    total = bits.total.sum(dim=(1, 2)).float() / model.config.num_dims
+    torch.testing.assert_close(total, scores(model), rtol=1e-5, atol=1e-5)
+
+
+REMOTE = """
+import sys
+sys.modules["jet_hf"] = None
+import json, torch
+from pathlib import Path
+from transformers import AutoModel
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    with torch.no_grad():
+        output = model(**torch.load(folder / "inputs.pt"))
+    torch.save(output.bits_per_dim, folder / "bits.pt")
+"""
+
+
+def test_remote_code(tmp_path):
+    models = {name: variant(name) for name in VARIANTS}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / "models" / name)
+        images = random_images(4, model.config)
+        inputs = {"pixel_values": images, "noise": noise_of(images), **conditions_of(model, 4)}
+        torch.save(inputs, tmp_path / "models" / name / "inputs.pt")
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", REMOTE, str(tmp_path / "models")]
+    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    for name, model in models.items():
+        found = torch.load(tmp_path / "models" / name / "bits.pt")
+        torch.testing.assert_close(found, scores(model), rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "data")
+
+
+def train(images, folder, name, **fields):
+    """scripts/train.py's run, in this process."""
+    settings = TINY | {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "sample_steps": 4}
+    settings |= VARIANTS[name] | {"dataset_path": images, "output_dir": folder} | fields
+    flags = [f"--{field}={value}" for field, value in settings.items()]
+    TrainingRun(parse_arguments(flags)).run()
+    return torch.load(folder / "model.pt") if (folder / "model.pt").exists() else None
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("classes", "context", "everything")])
+def test_training_and_resuming_end_in_the_same_weights(name, images, tmp_path):
+    train(images, tmp_path / "straight", name)
+    shutil.copytree(tmp_path / "straight" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    train(images, tmp_path / "resumed", name, resume_from_checkpoint="latest")
+    models = [JetForDensityEstimation.from_pretrained(tmp_path / folder) for folder in ("straight", "resumed")]
+    assert_same_tensors(models[0].state_dict(), models[1].state_dict())
+    lines = (tmp_path / "straight" / "evaluations.jsonl").read_text().splitlines()
+    bits = [json.loads(line)["bits_per_dim"] for line in lines]
+    assert bits[-1] < bits[0], "it learns"
+
+
+# What only one of them has
+
+
+@pytest.mark.parametrize("pattern", ["checkerboard", "checkerboard-inv", "vstripes", "hstripes", "hstripes-inv"])
+@torch.no_grad()
+def test_masking_reads_the_output_at_the_places_of_the_half_that_is_mapped(pattern):
+    fields = {"coupling_kinds": ["spatial"], "spatial_couplings": [pattern], "num_coupling_layers": 1}
+    model = tiny_model(coupling_mode="masking", **fields)
+    coupling = model.jet.couplings[0]
+    seen = []
+    coupling.conditioner.register_forward_hook(lambda module, inputs, outputs: seen.extend([inputs[0], *outputs]))
+    images = random_images(2, model.config)
+    state = model.jet.patchify(images)
+    mapped = model.jet.patchify(model.encode(images)[0])
+    tokens, bias, raw_scale = seen
+    changed = (mapped != state).all(dim=2)
+    assert torch.equal(tokens, torch.where(changed[..., None], 0, state))
+    expected = (state + bias) * 2 * torch.sigmoid(raw_scale)
+    torch.testing.assert_close(mapped, torch.where(changed[..., None], expected, state))
+
+
+def test_the_cnn_sees_neighbours_as_neighbours():
+    """Information goes one token a block; what comes from a patch's surroundings must not come from far away."""
+    for pattern in ("vstripes", "hstripes", "checkerboard"):
+        fields = {"coupling_kinds": ["spatial"], "spatial_couplings": [pattern], "num_coupling_layers": 1}
+        model = tiny_model(image_size=16, hidden_size=16, **CNN, **fields)
+        for layer in model.modules():  # group norm mixes the whole grid
+            if isinstance(layer, torch.nn.GroupNorm):
+                layer.forward = lambda x: x
+        x = random_images(1, model.config)
+        jacobian = torch.autograd.functional.jacobian(lambda x, m=model: m.encode(x)[0].abs().sum(dim=(0, 1)), x)
+        reach = jacobian.abs().sum(dim=(2, 3)) > 0  # (S, S) outputs by (S, S) inputs
+        for row, column in ((7, 6), (2, 13), (8, 8)):
+            rows, columns = torch.nonzero(reach[row, column], as_tuple=True)
+            assert (rows // 2 - row // 2).abs().max() <= 3 and (columns // 2 - column // 2).abs().max() <= 3
+
+
+@torch.no_grad()
+def test_standardized_convolutions_do_not_notice_scale_and_shift_of_their_filters():
+    model = variant("cnn")
+    expected = scores(model)
+    for module in model.modules():
+        if type(module).__name__ == "JetStandardizedConv2d":
+            module.weight.mul_(3).add_(0.5)
+    torch.testing.assert_close(scores(model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_actnorm_is_set_by_the_first_batch_of_training_alone(tmp_path):
+    torch.manual_seed(0)
+    model = JetForDensityEstimation(tiny_config(use_actnorm=True, num_coupling_layers=3))
+    randomize(torch.nn.ModuleList([coupling.conditioner for coupling in model.jet.couplings]))
+    images = random_images(8, model.config)
+    model.eval()(images)
+    assert not model.jet.actnorm_initialized
+    states = []
+    for coupling in model.jet.couplings:
+        coupling.actnorm.register_forward_hook(lambda module, inputs, output: states.append(output))
+    model.train()(images, noise=noise_of(images))
+    assert model.jet.actnorm_initialized
+    for state in states[-3:]:
+        numbers = state.flatten(0, 1)
+        torch.testing.assert_close(numbers.mean(dim=0), torch.zeros(12), rtol=0, atol=1e-5)
+        torch.testing.assert_close(numbers.std(dim=0, correction=0), torch.ones(12), rtol=0, atol=1e-5)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    model(random_images(8, model.config, seed=5))
+    model.save_pretrained(tmp_path)
+    loaded = JetForDensityEstimation.from_pretrained(tmp_path).train()
+    loaded(random_images(8, model.config, seed=6))
+    assert_same_tensors(loaded.state_dict(), expected)
+
+
+def test_actnorm_leaves_a_constant_alone():
+    model = JetForDensityEstimation(tiny_config(use_actnorm=True, num_coupling_layers=2)).train()
+    images = random_images(4, model.config)
+    images[:, 0] = 1.0
+    model.jet.initialize_actnorm(images)
+    assert torch.isfinite(model(images, noise=torch.full_like(images, 0.5)).loss)
+
+
+def test_dequantization_noise_has_the_density_that_is_taken_off():
+    model = variant("dequantization_flow", image_size=4, num_channels=2, hidden_size=16).double()
+    images = random_images(1, model.config).double()
+    noise = noise_of(images)
+    drawn, log_det = model.dequantizer(images, noise)
+    assert drawn.min() > 0 and drawn.max() < 1 and (drawn - noise).abs().max() > 0.01
+    jacobian = torch.autograd.functional.jacobian(lambda noise: model.dequantizer(images, noise)[0], noise)
+    _, expected = torch.linalg.slogdet(jacobian.reshape(32, 32))
+    torch.testing.assert_close(log_det[0], expected, rtol=1e-8, atol=1e-8)
+    other = model.dequantizer(-images, noise)[0]
+    assert (other - drawn).abs().max() > 1e-3, "it depends on the image"
+
+
+@torch.no_grad()
+def test_importance_weights_recover_the_same_likelihood_from_either_noise():
+    """Both are bounds on one likelihood, that of the same flow: of many draws, the mean weight is the same."""
+    model = variant("dequantization_flow", std=0.05, image_size=2, num_channels=2, patch_size=1, num_coupling_layers=2)
+    model = model.double()
+    images = random_images(1, model.config).double().expand(100_000, -1, -1, -1)
+    noise = noise_of(images)
+    by_flow = model(images, noise=noise).log_likelihood
+    model.dequantizer = None
+    by_uniform = model(images, noise=noise).log_likelihood
+    assert (by_flow - by_uniform).mean().abs() > 0.1, "the bounds themselves differ"
+    weights = (by_flow - by_uniform.mean()).exp(), (by_uniform - by_uniform.mean()).exp()
+    errors = [weight.std() / len(weight) ** 0.5 for weight in weights]
+    assert max(errors) < 0.005
+    assert (weights[0].mean() - weights[1].mean()).abs() < 4 * max(errors)
+
+
+@torch.no_grad()
+def test_samples_do_not_depend_on_the_dequantization_flow():
+    model = variant("dequantization_flow")
+    generator = torch.Generator()
+    expected = model.sample(2, generator=generator.manual_seed(0))
+    model.dequantizer = None
+    assert torch.equal(model.sample(2, generator=generator.manual_seed(0)), expected)
+
+
+@torch.no_grad()
+def test_padding_of_the_context_changes_nothing():
+    model = variant("context")
+    images = random_images(2, model.config)
+    context = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    expected, _ = model.encode(images, context)
+    padded = torch.cat([context, torch.full((2, 4, 5), 100.0)], dim=1)
+    mask = torch.arange(7).expand(2, 7) < 3
+    for kind in (mask, mask.long()):
+        torch.testing.assert_close(model.encode(images, padded, context_mask=kind)[0], expected)
+    assert (model.encode(images, padded)[0] - expected).abs().max() > 0.01
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        torch.testing.assert_close(model.encode(images, padded, context_mask=mask)[0], expected)
+
+
+@torch.no_grad()
+def test_guidance_goes_from_no_label_to_the_label_and_beyond():
+    model = variant("classes")
+    latents = random_images(2, model.config)
+    labels, none = torch.tensor([0, 2]), torch.tensor([3, 3])
+    guided = {scale: model.decode(latents, labels=labels, guidance_scale=scale)[0] for scale in (0, 0.5, 1, 3)}
+    torch.testing.assert_close(guided[1], model.decode(latents, labels=labels)[0])
+    torch.testing.assert_close(guided[0], model.decode(latents, labels=none)[0])
+    assert (guided[0] - guided[1]).abs().max() > 0.01
+    generator = torch.Generator()
+    samples = [
+        model.sample(2, generator=generator.manual_seed(0), labels=labels, guidance_scale=scale) for scale in (None, 3)
+    ]
+    assert (samples[0] - samples[1]).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_the_distribution_of_a_class():
+    model = variant("classes")
+    distribution = model.distribution(labels=torch.tensor([1]))
+    images = distribution.sample((3,))
+    latents, log_det = model.encode(images, labels=torch.full((3,), 1))
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(latents).sum(dim=(1, 2, 3)) + log_det
+    torch.testing.assert_close(distribution.log_prob(images), expected)
