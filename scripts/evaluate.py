@@ -30,6 +30,7 @@ class EvaluateArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     split: str | None = field(default=None, metadata={"help": "By default validation, or else test."})
     image_column: str | None = field(default=None, metadata={"help": "By default it is found."})
+    label_column: str | None = field(default=None, metadata={"help": "Of a class-conditional model; likewise."})
     dataset_release: str | None = field(default=None, metadata={"help": "Key of RELEASES: which data these are."})
     batch_size: int = field(default=64, metadata={"help": "Images that a process scores at a time."})
     num_noise_samples: int = field(default=1, metadata={"help": "Draws of noise; more give a tighter bound."})
@@ -48,13 +49,12 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     model = JetForDensityEstimation.from_pretrained(arguments.model)
     processor = JetImageProcessor.from_pretrained(arguments.model)
-    place = {"path" if Path(arguments.dataset).expanduser().exists() else "name": arguments.dataset}
-    place |= {"config": arguments.dataset_config, "image_column": arguments.image_column}
-    source = DataSource(**place, release=arguments.dataset_release)
+    columns = {name: getattr(arguments, name) for name in ("image_column", "label_column")}
+    source = DataSource.at(arguments.dataset, arguments.dataset_config, release=arguments.dataset_release, **columns)
     wanted = {name: getattr(arguments, name) for name in ("max_images", "random_crops_per_image", "seed")}
     with accelerator.main_process_first():
         split = arguments.split or held_out_split(source)
-        pixels = load_pixels(source, split, processor, **wanted)
+        pixels = load_pixels(source, split, processor, num_classes=model.config.num_classes, **wanted)
     # Every process has the whole model, whatever the launcher's configuration does in training.
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     start, settings = time.monotonic(), (arguments.batch_size, arguments.num_noise_samples, arguments.seed)
@@ -66,7 +66,7 @@ def main() -> None:
         if arguments.scores_file:
             write_scores(arguments.scores_file, evaluation, source, split)
         result = {"model": arguments.model, **describe_evaluation(evaluation, source, split, pixels)}
-        result |= {"seed": arguments.seed, "mixed_precision": arguments.mixed_precision}
+        result |= {name: getattr(arguments, name) for name in ("seed", "mixed_precision")}
         result |= {"num_processes": accelerator.num_processes, "images_per_second": speed}
         print(json.dumps(result, indent=2))
         print(*(f"{name:20} {value}" for name, value in result.items()), sep="\n", file=sys.stderr)

@@ -29,6 +29,8 @@ class SampleArguments:
     temperature: float = field(default=1.0, metadata={"help": "Standard deviation of the latents; 1 is the model's."})
     seed: int = field(default=0, metadata={"help": "Draws the latents, in batches of any size alike."})
     batch_size: int = field(default=64, metadata={"help": "Images decoded at a time."})
+    label: int | None = field(default=None, metadata={"help": "Class of the samples; by default all in turn."})
+    guidance_scale: float | None = field(default=None, metadata={"help": "Classifier-free guidance; 1 is none."})
     columns: int = field(default=8, metadata={"help": "Images in a row of the grid."})
     reconstruct: list[str] | None = field(default=None, metadata={"help": "Images to encode and decode again."})
     interpolate: list[str] | None = field(default=None, metadata={"help": "Two images to go between."})
@@ -40,9 +42,8 @@ def make_images(arguments: SampleArguments) -> list[Image.Image]:
     processor = JetImageProcessor.from_pretrained(arguments.model)
     paths = arguments.interpolate or arguments.reconstruct
     if not paths:
-        return sample_images(
-            model, processor, arguments.num_images, arguments.temperature, arguments.seed, arguments.batch_size
-        )
+        names = ("num_images", "temperature", "seed", "batch_size", "label", "guidance_scale")
+        return sample_images(model, processor, **{name: getattr(arguments, name) for name in names})
     pixel_values = processor([Image.open(path) for path in paths], return_tensors="pt").pixel_values.to(model.device)
     if arguments.interpolate:
         if len(paths) != 2:

@@ -30,6 +30,7 @@ from components import (
     png_image,
 )
 from jet_demo import (
+    ALL_CLASSES,
     FITS,
     MAPS,
     MAX_IMAGES,
@@ -103,9 +104,9 @@ def build_app(demo: JetDemo) -> gr.Blocks:
 
 
 def add_sampling(demo: JetDemo, computes) -> None:
-    def sample(num_images, temperature, seed, progress=gr.Progress()):  # noqa: B008
+    def sample(num_images, temperature, seed, label, progress=gr.Progress()):  # noqa: B008
         layers, looks = demo.model.config.num_coupling_layers, []
-        for done, images in demo.sample_steps(num_images, temperature, seed, NUM_LOOKS):
+        for done, images in demo.sample_steps(num_images, temperature, seed, NUM_LOOKS, label):
             looks.append(images[0])
             progress((done, layers), desc="decoding", unit="layers")
             strip = enlarged_grid(looks, NUM_LOOKS + 1) if done == layers else gr.skip()
@@ -117,6 +118,8 @@ def add_sampling(demo: JetDemo, computes) -> None:
             num_images = NumberInput(1, MAX_IMAGES, 16, step=1, precision=0, label="Number of images")
             temperature = NumberInput(0, MAX_TEMPERATURE, 1, step=0.05, label="Temperature")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
+            choices = [("all in turn", ALL_CLASSES), *((name, i) for i, name in enumerate(demo.classes))]
+            label = gr.Dropdown(choices, value=ALL_CLASSES, label="Class", visible=len(choices) > 1)
             another = gr.Button("Another seed")
             run = gr.Button("Sample", variant="primary")
         with gr.Column(scale=2, min_width=320):
@@ -129,7 +132,7 @@ def add_sampling(demo: JetDemo, computes) -> None:
     another.click(None, outputs=seed, js=f"() => Math.floor(Math.random() * {MAX_SEED + 1})")
     gr.on(
         [run.click, seed.submit],
-        inputs=[num_images, temperature, seed],
+        inputs=[num_images, temperature, seed, label],
         outputs=[grid, status, strip, singles],
         show_progress_on=[grid],
         **computes(sample),
@@ -237,9 +240,12 @@ def add_interpolation(demo: JetDemo, computes) -> None:
 def add_api(demo: JetDemo, computes) -> None:
     """The functions for programs, as README.md describes them: their names and parameters stay."""
 
-    def sample(num_images, temperature, seed):
-        """Draws images. num_images: 1 to 36; temperature: 0 to 2; seed: 0 to 2 ** 32 - 1."""
-        return demo.sample(num_images, temperature, seed)
+    def sample(num_images, temperature, seed, label=ALL_CLASSES):
+        """
+        Draws images. num_images: 1 to 36; temperature: 0 to 2; seed: 0 to 2 ** 32 - 1; label, of models with classes:
+        the class, -1 for all in turn.
+        """
+        return demo.sample(num_images, temperature, seed, label)
 
     def score(image, num_noise_draws, fit):
         """Scores an image in bits per dimension. num_noise_draws: 1 to 32; fit: "resize" or "crop"."""
@@ -261,11 +267,12 @@ def add_api(demo: JetDemo, computes) -> None:
         num_images = NumberInput(1, MAX_IMAGES, 4, step=1, precision=0, label="num_images")
         temperature = NumberInput(0, MAX_TEMPERATURE, 1, label="temperature")
         seed = NumberInput(0, MAX_SEED, 0, step=1, precision=0, label="seed")
+        label = NumberInput(ALL_CLASSES, len(demo.classes), ALL_CLASSES, step=1, precision=0, label="label")
         draws = NumberInput(1, MAX_NOISE_DRAWS, 8, step=1, precision=0, label="num_noise_draws")
         steps = NumberInput(2, MAX_STEPS, 8, step=1, precision=0, label="steps")
         gallery, answer, call = png_gallery("images"), gr.JSON(label="result"), gr.Button()
     for name, function, inputs, outputs in (
-        ("sample", sample, [num_images, temperature, seed], gallery),
+        ("sample", sample, [num_images, temperature, seed, *([label] if demo.classes else [])], gallery),
         ("score", score, [image, draws, fit], [answer, picture]),
         ("reconstruct", reconstruct, [image, fit], [picture, answer]),
         ("interpolate", interpolate, [image, other, steps], gallery),

@@ -26,14 +26,17 @@ from jet_hf.sampling import (
     draw_latents,
     interpolate,
     latent_path,
+    no_labels,
     reconstruct,
     sample_images,
+    sample_labels,
 )
 
 
 SCORES_FILE = "held_out_scores.json"
 FITS = ("resize", "crop")
 MAPS = ("all bits", "latent term", "log-determinant term")
+ALL_CLASSES = -1
 MAX_IMAGES = 36
 MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**32 - 1
@@ -156,7 +159,19 @@ class JetDemo:
         named = ModelCard.load(card, ignore_metadata_errors=True).data.model_name if card.is_file() else None
         return named or folder.resolve().name
 
-    def sample(self, num_images: int, temperature: float, seed: int) -> list[Image.Image]:
+    @property
+    def classes(self) -> list[str]:
+        """Names of the model's classes; none of a model without."""
+        number, names = self.model.config.num_classes or 0, self.model.config.id2label
+        named = len(names) == number and names[0] != "LABEL_0"  # transformers' own name for a class without
+        return [names[i] if named else f"class {i}" for i in range(number)]
+
+    def check_label(self, label: int) -> int | None:
+        """The class that a visitor asks for, `None` for all in turn; raises ValueError if there is no such class."""
+        label = check_whole("label", label, ALL_CLASSES, len(self.classes) - 1)
+        return None if label == ALL_CLASSES else label
+
+    def sample(self, num_images: int, temperature: float, seed: int, label: int = -1) -> list[Image.Image]:
         """
         Draws images.
 
@@ -164,20 +179,23 @@ class JetDemo:
             num_images: 1 to 36.
             temperature: Standard deviation of the latents, 0 to 2.
             seed: 0 to 2 ** 32 - 1. The same seed gives the same images, and more of them for a larger number.
+            label: Class of the images, where the model has classes; -1 goes through all in turn.
 
         Raises:
             ValueError: for a number out of range.
         """
         num_images, temperature, seed = check_sampling(num_images, temperature, seed)
-        return sample_images(self.model, self.processor, num_images, temperature, seed)
+        label = self.check_label(label)
+        return sample_images(self.model, self.processor, num_images, temperature, seed, label=label)
 
     def sample_steps(
-        self, num_images: int, temperature: float, seed: int, num_looks: int
+        self, num_images: int, temperature: float, seed: int, num_looks: int, label: int = -1
     ) -> Iterator[tuple[int, list[Image.Image]]]:
         """[`sample`] with looks at the images on the way, after so many coupling layers as each comes with."""
         num_images, temperature, seed = check_sampling(num_images, temperature, seed)
         (latents,) = draw_latents(self.model, num_images, seed, batch_size=num_images)
-        for done, state in decode_steps(self.model, temperature * latents, num_looks):
+        labels = sample_labels(self.model, range(num_images), self.check_label(label))
+        for done, state in decode_steps(self.model, temperature * latents, num_looks, labels=labels):
             yield done, self.processor.post_process(state)
 
     def score(self, path: str | None, num_noise_draws: int, fit: str) -> Score:
@@ -197,7 +215,9 @@ class JetDemo:
         device = self.model.jet.input_device
         shape = tuple(fitted.pixels.shape)
         noise = uniform_noise(0, torch.arange(num_noise_draws, device=device), shape)
-        bits = bits_per_patch(self.model, scale_bytes(fitted.pixels.to(device)).expand(num_noise_draws, *shape), noise)
+        pixel_values = scale_bytes(fitted.pixels.to(device)).expand(num_noise_draws, *shape)
+        labels = no_labels(self.model, num_noise_draws)
+        bits = bits_per_patch(self.model, pixel_values, noise, labels=labels)
         draws = bits.total.sum(dim=(1, 2)).cpu().numpy() / fitted.pixels.numel()
         patch_dim = self.model.config.patch_dim
         latent, log_det = (term.mean(dim=0).cpu().numpy() / patch_dim for term in (bits.latent, bits.log_det))
@@ -258,14 +278,15 @@ class JetDemo:
         _, _, seed = check_sampling(1, 1.0, seed)
         if mix > 0:
             second = self.pixel_values(self.fit(read_upload(other, "second image"), fit))
-            end, _ = self.model.encode(dequantize(second, MID_LEVEL))
+            end, _ = self.model.encode(dequantize(second, MID_LEVEL), labels=no_labels(self.model, 1))
             latents = latent_path(latents[0], end[0], torch.tensor([mix], dtype=torch.float64))
         if noise > 0:
             (fresh,) = draw_latents(self.model, 1, seed, batch_size=1)
             latents = math.sqrt(1 - noise**2) * latents + noise * fresh
         if truncation < MAX_TRUNCATION:
             latents = latents.clamp(-truncation, truncation)
-        return self.processor.post_process(self.model.decode(latents)[0])[0]
+        decoded, _ = self.model.decode(latents, labels=no_labels(self.model, 1))
+        return self.processor.post_process(decoded)[0]
 
     def interpolate(
         self, path_a: str | None, path_b: str | None, steps: int, fit: str = "resize"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import app
 import numpy as np
 import pytest
 import torch
@@ -208,6 +209,37 @@ def test_interpolation_goes_from_one_to_the_other(demo, good):
 def test_every_number_is_bounded(demo, call, message):
     with pytest.raises(ValueError, match=message):
         call(demo)
+
+
+def test_a_model_with_classes_samples_those_and_does_the_rest_without(folder, good):
+    model = tiny_model(num_classes=3)
+    model.save_pretrained(folder / "classes")
+    JetImageProcessor(size=SIZE).save_pretrained(folder / "classes")
+    demo = JetDemo(folder / "classes")
+    assert demo.classes == ["class 0", "class 1", "class 2"]
+    demo.model.config.id2label = {0: "cat", 1: "dog", 2: "owl"}
+    assert demo.classes == ["cat", "dog", "owl"]
+    generator = torch.Generator().manual_seed(4)
+    expected = model.sample(2, 0.5, generator, labels=torch.tensor([1, 1]))
+    for given, wanted in zip(demo.sample(2, 0.5, 4, 1), demo.processor.post_process(expected), strict=True):
+        assert np.array_equal(given, wanted)
+    *_, (_, last) = demo.sample_steps(2, 0.5, 4, 3, label=1)
+    assert np.array_equal(last[1], demo.sample(2, 0.5, 4, 1)[1])
+    assert not np.array_equal(demo.sample(2, 0.5, 4)[0], demo.sample(2, 0.5, 4, 1)[0])
+    with pytest.raises(ValueError, match="`label` must be a whole number from -1 to 2, got 3"):
+        demo.sample(2, 0.5, 4, 3)
+    _, latents, _, measured = demo.reconstruct(good["plain.png"], "crop")
+    assert measured["bytes_equal"] and demo.score(good["plain.png"], 2, "crop").bits_per_dim > 0
+    assert demo.edit(latents, good["plain.png"], "crop", 0.5, 0, 6, 0).size == (SIZE, SIZE)
+    assert len(demo.interpolate(good["plain.png"], good["plain.png"], 3)) == 3
+    names = [endpoint["parameters"] for name, endpoint in api_of(demo).items() if name == "/sample"]
+    assert [parameter["parameter_name"] for parameter in names[0]] == ["num_images", "temperature", "seed", "label"]
+    dropdowns = [block for block in app.build_app(demo).blocks.values() if block.get_block_name() == "dropdown"]
+    assert [block.visible for block in dropdowns] == [True]
+
+
+def api_of(demo: JetDemo) -> dict:
+    return app.build_app(demo).get_api_info()["named_endpoints"]
 
 
 def test_a_gray_model_and_one_without_held_out_scores(folder, good):

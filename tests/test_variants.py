@@ -6,14 +6,19 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
-from conftest import random_images, randomize, tiny_config, tiny_model
+from conftest import ROOT, random_images, randomize, tiny_config, tiny_model
+from PIL import Image
 from test_transformers import assert_same_tensors
 from train_process import TINY, write_images
 
-from jet_hf import JetForDensityEstimation
+from jet_hf import JetForDensityEstimation, JetImageProcessor
+from jet_hf.data import Batch, DataSource, Shares, load_pixels, read_pixels, stream_batches
 from jet_hf.density import bits_per_patch
+from jet_hf.evaluation import evaluate
+from jet_hf.training import Trainer
 from jet_hf.training.arguments import parse_arguments
 from jet_hf.training.run import TrainingRun
 
@@ -35,6 +40,7 @@ VARIANTS = {
 }
 # Every pattern of split, in one flow of few layers.
 SPLITS = {"coupling_kinds": ["channels", "spatial", "spatial"], "num_coupling_layers": 9}
+PROCESSOR = JetImageProcessor(size=8)
 variants = pytest.mark.parametrize("name", VARIANTS)
 
 
@@ -230,7 +236,6 @@ def train(images, folder, name, **fields):
     settings |= VARIANTS[name] | {"dataset_path": images, "output_dir": folder} | fields
     flags = [f"--{field}={value}" for field, value in settings.items()]
     TrainingRun(parse_arguments(flags)).run()
-    return torch.load(folder / "model.pt") if (folder / "model.pt").exists() else None
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("classes", "context", "everything")])
@@ -403,3 +408,97 @@ def test_the_distribution_of_a_class():
     latents, log_det = model.encode(images, labels=torch.full((3,), 1))
     expected = torch.distributions.Normal(0.0, 1.0).log_prob(latents).sum(dim=(1, 2, 3)) + log_det
     torch.testing.assert_close(distribution.log_prob(images), expected)
+
+
+# Classes, from the data set to the samples
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """An image folder of three classes, each of one colour."""
+    folder = tmp_path_factory.mktemp("classes") / "data"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("validation", 3)):
+        for channel, name in enumerate(("red", "green", "blue")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(60, size=(8, 8, 3)).astype(np.uint8)
+                pixels[..., channel] += 180
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def conditional(classes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("conditional") / "run"
+    train(classes, folder, "classes", num_classes=3, max_steps=150, save_steps=75, eval_steps=0, sample_steps=150)
+    return folder
+
+
+def test_a_class_conditional_model_learns_its_classes_and_resumes(classes, conditional, tmp_path):
+    model = JetForDensityEstimation.from_pretrained(conditional).eval()
+    processor = JetImageProcessor.from_pretrained(conditional)
+    source = DataSource(path=str(classes))
+    pixels = load_pixels(source, "validation", processor, num_classes=3)
+    names = pixels.dataset.features
+    assert set(names) == {"pixels", "label"} and len(set(pixels.dataset["label"])) == 3
+    images = read_pixels(pixels.dataset) / 127.5 - 1
+    # Folders are classes in the order of the alphabet.
+    colour = torch.tensor([2, 1, 0])[torch.tensor(pixels.dataset["label"])]
+    assert torch.equal(images.mean(dim=(2, 3)).argmax(dim=1), colour)
+    with torch.no_grad():
+        scored = [model(images, labels=torch.full((9,), c), noise=noise_of(images)).bits_per_dim for c in range(4)]
+    assert torch.equal(torch.stack(scored[:3]).argmin(dim=0), torch.tensor(pixels.dataset["label"]))
+    assert scored[3].mean() > evaluate(model, pixels.dataset).mean + 0.02, "the class tells something"
+    shutil.copytree(conditional / "checkpoint-75", tmp_path / "run" / "checkpoint-75")
+    fields = {"max_steps": 150, "save_steps": 75, "eval_steps": 0, "sample_steps": 150}
+    train(classes, tmp_path / "run", "classes", num_classes=3, resume_from_checkpoint="latest", **fields)
+    resumed = JetForDensityEstimation.from_pretrained(tmp_path / "run")
+    assert_same_tensors(resumed.state_dict(), model.state_dict())
+
+
+def test_samples_of_a_class(conditional, tmp_path):
+    command = [sys.executable, ROOT / "scripts/sample.py", "--model", conditional, "--num_images", "6"]
+    for name, flags in {"blue": ["--label", "0", "--guidance_scale", "1.5"], "turns": []}.items():
+        subprocess.run([*command, "--output_dir", tmp_path / name, *flags], check=True, capture_output=True)
+    found = {
+        name: [int(np.asarray(Image.open(path)).mean(axis=(0, 1)).argmax()) for path in sorted(folder.glob("0*.png"))]
+        for name, folder in (("blue", tmp_path / "blue"), ("turns", tmp_path / "turns"))
+    }
+    assert found == {"blue": [2] * 6, "turns": [2, 1, 0, 2, 1, 0]}
+    command += ["--output_dir", tmp_path / "no", "--label", "3"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr.endswith("error: `label` must be a class of the model, which has 3, got 3.\n")
+
+
+def test_everything_at_once_trains_from_a_stream(classes, tmp_path):
+    train(classes, tmp_path / "run", "everything", streaming=True, eval_steps=0, learning_rate=1e-3)
+    assert JetForDensityEstimation.from_pretrained(tmp_path / "run").jet.actnorm_initialized
+    streamed = stream_batches(DataSource(path=str(classes)), "train", PROCESSOR, Shares(24), 1, num_classes=3)
+    (batch,) = streamed
+    assert torch.equal(batch.pixels.float().mean(dim=(2, 3)).argmax(dim=1), 2 - batch.labels)
+
+
+def test_classes_that_do_not_fit_are_refused(classes, images, tmp_path):
+    with pytest.raises(ValueError, match=r"must lie from 0 to below `num_classes` 2, got 0 to 2"):
+        train(classes, tmp_path / "run", "classes", num_classes=2)
+    with pytest.raises(ValueError, match=r"must lie from 0 to below `num_classes` 3, got none, 21 missing"):
+        train(images, tmp_path / "run", "classes")
+    with pytest.raises(ValueError, match=r"must lie from 0 to below `num_classes` 2, got 2 to 2"):
+        list(stream_batches(DataSource(path=str(classes)), "train", PROCESSOR, Shares(24), 1, num_classes=2))
+    with pytest.raises(ValueError, match="`context_size` is 5, but data sets of images have no context tokens"):
+        train(images, tmp_path / "run", "context")
+
+
+def test_labels_are_dropped_for_whole_steps(classes):
+    model = JetForDensityEstimation(tiny_config(num_classes=3))
+    seen = []
+    model.jet.couplings[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    trainer = Trainer(model, 40, label_dropout=0.5)
+    for step in range(40):
+        pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+        trainer.step([Batch(pixels, torch.arange(4) + step, torch.tensor([0, 1, 2, 0]))])
+    empty = torch.stack([(context == 0).flatten(1).all(dim=1) for context in seen])
+    assert (empty.all(dim=1) | ~empty.any(dim=1)).all()
+    assert 8 < empty.all(dim=1).sum() < 32

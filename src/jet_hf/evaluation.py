@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from .data import (
     RELEASES,
+    Batch,
     DataSource,
     PixelSplit,
     UnknownSplitError,
@@ -105,7 +106,8 @@ def evaluate(
     Args:
         model: A [`JetForDensityEstimation`], bare or prepared by `accelerator`. Is left in the mode, training or
             evaluation, that it was in.
-        dataset: Pixels, as [`load_pixels`] makes them.
+        dataset: Pixels, as [`load_pixels`] makes them, with classes for a class-conditional model, which is scored on
+            `p(image | class)`.
         batch_size: Images that a process scores at a time.
         num_noise_samples: Draws K of dequantisation noise for each image.
         seed: Draws the noise of each image by its place in the data set, so that neither batch size nor number of
@@ -135,10 +137,11 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        for pixels, indices in tqdm(batches, unit="batch", disable=not progress or process_index > 0):
-            bits = _score(model, pixels.to(device), indices.to(device), num_noise_samples, seed)
-            counts = indices < num_images
-            scores[indices[counts]] = bits[counts]
+        for batch in tqdm(batches, unit="batch", disable=not progress or process_index > 0):
+            on_device = Batch(*(None if tensor is None else tensor.to(device) for tensor in batch))
+            bits = _score(model, on_device, num_noise_samples, seed)
+            counts = batch.indices < num_images
+            scores[batch.indices[counts]] = bits[counts]
     finally:
         model.train(was_training)
     if num_processes > 1:
@@ -147,10 +150,9 @@ def evaluate(
     return Evaluation(scores, num_noise_samples)
 
 
-def _score(
-    model: nn.Module, pixels: torch.Tensor, indices: torch.Tensor, num_noise_samples: int, seed: int
-) -> torch.Tensor:
+def _score(model: nn.Module, batch: Batch, num_noise_samples: int, seed: int) -> torch.Tensor:
     """Bits per dimension of a batch, float64 (B,) on the CPU."""
+    pixels, indices, labels = batch
     shape = tuple(pixels.shape[1:])
     nats_per_bit = math.prod(shape) * math.log(2)
     pixel_values = scale_bytes(pixels)
@@ -159,7 +161,7 @@ def _score(
         # Counted from the last stream down. Training takes stream 0, with indices and often a seed that are the same
         # numbers: held-out images must not be scored with the noise that training saw.
         noise = uniform_noise(seed, indices, shape, stream=MASK - draw)
-        bits = model(pixel_values, noise=noise).bits_per_dim
+        bits = model(pixel_values, labels=labels, noise=noise).bits_per_dim
         total = torch.logaddexp(total, -bits.cpu().double() * nats_per_bit)
     return (math.log(num_noise_samples) - total) / nats_per_bit
 

@@ -39,9 +39,11 @@ def sample_images(
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
+    label: int | None = None,
+    guidance_scale: float | None = None,
 ) -> list[Image.Image]:
     """
-    Samples an unconditional model.
+    Samples a model, class-conditional or not.
 
     Args:
         model: In evaluation mode.
@@ -50,9 +52,11 @@ def sample_images(
         temperature: Standard deviation of the latents, at least 0.
         seed: The same seed gives the same images, in batches of any size.
         batch_size: Images decoded at a time, at least 1.
+        label: Class of the images; by default they go through all classes in turn.
+        guidance_scale: Strength of classifier-free guidance, see [`JetModel.decode`].
 
     Raises:
-        ValueError: for a number out of range.
+        ValueError: for a number out of range, or a label for a model that has no classes.
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         if value < 1:
@@ -60,7 +64,9 @@ def sample_images(
     check_temperature(temperature)
     images = []
     for latents in draw_latents(model, num_images, seed, batch_size):
-        images += processor.post_process(model.decode(temperature * latents)[0])
+        labels = sample_labels(model, range(len(images), len(images) + len(latents)), label)
+        decoded, _ = model.decode(temperature * latents, labels=labels, guidance_scale=guidance_scale)
+        images += processor.post_process(decoded)
     return images
 
 
@@ -102,6 +108,34 @@ def decode_steps(
             yield done, jet.unpatchify(state)
 
 
+def sample_labels(model: JetForDensityEstimation, places: range, label: int | None = None) -> torch.Tensor | None:
+    """
+    Classes for samples, as a class-conditional model takes them; `None` for another.
+
+    Args:
+        model: The model.
+        places: Of the samples in the row of all: without a `label` they go through all classes in turn.
+        label: Class of all of them.
+
+    Raises:
+        ValueError: for a label that the model does not have.
+    """
+    num_classes = model.config.num_classes
+    if label is not None and not (num_classes and 0 <= label < num_classes):
+        raise ValueError(f"`label` must be a class of the model, which has {num_classes or 'none'}, got {label}.")
+    if num_classes is None:
+        return None
+    classes = [place % num_classes if label is None else label for place in places]
+    return torch.tensor(classes, device=model.jet.input_device)
+
+
+def no_labels(model: JetForDensityEstimation, num_images: int) -> torch.Tensor | None:
+    """Labels for images without one (num_images,), as a class-conditional model takes them; `None` for another."""
+    if model.config.num_classes is None:
+        return None
+    return torch.full((num_images,), model.config.num_classes, device=model.jet.input_device)
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """
@@ -122,10 +156,14 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> Reconstruction:
-    """Encodes 8-bit images (B, C, S, S), as the image processor scales them, and decodes them again."""
+    """
+    Encodes 8-bit images (B, C, S, S), as the image processor scales them, and decodes them again; with a
+    class-conditional model without labels.
+    """
     dequantized = dequantize(pixel_values, MID_LEVEL)
-    latents, _ = model.encode(dequantized)
-    decoded, _ = model.decode(latents)
+    labels = no_labels(model, len(pixel_values))
+    latents, _ = model.encode(dequantized, labels=labels)
+    decoded, _ = model.decode(latents, labels=labels)
     levels, originals = (torch.floor((values + 1) * LEVELS_PER_UNIT) for values in (decoded, dequantized))
     return Reconstruction(latents, decoded, (decoded - dequantized).abs().max().item(), torch.equal(levels, originals))
 
@@ -177,8 +215,9 @@ def interpolate(
     """
     if num_steps < 2:
         raise ValueError(f"`num_steps` must be at least 2, got {num_steps}.")
-    ends, _ = model.encode(dequantize(torch.stack([first, second]), MID_LEVEL))
-    return model.decode(latent_path(*ends, torch.linspace(0, 1, num_steps, dtype=torch.float64)))[0]
+    ends, _ = model.encode(dequantize(torch.stack([first, second]), MID_LEVEL), labels=no_labels(model, 2))
+    path = latent_path(*ends, torch.linspace(0, 1, num_steps, dtype=torch.float64))
+    return model.decode(path, labels=no_labels(model, num_steps))[0]
 
 
 def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .pixels import PIXELS
+from .pixels import LABEL, PIXELS
 
 
 SECONDS_OF_GRACE = 60
@@ -30,10 +30,12 @@ class Batch(NamedTuple):
         pixels: uint8 tensor (B, C, S, S).
         indices: int64 tensor (B,): places in the run's stream (training) or in the data set (evaluation); they name
             the images' noise.
+        labels: int64 tensor (B,) of classes, where the data were read with them.
     """
 
     pixels: torch.Tensor
     indices: torch.Tensor
+    labels: torch.Tensor | None = None
 
 
 class Shares:
@@ -133,10 +135,13 @@ class _EvalOrder(Sampler):
 class _Pixels(Dataset):
     def __init__(self, dataset: datasets.Dataset):
         self.dataset = dataset.with_format("numpy", columns=[PIXELS], dtype=np.uint8)
+        labels = LABEL in dataset.column_names
+        self.labels = dataset.with_format("numpy", columns=[LABEL], dtype=np.int64) if labels else None
 
     def __getitem__(self, item: tuple[np.ndarray, np.ndarray]) -> Batch:
         rows, indices = item
-        return Batch(torch.from_numpy(self.dataset[rows][PIXELS]), torch.from_numpy(indices))
+        labels = None if self.labels is None else torch.from_numpy(self.labels[rows][LABEL])
+        return Batch(torch.from_numpy(self.dataset[rows][PIXELS]), torch.from_numpy(indices), labels)
 
 
 def read_pixels(dataset: datasets.Dataset) -> torch.Tensor:

@@ -1,40 +1,46 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """From data sets of images to data sets of pixels: the bytes that the model scores."""
 
-import io
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import datasets
 import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.utils.file_utils import xopen
-from PIL import Image
 
 from .. import __version__
 from ..model.image_processing_jet import JetImageProcessor
+from .decoding import (
+    UndecodableImageError,
+    decode_image,
+    image_name,
+    pixel_converter,
+    random_crops,
+    stored_images,
+)
 from .releases import check_release
-from .sources import DataSource, find_image_column, known_release, open_split, preparation_record
+from .sources import (
+    DataSource,
+    find_image_column,
+    find_label_column,
+    known_release,
+    open_split,
+    preparation_record,
+)
 
 
 logger = logging.getLogger(__name__)
 
-PIXELS = "pixels"
+PIXELS, LABEL = "pixels", "label"
 LOSSY_FORMATS = {"AVIF", "JPEG", "JPEG2000", "MPO", "WEBP"}
 NUM_NAMES_LOGGED = 100
 
 
 class UndecodableImagesError(RuntimeError):
     """More images than allowed cannot be decoded."""
-
-
-class UndecodableImageError(ValueError):
-    """One image cannot be decoded; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class PixelSplit:
     A split as pixels.
 
     Args:
-        dataset: One column, `pixels`: uint8 arrays (C, S, S).
+        dataset: Column `pixels`: uint8 arrays (C, S, S); where they were asked for, column `label`: int64.
         num_skipped: Images that could not be decoded.
         source_format: Encoding of the source, such as "JPEG", or "JPEG, PNG" if mixed; `None` for raw bytes.
     """
@@ -91,6 +97,7 @@ def load_pixels(
     split: str,
     processor: JetImageProcessor,
     *,
+    num_classes: int | None = None,
     random_crops_per_image: int | None = None,
     max_images: int | None = None,
     max_undecodable_share: float = 0.001,
@@ -105,6 +112,7 @@ def load_pixels(
     Args:
         source, split: What to read.
         processor: Makes the pixels.
+        num_classes: Reads the classes too, which must be fewer than this number.
         random_crops_per_image: Crops of full resolution that are cut at random places out of each image, in place of
             resizing it.
         max_images: Reads the first images only.
@@ -114,7 +122,8 @@ def load_pixels(
         seed: Draws the places of crops.
 
     Raises:
-        ValueError: see [`open_split`] and [`check_release`]; also if there is no image.
+        ValueError: see [`open_split`], [`check_release`] and [`find_label_column`]; also if there is no image, or a
+            class that there should not be.
         UndecodableImagesError: if more than the allowed share of images cannot be decoded.
     """
     dataset = open_split(source, split)
@@ -127,7 +136,8 @@ def load_pixels(
         dataset = dataset.take(max_images) if is_stream else dataset.select(range(min(max_images, len(dataset))))
     elif not is_stream:
         check_release(release, split, len(dataset) + num_left_out)
-    decoder = _Decoder(processor, column, random_crops_per_image, seed)
+    labels = None if num_classes is None else find_label_column(dataset.features, source.label_column)
+    decoder = _Decoder(processor, column, random_crops_per_image, seed, labels)
     where = f"split {split!r} of {source.name or source.path}"
     if is_stream:
         decoded, num_images = _read_through(dataset, decoder)
@@ -136,11 +146,24 @@ def load_pixels(
         pixels = _keep_decoded(decoded, UndecodableLimit(max_undecodable_share, num_images, where))
     else:
         pixels = _decode_all(dataset, decoder, max_undecodable_share, num_proc, where)
+    if labels is not None:
+        check_classes(pixels.dataset.with_format("arrow")[:][LABEL], num_classes, where)
     return replace(
         pixels,
         num_skipped=pixels.num_skipped + num_left_out,
         source_format=pixels.source_format or prepared.get(split.split("[")[0], {}).get("source_format"),
     )
+
+
+def check_classes(labels: pa.ChunkedArray | pa.Array, num_classes: int, where: str) -> None:
+    """Raises ValueError unless all labels are there, from 0 to below `num_classes`."""
+    span = pc.min_max(labels).as_py()
+    if labels.null_count or span["min"] < 0 or span["max"] >= num_classes:
+        found = "none" if span["min"] is None else f"{span['min']} to {span['max']}"
+        missing = f", {labels.null_count} missing" if labels.null_count else ""
+        raise ValueError(
+            f"the classes of {where} must lie from 0 to below `num_classes` {num_classes}, got {found}{missing}."
+        )
 
 
 def to_pixels(dataset: datasets.Dataset, processor: JetImageProcessor, num_proc: int | None = None):
@@ -186,92 +209,6 @@ def load_image_folder(path: str | os.PathLike, split: str, cache_dir: str | os.P
     )
 
 
-def stored_images(column: pa.ChunkedArray) -> list[dict | np.ndarray | None]:
-    """The images of a column as they are stored: files as `{"bytes", "path"}`, arrays (views of Arrow's memory)."""
-    if not isinstance(column.type, pa.BaseExtensionType):
-        return column.to_pylist()
-    images = []
-    for chunk in column.chunks:
-        values = chunk.storage
-        for _ in column.type.shape:
-            values = values.flatten()
-        arrays = iter(values.to_numpy().reshape(-1, *column.type.shape))
-        images += [next(arrays) if valid else None for valid in chunk.is_valid().to_pylist()]
-    return images
-
-
-def decode_image(image: dict | np.ndarray | None, convert: Callable) -> tuple[np.ndarray, str | None]:
-    """
-    Decodes a stored image and converts it to an array.
-
-    Args:
-        image: See [`stored_images`].
-        convert: From a PIL image or an array to an array.
-
-    Returns:
-        The array, and the format of the file; `None` where it was no file.
-
-    Raises:
-        UndecodableImageError: if the image is missing, broken, larger than Pillow's limit, or cannot be converted.
-        ValueError: if an array is none of an image.
-        OSError: if its file cannot be read, which may be no fault of the image.
-    """
-    if isinstance(image, np.ndarray):
-        return convert(image), None
-    data = _read_file(image) if image is not None else None
-    if data is None:
-        raise UndecodableImageError("there is no image")
-    try:
-        return _decode_file(data, convert)
-    except (UndecodableImageError, MemoryError):
-        raise
-    except Image.UnidentifiedImageError as error:  # its message holds an address
-        raise UndecodableImageError("it is no image that Pillow knows") from error
-    except Exception as error:  # codecs raise all sorts of errors for broken files
-        raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
-
-
-def _read_file(image: dict) -> bytes | None:
-    if image["bytes"] is not None or image["path"] is None:
-        return image["bytes"]
-    with xopen(image["path"], "rb") as file:
-        return file.read()
-
-
-def _decode_file(data: bytes, convert: Callable) -> tuple[np.ndarray, str]:
-    with Image.open(io.BytesIO(data)) as file:
-        # Pillow itself only warns up to twice its limit.
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and file.width * file.height > limit:
-            raise UndecodableImageError(f"{file.width} x {file.height} pixels are more than Pillow's limit of {limit}")
-        return convert(file), file.format
-
-
-def pixel_converter(processor: JetImageProcessor) -> Callable:
-    """From a PIL image or an array to pixels (C, S, S); an array of that shape holds pixels already."""
-    return partial(_to_pixels, processor)
-
-
-def _to_pixels(processor: JetImageProcessor, image: Image.Image | np.ndarray) -> np.ndarray:
-    shape = (processor.num_channels, processor.size["height"], processor.size["width"])
-    return image if isinstance(image, np.ndarray) and image.shape == shape else processor.to_uint8(image)
-
-
-def image_name(image: dict | np.ndarray | None, index: int) -> str:
-    """What an image is called in messages: its file's name if it has one."""
-    path = image.get("path") if isinstance(image, dict) else None
-    return path or f"image {index}"
-
-
-def random_crops(pixels: np.ndarray, image_size: int, num_crops: int, seed: int, index: int) -> list[np.ndarray]:
-    """Crops (C, image_size, image_size) of an image (C, H, W), which `seed` and the image's `index` draw."""
-    if min(pixels.shape[1:]) < image_size:
-        raise ValueError(f"image {index} has {pixels.shape[1:]} pixels, fewer than the crop's {image_size}.")
-    rng = np.random.default_rng([seed, index])
-    places = rng.integers(0, np.array(pixels.shape[1:]) - image_size + 1, size=(num_crops, 2))
-    return [pixels[:, y : y + image_size, x : x + image_size] for y, x in places]
-
-
 class _Decoder:
     """
     What `Dataset.map` applies: images as stored to pixels, their format, and what was wrong with them.
@@ -279,8 +216,16 @@ class _Decoder:
     Its fields, versions among them, are what `datasets` caches the result by.
     """
 
-    def __init__(self, processor: JetImageProcessor, column: str, crops: int | None = None, seed: int = 0):
+    def __init__(
+        self,
+        processor: JetImageProcessor,
+        column: str,
+        crops: int | None = None,
+        seed: int = 0,
+        label_column: str | None = None,
+    ):
         self.processor, self.column, self.crops, self.seed = processor, column, crops, seed if crops else None
+        self.label_column = label_column
         self.shape = (processor.num_channels, processor.size["height"], processor.size["width"])
         self.versions = {"jet_hf": __version__, "pillow": PIL.__version__}
         self.limit: UndecodableLimit | None = None
@@ -289,7 +234,15 @@ class _Decoder:
     @property
     def features(self) -> datasets.Features:
         text = datasets.Value("string")
-        return datasets.Features({PIXELS: datasets.Array3D(self.shape, "uint8"), "format": text, "error": text})
+        labels = {} if self.label_column is None else {LABEL: datasets.Value("int64")}
+        return datasets.Features(
+            {PIXELS: datasets.Array3D(self.shape, "uint8"), "format": text, "error": text} | labels
+        )
+
+    @property
+    def columns(self) -> list[str]:
+        """What it reads."""
+        return [self.column] if self.label_column is None else [self.column, self.label_column]
 
     def __call__(self, table: pa.Table, indices: list[int]) -> dict[str, list]:
         pixels, formats, errors = [], [], []
@@ -305,7 +258,10 @@ class _Decoder:
             errors += [error] * len(arrays)
         if self.limit is not None:  # not only at the end, which may be hours away
             self.limit.check(self.undecodable)
-        return {PIXELS: pixels, "format": formats, "error": errors}
+        decoded = {PIXELS: pixels, "format": formats, "error": errors}
+        if self.label_column is not None:
+            decoded[LABEL] = [label for label in table[self.label_column].to_pylist() for _ in range(self.crops or 1)]
+        return decoded
 
     def _decode(self, image, index: int) -> tuple[list[np.ndarray], str | None]:
         processor = self.processor
@@ -330,12 +286,13 @@ def _with_encoded_images(dataset: datasets.Dataset) -> tuple[datasets.Dataset, s
 def _decode_all(
     dataset: datasets.Dataset, decoder: _Decoder, share: float, num_proc: int | None = None, where: str = "the data"
 ) -> PixelSplit:
-    dataset = dataset.select_columns([decoder.column])
+    dataset = dataset.select_columns(decoder.columns)
     decoder.limit = UndecodableLimit(share, len(dataset), where)
     is_pixels = dataset.features[decoder.column] == decoder.features[PIXELS] and not decoder.crops
     if is_pixels and not dataset.data[decoder.column].null_count:  # no second copy on the disk
-        if decoder.column != PIXELS:
-            dataset = dataset.rename_column(decoder.column, PIXELS)
+        names = {decoder.column: PIXELS} | ({decoder.label_column: LABEL} if decoder.label_column else {})
+        if changed := {old: new for old, new in names.items() if old != new}:
+            dataset = dataset.rename_columns(changed)
         return _keep_decoded(dataset, decoder.limit)
     decoded = dataset.with_format("arrow").map(
         decoder,
@@ -343,7 +300,7 @@ def _decode_all(
         batched=True,
         batch_size=100,
         writer_batch_size=1000,
-        remove_columns=[decoder.column],
+        remove_columns=decoder.columns,
         features=decoder.features,
         num_proc=num_proc,
         desc=f"decoding {where}",
@@ -354,7 +311,7 @@ def _decode_all(
 def _read_through(dataset: datasets.IterableDataset, decoder: _Decoder) -> tuple[datasets.Dataset, int]:
     """All of a stream, decoded in memory, and the number of its images."""
     parts, num_images = [], 0
-    for table in dataset.select_columns([decoder.column]).with_format("arrow").iter(batch_size=100):
+    for table in dataset.select_columns(decoder.columns).with_format("arrow").iter(batch_size=100):
         indices = range(num_images, num_images + len(table))
         parts.append(datasets.Dataset.from_dict(decoder(table, indices), features=decoder.features))
         num_images += len(table)
@@ -384,4 +341,5 @@ def _keep_decoded(decoded: datasets.Dataset, limit: UndecodableLimit) -> PixelSp
         )
     counts = pc.value_counts(table["format"].drop_null()).to_pylist()
     formats = [count["values"] for count in sorted(counts, key=lambda count: -count["counts"])]
-    return PixelSplit(decoded.select_columns([PIXELS]), len(undecodable), ", ".join(formats) or None)
+    kept = [name for name in (PIXELS, LABEL) if name in decoded.column_names]
+    return PixelSplit(decoded.select_columns(kept), len(undecodable), ", ".join(formats) or None)

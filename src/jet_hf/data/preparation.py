@@ -26,15 +26,14 @@ from .. import __version__
 from ..files import check_is_free, replace_file, replace_text
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
-from .pixels import (
-    LOSSY_FORMATS,
+from .decoding import (
     UndecodableImageError,
-    UndecodableLimit,
     decode_image,
     image_name,
     pixel_converter,
     stored_images,
 )
+from .pixels import LOSSY_FORMATS, UndecodableLimit
 from .releases import RELEASES, check_release
 from .sources import (
     PREPARATION_FILE,

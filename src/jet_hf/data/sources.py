@@ -57,6 +57,7 @@ class DataSource:
             names of subfolders or files; a folder that `save_to_disk` wrote; npz or pickle batches as Chrabaszcz et
             al. publish them; a single parquet, tar or npz file.
         image_column: Column of the images; found by itself by default.
+        label_column: Column of the classes, where they are asked for; found by itself by default.
         streaming: Whether to read from one end to the other instead of laying everything out on the disk first.
         release: Key of [`RELEASES`], if it is one of them.
 
@@ -68,6 +69,7 @@ class DataSource:
     config: str | None = None
     path: str | None = None
     image_column: str | None = None
+    label_column: str | None = None
     streaming: bool = False
     release: str | None = None
 
@@ -79,6 +81,11 @@ class DataSource:
             raise ValueError(f"`dataset_release` must be one of {', '.join(RELEASES)}, got {self.release!r}.")
 
     @classmethod
+    def at(cls, place: str, config: str | None = None, **fields) -> "DataSource":
+        """The data set at a path, where there is something, or else of that name on the Hub."""
+        return cls(**{"path" if Path(place).expanduser().exists() else "name": place}, config=config, **fields)
+
+    @classmethod
     def from_arguments(cls, arguments) -> "DataSource":
         """The data set that the fields `dataset_name`, `dataset_path` and so on of a script's arguments name."""
         return cls(
@@ -86,6 +93,7 @@ class DataSource:
             config=arguments.dataset_config,
             path=arguments.dataset_path,
             image_column=arguments.image_column,
+            label_column=arguments.label_column,
             streaming=arguments.streaming,
             release=arguments.dataset_release,
         )
@@ -138,6 +146,31 @@ def preparation_record(path: str | os.PathLike) -> dict:
     """What `scripts/prepare_imagenet.py` recorded of a folder that it wrote; empty for other folders."""
     file = Path(path).expanduser() / PREPARATION_FILE
     return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def find_label_column(features: datasets.Features, label_column: str | None = None) -> str:
+    """
+    The column that holds the classes, as whole numbers: the only one of type ClassLabel.
+
+    Args:
+        features: Those of the data set.
+        label_column: The column, where it is known; of type ClassLabel or a whole number.
+
+    Raises:
+        ValueError: if there is none, or several, or `label_column` is not one.
+    """
+    if label_column is None:
+        typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        if len(typed) != 1:
+            found = ", ".join(typed) or "none"
+            raise ValueError(
+                f"expected one column of classes, got {found} among {list(features)}: give `label_column`."
+            )
+        return typed[0]
+    feature = features.get(label_column)
+    if not isinstance(feature, datasets.Value | datasets.ClassLabel) or "int" not in feature.dtype:
+        raise ValueError(f"`label_column` {label_column!r} must be one of classes, the columns are {dict(features)}.")
+    return label_column
 
 
 def find_image_column(features: datasets.Features, image_column: str | None = None) -> str:

@@ -22,16 +22,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..model.image_processing_jet import JetImageProcessor
 from .batches import Batch, Shares, outlive_termination
-from .pixels import (
+from .decoding import (
     UndecodableImageError,
-    UndecodableImagesError,
-    UndecodableLimit,
     decode_image,
     image_name,
     pixel_converter,
     stored_images,
 )
-from .sources import DataSource, find_image_column, open_split
+from .pixels import UndecodableImagesError, UndecodableLimit, check_classes
+from .sources import DataSource, find_image_column, find_label_column, open_split
 
 
 logger = logging.getLogger(__name__)
@@ -55,6 +54,7 @@ def stream_batches(
     shuffle_buffer_size: int = 10000,
     max_undecodable_share: float = 0.001,
     pin_memory: bool = False,
+    num_classes: int | None = None,
 ) -> "StreamBatches":
     """
     The batches of a training run, `shares.num_micro_batches` of them an optimiser step, from a stream of images.
@@ -77,9 +77,11 @@ def stream_batches(
         max_undecodable_share: Share of undecodable images above which iterating raises an error. Fewer are counted and
             named in the log.
         pin_memory: That of the `DataLoader`.
+        num_classes: Reads the classes too, which must be fewer than this number.
 
     Raises:
-        ValueError: see [`open_split`]; also if there is no image, which may show only while iterating.
+        ValueError: see [`open_split`] and [`find_label_column`]; also if there is no image, or a class that there
+            should not be, which may show only while iterating.
         UndecodableImagesError: while iterating, if more than the allowed share of this process's images cannot be
             decoded.
     """
@@ -90,7 +92,8 @@ def stream_batches(
         if len(dataset) == 0:
             raise ValueError(f"{where} holds no images.")
         dataset = dataset.to_iterable_dataset(num_shards=min(MAX_SHARDS, len(dataset)))
-    dataset = dataset.select_columns([column])
+    labels = [] if num_classes is None else [find_label_column(dataset.features, source.label_column)]
+    dataset = dataset.select_columns([column, *labels])
     if shuffle_buffer_size > 1:
         dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer_size)
     if isinstance(dataset.features[column], datasets.Array3D):
@@ -102,6 +105,7 @@ def stream_batches(
         shares,
         range(start_step, num_steps),
         max_undecodable_share,
+        num_classes,
     )
     return StreamBatches(
         DataLoader(
@@ -141,9 +145,11 @@ class _Stream(IterableDataset):
         shares: Shares,
         steps: range,
         max_undecodable_share: float,
+        num_classes: int | None,
     ):
         self.dataset, self.where, self.convert = dataset, where, pixel_converter(processor)
         self.shares, self.steps, self.max_undecodable_share = shares, steps, max_undecodable_share
+        self.num_classes = num_classes
         self.num_images = 0
         self.undecodable: list[str] = []
 
@@ -179,8 +185,8 @@ class _Stream(IterableDataset):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _images(self, skip: int) -> Iterator:
-        """The endless stream of stored images, without the first `skip` ones."""
+    def _images(self, skip: int) -> Iterator[tuple]:
+        """The endless stream of stored images, each with its class or `None`, without the first `skip` ones."""
         length = None
         for epoch in itertools.count():
             if length is not None and skip >= length:
@@ -189,28 +195,35 @@ class _Stream(IterableDataset):
             self.dataset.set_epoch(epoch)
             length = 0
             for batch in self.dataset.iter(batch_size=NUM_ROWS_READ):
-                (images,) = batch.columns if isinstance(batch, pa.Table) else batch.values()
+                images, *labels = batch.columns if isinstance(batch, pa.Table) else batch.values()
                 length += len(images)
                 if length > skip:
-                    images = images[max(0, len(images) - (length - skip)) :]
-                    yield from images if isinstance(images, list) else stored_images(images)
+                    first = max(0, len(images) - (length - skip))
+                    images = images if isinstance(images, list) else stored_images(images)
+                    labels = labels[0] if labels else [None] * len(images)
+                    labels = labels if isinstance(labels, list) else labels.to_pylist()
+                    yield from zip(images[first:], labels[first:], strict=True)
             if length == 0:
                 raise ValueError(f"{self.where} holds no images.")
             skip = max(0, skip - length)
 
-    def _decode(self, image) -> np.ndarray:
-        return decode_image(image, self.convert)[0]
+    def _decode(self, item: tuple) -> tuple[np.ndarray, int | None]:
+        image, label = item
+        if self.num_classes is not None:
+            check_classes(pa.array([label], pa.int64()), self.num_classes, self.where)
+        return decode_image(image, self.convert)[0], label
 
     def _finish(self, step: "_Step") -> Iterator[Batch]:
         for places in step.shares:
-            pixels = np.stack([self._pixels(step, int(place)) for place in places])
-            yield Batch(torch.from_numpy(pixels), torch.from_numpy(places))
+            pixels, labels = zip(*(self._decoded(step, int(place)) for place in places), strict=True)
+            labels = None if self.num_classes is None else torch.tensor(labels)
+            yield Batch(torch.from_numpy(np.stack(pixels)), torch.from_numpy(places), labels)
 
-    def _pixels(self, step: "_Step", place: int) -> np.ndarray:
+    def _decoded(self, step: "_Step", place: int) -> tuple[np.ndarray, int | None]:
         self.num_images += 1
         for back in range(len(step.images)):
             try:
-                return step.pixels(place - back)
+                return step.decoded(place - back)
             except UndecodableImageError as error:
                 if back == 0:
                     self._note(f"{image_name(step.image(place), place)}: {error}")
@@ -246,7 +259,7 @@ class _Step:
         return self.futures[i]
 
     def image(self, place: int):
-        return self.images[(place - self.first) % len(self.images)]
+        return self.images[(place - self.first) % len(self.images)][0]
 
-    def pixels(self, place: int) -> np.ndarray:
+    def decoded(self, place: int) -> tuple[np.ndarray, int | None]:
         return self._start((place - self.first) % len(self.images)).result()

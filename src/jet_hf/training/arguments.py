@@ -65,6 +65,9 @@ class DataArguments:
         None, "Split to evaluate on; by default validation or test, whichever there is. 'none': no evaluation."
     )
     image_column: str | None = _field(None, "Column of the images; found by itself where only one can be meant.")
+    label_column: str | None = _field(
+        None, "Column of the classes, for a model with num_classes; found by itself where only one can be meant."
+    )
     streaming: bool = _field(False, "Read the data while training instead of preparing all of it first.")
     shuffle_buffer_size: int = _field(10_000, "Images that streaming draws the next one from.")
     center_crop: bool = _field(
@@ -104,6 +107,9 @@ class OptimizationArguments:
     )
     gradient_checkpointing: bool = _field(False, "Compute activations anew in the backward pass, to save memory.")
     torch_compile: bool = _field(False, "Compile the coupling layers.")
+    label_dropout: float = _field(
+        0.1, "Probability that a step of a class-conditional model goes without labels, which guidance needs."
+    )
     seed: int = _field(0, "Draws weights, data order and dequantisation noise.")
 
 
@@ -182,6 +188,8 @@ class TrainArguments(HubArguments, RunArguments, OptimizationArguments, DataArgu
                 raise ValueError(f"`{name}` must be {'above' if excluded else 'at least'} {low}, got {value}.")
         if not self.warmup_ratio < 1:
             raise ValueError(f"`warmup_ratio` must be below 1, got {self.warmup_ratio}.")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"`label_dropout` must lie in [0, 1], got {self.label_dropout}.")
         if not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must lie between 0 and 1, got {self.ema_decay}.")
         if self.streaming and self.random_crops_per_image:

@@ -50,7 +50,9 @@ class Trainer:
         learning_rate, weight_decay, warmup_ratio: See [`build_optimizer`] and [`build_scheduler`].
         max_grad_norm: Global norm that gradients are clipped to.
         ema_decay: Decay of an exponential moving average of the weights; `None` keeps none.
-        seed: Draws the dequantisation noise of each image by its index.
+        seed: Draws the dequantisation noise of each image by its index, and the steps without labels.
+        label_dropout: Probability that a step of a class-conditional model goes without labels, as in the original's
+            training, so that it learns the density of all classes together as well.
         accelerator: Settles devices, processes, precision and accumulation; by default one process.
     """
 
@@ -64,12 +66,14 @@ class Trainer:
         max_grad_norm: float = 1.0,
         ema_decay: float | None = None,
         seed: int = 0,
+        label_dropout: float = 0.1,
         accelerator: Accelerator | None = None,
     ):
         self.accelerator = accelerator or Accelerator()
         self.num_training_steps = num_training_steps
         self.max_grad_norm = max_grad_norm
         self.seed = seed
+        self.label_dropout = label_dropout
         self.step_count = 0
         self.base_model = model
         if model.config.use_actnorm and self.accelerator.is_fsdp2:
@@ -100,10 +104,10 @@ class Trainer:
             self._initialize_actnorm(batches)
         losses = []
         for i, batch in enumerate(batches):
-            pixels, indices = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
+            pixels, indices, labels = self._to_device(batch)
             drawn = uniform_noise(self.seed, indices, tuple(pixels.shape[1:])) if noise is None else noise[i]
             with self.accelerator.accumulate(self.model):
-                loss = self.model(scale_bytes(pixels), noise=drawn).loss
+                loss = self.model(scale_bytes(pixels), labels=labels, noise=drawn).loss
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
@@ -126,15 +130,29 @@ class Trainer:
         self.step_count += 1
         return metrics
 
+    def _to_device(self, batch: Batch) -> Batch:
+        """The batch where the model is; a step without labels has the number of classes in their place."""
+        pixels, indices, labels = batch
+        if labels is not None:
+            # Of the step alone, so that all processes and micro-batches agree.
+            generator = torch.Generator().manual_seed((self.seed << 32) + self.step_count)
+            if torch.rand((), generator=generator) < self.label_dropout:
+                labels = torch.full_like(labels, self.base_model.config.num_classes)
+        tensors = (pixels, indices, labels)
+        device = self.accelerator.device
+        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in tensors))
+
     @torch.no_grad()
     def _initialize_actnorm(self, batches: Sequence[Batch]) -> None:
         """From all images of the first step, so that it does not depend on the number of processes."""
-        images = []
+        images, labels = [], []
         for batch in batches:
-            pixels, indices = (tensor.to(self.accelerator.device) for tensor in batch)
+            pixels, indices, batch_labels = self._to_device(batch)
             drawn = uniform_noise(self.seed, indices, tuple(pixels.shape[1:]))
             images.append(self.accelerator.gather(dequantize(scale_bytes(pixels), drawn)))
-        self.base_model.jet.initialize_actnorm(torch.cat(images))
+            if batch_labels is not None:
+                labels.append(self.accelerator.gather(batch_labels))
+        self.base_model.jet.initialize_actnorm(torch.cat(images), labels=torch.cat(labels) if labels else None)
         for name, parameter in self.base_model.named_parameters():
             if name in self.ema:
                 self.ema[name].copy_(parameter)

@@ -123,7 +123,8 @@ def step_speed(arguments: TrainArguments, num_images: int, accelerator: Accelera
     pixels = torch.randint(256, (num_images, config.num_channels, config.image_size, config.image_size)).to(
         torch.uint8
     )
-    batch = Batch(pixels, torch.arange(num_images))
+    labels = None if config.num_classes is None else torch.zeros(num_images, dtype=torch.int64)
+    batch = Batch(pixels, torch.arange(num_images), labels)
     accelerator.gradient_accumulation_steps = 1
     trainer = Trainer(model, num_training_steps=100, accelerator=accelerator)
     trainer.step([batch])

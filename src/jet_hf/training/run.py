@@ -47,6 +47,7 @@ TRAJECTORY_FIELDS = (
     "max_grad_norm",
     "use_ema",
     "ema_decay",
+    "label_dropout",
     "seed",
 )
 
@@ -92,7 +93,7 @@ class TrainingRun:
         self.checkpoint = self._find_checkpoint()
         self.model = make_model(arguments)
         self.processor = make_processor(self.model.config, arguments)
-        self.data = load_data(arguments, self.processor, self.accelerator)
+        self.data = load_data(arguments, self.processor, self.accelerator, self.model.config.num_classes)
         self.num_steps = count_steps(arguments, self.data.num_train_images)
         self.stop_requested = False
 
@@ -172,6 +173,7 @@ class TrainingRun:
             max_grad_norm=arguments.max_grad_norm,
             ema_decay=arguments.ema_decay if arguments.use_ema else None,
             seed=arguments.seed,
+            label_dropout=arguments.label_dropout,
             accelerator=accelerator,
         )
         accelerator.register_for_checkpointing(self.trainer.scheduler)
@@ -238,6 +240,7 @@ class TrainingRun:
                 shuffle_buffer_size=arguments.shuffle_buffer_size,
                 max_undecodable_share=arguments.max_undecodable_share,
                 pin_memory=pin_memory,
+                num_classes=self.model.config.num_classes,
             )
         else:
             loader = train_batches(

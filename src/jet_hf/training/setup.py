@@ -59,11 +59,23 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
 
 
 def make_model(arguments: TrainArguments) -> JetForDensityEstimation:
-    """A new model, or the one to fine-tune, with float32 weights."""
+    """
+    A new model, or the one to fine-tune, with float32 weights.
+
+    Raises:
+        ValueError: for a model with a context that data sets do not have.
+    """
     if arguments.model_name_or_path is None:
         set_seed(arguments.seed)
-        return JetForDensityEstimation(JetConfig(**arguments.config_fields()))
-    return JetForDensityEstimation.from_pretrained(arguments.model_name_or_path, dtype="float32")
+        model = JetForDensityEstimation(JetConfig(**arguments.config_fields()))
+    else:
+        model = JetForDensityEstimation.from_pretrained(arguments.model_name_or_path, dtype="float32")
+    if model.config.context_size is not None:
+        raise ValueError(
+            f"`context_size` is {model.config.context_size}, but data sets of images have no context tokens: a model "
+            "with a context of its own is trained by calling it with one, as any model of PyTorch."
+        )
+    return model
 
 
 def make_processor(config: JetConfig, arguments: TrainArguments) -> JetImageProcessor:
@@ -95,14 +107,20 @@ class RunData:
         return None if self.train is None else len(self.train.dataset)
 
 
-def load_data(arguments: TrainArguments, processor: JetImageProcessor, accelerator: Accelerator) -> RunData:
-    """Prepares the images: the main process first, so that the others find its work."""
+def load_data(
+    arguments: TrainArguments,
+    processor: JetImageProcessor,
+    accelerator: Accelerator,
+    num_classes: int | None = None,
+) -> RunData:
+    """Prepares the images, with classes if a number is given: the main process first; the others find its work."""
     source = DataSource.from_arguments(arguments)
     options = {
         "max_undecodable_share": arguments.max_undecodable_share,
         "num_proc": arguments.preprocessing_num_workers,
         "random_crops_per_image": arguments.random_crops_per_image,
         "seed": arguments.seed,
+        "num_classes": num_classes,
     }
     train = held_out = None
     with accelerator.main_process_first():
