@@ -53,6 +53,19 @@ NAN, INF = math.nan, math.inf
         ],
         ({"hidden_act": "gelou"}, "`hidden_act` must be out of .*'gelu'.* got 'gelou'"),
         ({"num_hidden_layers": -1}, "`num_hidden_layers` must be at least 0, got -1"),
+        ({"dequantization_num_hidden_layers": -1}, "`dequantization_num_hidden_layers` must be at least 0, got -1"),
+        ({"coupling_mode": "pairs"}, "`coupling_mode` must be one of .*'masking'.* got 'pairs'"),
+        ({"backbone": "resnet"}, "`backbone` must be one of .*'cnn'.* got 'resnet'"),
+        ({"dequantization": "variational"}, "`dequantization` must be one of .*'flow'.* got 'variational'"),
+        ({"backbone": "cnn"}, "which `num_groups` must divide, got hidden_size=16 and num_groups=32"),
+        (
+            {"num_classes": 3, "context_size": 4},
+            "excludes `context_size`, got num_classes=3 and context_size=4",
+        ),
+        (
+            {"dequantization": "flow", "dequantization_hidden_size": 15},
+            "dequantisation flow, with `dequantization_` (?s:.*)`hidden_size` must be divisible .* hidden_size=15",
+        ),
     ],
 )
 def test_values_that_cannot_work(fields, message):
@@ -69,7 +82,14 @@ SIZES = [
     "num_attention_heads",
     "intermediate_size",
     "context_size",
+    "num_classes",
+    "num_groups",
+    "dequantization_num_coupling_layers",
+    "dequantization_hidden_size",
+    "dequantization_num_attention_heads",
 ]
+OPTIONAL_SIZES = ["intermediate_size", "context_size", "num_classes"]
+OPTIONAL_SIZES += ["dequantization_hidden_size", "dequantization_num_attention_heads"]
 
 
 @pytest.mark.parametrize("value", [0, -4])
@@ -84,7 +104,9 @@ def test_sizes_below_one(field, value):
     [
         *[(field, value) for field in [*SIZES, "num_hidden_layers", "permutation_seed"] for value in (True, "4", 4.0)],
         *[(field, value) for field in ("scale_factor", "layer_norm_eps") for value in (True, "1.0", None)],
-        *[(field, None) for field in SIZES if field not in ("intermediate_size", "context_size")],
+        *[(field, None) for field in SIZES if field not in OPTIONAL_SIZES],
+        *[(field, value) for field in ("use_actnorm", "use_invertible_dense") for value in (1, "true", None)],
+        *[(field, value) for field in ("coupling_mode", "backbone", "dequantization") for value in (1, None)],
         ("hidden_act", 1),
         ("hidden_act", None),
         ("coupling_kinds", "channels"),
@@ -289,6 +311,62 @@ def test_context_where_none_is_configured(plain, call):
 def test_labels_of_a_model_without_classes(plain, call):
     with pytest.raises(ValueError, match=r"`labels` were given, but `config\.num_classes` is None"):
         call(plain, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (None, "are missing: .* with the number 3 where there is no label"),
+        (torch.tensor([0]), r"must be an int64 tensor of shape \(2,\), got \(1,\) torch.int64"),
+        (torch.tensor([0.0, 1.0]), r"must be an int64 tensor of shape \(2,\), got \(2,\) torch.float32"),
+        ([0, 1], r"must be an int64 tensor of shape \(2,\), got list"),
+        (torch.tensor([0, 4]), r"must lie in \[0, 3\], the last for no label, got 0 to 4"),
+        (torch.tensor([-1, 0]), r"must lie in \[0, 3\], the last for no label, got -1 to 0"),
+    ],
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, labels: m(IMAGES, labels=labels),
+        lambda m, labels: m.jet(IMAGES, labels=labels),
+        lambda m, labels: m.encode(IMAGES, labels=labels),
+        lambda m, labels: m.decode(IMAGES, labels=labels),
+        lambda m, labels: m.sample(2, labels=labels),
+    ],
+)
+def test_wrong_labels(call, labels, message):
+    with pytest.raises(ValueError, match=f"^`labels` {message}"):
+        call(tiny_model(num_classes=3), labels)
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (torch.ones(2, 2), r"must be a boolean tensor of shape \(2, 3\), got \(2, 2\) torch.float32"),
+        (torch.ones(2, 3), r"must be a boolean tensor of shape \(2, 3\), got \(2, 3\) torch.float32"),
+        ([[True] * 3] * 2, r"must be a boolean tensor of shape \(2, 3\), got list"),
+        (torch.tensor([[True, False, False], [False] * 3]), "must leave each image at least one token"),
+    ],
+)
+def test_wrong_context_mask(conditional, mask, message):
+    with pytest.raises(ValueError, match=f"^`context_mask` {message}"):
+        conditional.encode(IMAGES, CONTEXT, context_mask=mask)
+
+
+def test_context_mask_without_a_context(plain):
+    with pytest.raises(ValueError, match=r"^`context_mask` was given without a `context`"):
+        plain.encode(IMAGES, context_mask=torch.ones(2, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("scale", [-1, NAN, INF, "2", torch.tensor(2.0)])
+def test_wrong_guidance(conditional, scale):
+    with pytest.raises(ValueError, match=r"^`guidance_scale` must be zero or a positive number"):
+        conditional.decode(IMAGES, CONTEXT, guidance_scale=scale)
+
+
+def test_guidance_without_a_context(plain):
+    with pytest.raises(ValueError, match="neither classes nor a context to guide by"):
+        plain.sample(2, guidance_scale=2.0)
 
 
 # Samples and the distribution
