@@ -66,6 +66,8 @@ CSS, JS = ((SPACE / name).read_text(encoding="utf-8") for name in ("style.css", 
 DELETE_CACHE = (300, 3600)
 # Models share the machine: one call computes, the others wait in a line of this length.
 QUEUE = {"default_concurrency_limit": 1, "max_size": 100, "api_open": False}
+# Gradio keeps what belongs to the last sessions, each call of a program being one; ours have no state.
+SESSIONS = 100
 NUM_LOOKS = 5
 
 
@@ -290,6 +292,7 @@ def launch(app: gr.Blocks, **options):
         theme=theme,
         max_file_size=MAX_FILE_SIZE,
         app_kwargs={"middleware": [Middleware(RequestGuard)]},
+        state_session_capacity=SESSIONS,
         show_error=True,
         run_history=False,
         footer_links=["api", "settings"],

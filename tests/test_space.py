@@ -238,6 +238,14 @@ def test_a_model_with_classes_samples_those_and_does_the_rest_without(folder, go
     assert [block.visible for block in dropdowns] == [True]
 
 
+def test_what_the_server_keeps_of_sessions_is_bounded(demo, monkeypatch):
+    """Gradio's own bound, of 10,000 sessions, comes to gigabytes where each call of a program is one."""
+    options = {}
+    monkeypatch.setattr("gradio.Blocks.launch", lambda self, **given: options.update(given))
+    app.launch(app.build_app(demo))
+    assert options["state_session_capacity"] <= 100 and options["run_history"] is False
+
+
 def api_of(demo: JetDemo) -> dict:
     return app.build_app(demo).get_api_info()["named_endpoints"]
 

@@ -274,12 +274,13 @@ def test_twenty_visitors_at_once(server, record_property):
         thread.join()
     assert not failures
     assert len(latencies) > 2 * NUM_VISITORS
-    # What is reached in the first ten seconds is what there is.
-    assert max(memory) < max(memory[:10]) + 150
+    # What is reached in the first half is what there is, but for the allocator's fragments.
+    half = len(memory) // 2
+    assert max(memory[half:]) < max(memory[:half]) + 80
     p50, p95 = np.percentile(latencies, [50, 95])
     record_property(
         "load",
         f"{NUM_VISITORS} visitors, {LOAD_SECONDS} s: {len(latencies)} answers, p50 {p50:.2f} s, p95 {p95:.2f} s; "
-        f"memory {memory[0]:.0f} MB at first, {max(memory):.0f} MB at most, {memory[-1]:.0f} MB at the end",
+        f"memory {memory[0]:.0f} MB at first, at most {max(memory[:half]):.0f} MB by half-time, {max(memory):.0f} MB",
     )
     assert "Traceback" not in server.logged()[len(logged) :]
