@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import torch
 from conftest import ROOT, random_images, randomize, tiny_config, tiny_model
 from PIL import Image
 from test_transformers import assert_same_tensors
-from train_process import TINY, write_images
+from train_process import TINY, TrainProcess, run_to_end, write_images
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.data import Batch, DataSource, Shares, load_pixels, read_pixels, stream_batches
@@ -502,3 +503,36 @@ def test_labels_are_dropped_for_whole_steps(classes):
     empty = torch.stack([(context == 0).flatten(1).all(dim=1) for context in seen])
     assert (empty.all(dim=1) | ~empty.any(dim=1)).all()
     assert 8 < empty.all(dim=1).sum() < 32
+
+
+def test_everything_at_once_does_not_depend_on_processes_and_accumulation(classes, tmp_path):
+    """First batch of the normalisation, noise and steps without labels among it; by real processes over gloo."""
+    fields = VARIANTS["everything"] | {"dataset_path": classes, "learning_rate": 1e-3, "sample_steps": 0}
+    losses = []
+    for num_processes, parts in ((1, 1), (2, 2)):
+        folder = tmp_path / str(num_processes)
+        run_to_end(
+            tmp_path, num_processes=num_processes, output_dir=folder, gradient_accumulation_steps=parts, **fields
+        )
+        lines = [*(folder / "metrics.jsonl").open(), *(folder / "evaluations.jsonl").open()]
+        losses.append([row.get("loss", row.get("bits_per_dim")) for row in map(json.loads, lines)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][-1] < losses[0][0]
+
+
+def test_killed_everything_at_once_goes_on_to_the_same_weights(classes, tmp_path):
+    fields = VARIANTS["everything"] | {"dataset_path": classes, "learning_rate": 1e-3, "sample_steps": 0}
+    run_to_end(tmp_path, output_dir=tmp_path / "straight", **fields)
+    folder = tmp_path / "killed"
+    run = TrainProcess(tmp_path, output_dir=folder, **fields)
+    run.when(lambda: (folder / "checkpoint-3").exists(), signal.SIGKILL)
+    output = run_to_end(tmp_path, output_dir=folder, resume_from_checkpoint="latest", **fields)
+    assert "going on from" in output
+    models = [JetForDensityEstimation.from_pretrained(tmp_path / name) for name in ("straight", "killed")]
+    assert_same_tensors(models[0].state_dict(), models[1].state_dict())
+
+
+def test_more_draws_tighten_the_bound_of_a_dequantization_flow(images):
+    model = variant("dequantization_flow", std=0.05)
+    pixels = load_pixels(DataSource(path=str(images)), "validation", PROCESSOR)
+    bounds = [evaluate(model, pixels.dataset, num_noise_samples=number).mean for number in (1, 16)]
+    assert bounds[1] < bounds[0] - 1e-3
