@@ -44,7 +44,12 @@ def write_photographs(folder: str | os.PathLike, reductions: Sequence[int] = (1,
 
     Returns:
         The folder, for `datasets.load_dataset("imagefolder", data_dir=...)`.
+
+    Raises:
+        ValueError: for a factor below 1.
     """
+    if min(reductions) < 1:
+        raise ValueError(f"`reductions` must be whole numbers of at least 1, got {list(reductions)}.")
     folder = Path(folder)
     for split, names in SPLITS.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
@@ -63,4 +68,6 @@ if __name__ == "__main__":
         "--reductions", type=int, nargs="+", default=[1], help="factors to average photographs down by"
     )
     arguments = parser.parse_args()
+    if min(arguments.reductions) < 1:
+        parser.error(f"--reductions must be whole numbers of at least 1, got {arguments.reductions}")
     print(f"wrote {write_photographs(arguments.folder, arguments.reductions)}/train and /validation")
