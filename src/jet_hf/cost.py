@@ -58,6 +58,11 @@ def peak_flops(device_name: str) -> float | None:
     return None
 
 
+def count_parameters(config: JetConfig) -> int:
+    """Number of parameters, from models of one and two coupling layers."""
+    return _count(_fields(config))[1]
+
+
 def forward_flops(config: JetConfig) -> int:
     """Operations of one image's forward pass (with a context of one token); sampling an image takes as many."""
     return _count(_fields(config))[0]
@@ -290,7 +295,7 @@ def estimate_cost(
         gradient_checkpointing, use_ema: As in training.
         num_shards: Processes that share one model (FSDP2); 1 where each has all of it.
     """
-    _, num_parameters = _count(_fields(config))
+    num_parameters = count_parameters(config)
     share = FLOAT32_BYTES * -(-num_parameters // num_shards)
     sharded = num_shards > 1
     layer = num_parameters // config.num_coupling_layers * (2 if mixed_precision == "bf16" else FLOAT32_BYTES)

@@ -77,7 +77,7 @@ def count_model(config: JetConfig) -> tuple[int, int]:
 @cache
 def _count_fields(fields: str) -> tuple[int, int]:
     config = JetConfig(**json.loads(fields))
-    return cost._count(cost._fields(config))[1], cost.training_flops(config)
+    return cost.count_parameters(config), cost.training_flops(config)
 
 
 def write_results(folder: Path, rows: list[dict]) -> Path:
