@@ -72,7 +72,7 @@ def test_reconstruction_is_measured(model, processor):
     class Lossy:  # a model that does not invert
         encode, config = model.encode, model.config
 
-        def decode(self, latents):
+        def decode(self, latents, labels=None):
             pixel_values, log_det = model.decode(latents)
             return pixel_values.roll(1, dims=3), log_det
 

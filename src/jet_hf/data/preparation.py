@@ -40,6 +40,7 @@ from .sources import (
     SPLIT_KEYWORDS,
     DataSource,
     find_image_column,
+    find_label_column,
     open_split,
     preparation_record,
 )
@@ -71,6 +72,9 @@ class PreparationArguments:
     )
     split: str = field(default="train", metadata={"help": "Split to prepare; it keeps its name."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by itself."})
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of the classes, kept as label; likewise."}
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read the source as a stream: no more shards than it has files."}
     )
@@ -194,7 +198,10 @@ class _Shards:
         self.processor = JetImageProcessor(size=arguments.image_size, do_center_crop=arguments.center_crop)
         size = arguments.image_size
         self.features = datasets.Features({IMAGE: datasets.Array3D((3, size, size), "uint8")})
-        self.label = next((name for name in LABEL_COLUMNS if _is_label(dataset.features.get(name))), None)
+        if arguments.label_column is not None:
+            self.label = find_label_column(dataset.features, arguments.label_column)
+        else:
+            self.label = next((name for name in LABEL_COLUMNS if _is_label(dataset.features.get(name))), None)
         if self.label:
             self.features[LABEL] = dataset.features[self.label]
 
