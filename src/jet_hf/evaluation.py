@@ -138,8 +138,7 @@ def evaluate(
     model.eval()
     try:
         for batch in tqdm(batches, unit="batch", disable=not progress or process_index > 0):
-            on_device = Batch(*(None if tensor is None else tensor.to(device) for tensor in batch))
-            bits = _score(model, on_device, num_noise_samples, seed)
+            bits = _score(model, batch.to(device), num_noise_samples, seed)
             counts = batch.indices < num_images
             scores[batch.indices[counts]] = bits[counts]
     finally:

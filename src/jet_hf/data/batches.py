@@ -37,6 +37,10 @@ class Batch(NamedTuple):
     indices: torch.Tensor
     labels: torch.Tensor | None = None
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """The batch on a device."""
+        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=non_blocking) for tensor in self))
+
 
 class Shares:
     """

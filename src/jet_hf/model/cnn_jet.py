@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .configuration_jet import JetConfig
-from .vit_jet import JetCrossAttention
+from .vit_jet import JetConditioner, JetCrossAttention
 
 
 class JetStandardizedConv2d(nn.Conv2d):
@@ -47,9 +47,9 @@ class JetCNNLayer(nn.Module):
         return residual + hidden_states
 
 
-class JetCNN(nn.Module):
+class JetCNN(JetConditioner):
     """
-    Conditioner of a coupling layer, with the interface of [`JetViT`], on the grid of the tokens.
+    Conditioner of a coupling layer that works on the grid of the tokens.
 
     Args:
         config: The model's configuration.
@@ -81,16 +81,8 @@ class JetCNN(nn.Module):
             tokens = tokens.unflatten(1, (self.grid_size // 2, 2)).transpose(2, 3)
         return tokens.reshape(grid.shape[0], -1, grid.shape[1])
 
-    def forward(
-        self, half: torch.Tensor, context: torch.Tensor | None = None, context_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        dtype = self.in_proj.weight.dtype
-        hidden_states = self.in_proj(half.to(dtype))
-        if self.cross_attention is not None:
-            hidden_states = hidden_states + self.cross_attention(hidden_states, context.to(dtype), context_mask)
+    def run_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.to_grid(hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states)
-        output = self.out_proj(self.to_tokens(torch.relu(self.norm(hidden_states)))).to(half.dtype)
-        bias, raw_scale = output.chunk(2, dim=-1)
-        return bias, raw_scale
+        return self.to_tokens(torch.relu(self.norm(hidden_states)))

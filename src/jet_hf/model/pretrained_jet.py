@@ -120,13 +120,14 @@ class JetPreTrainedModel(PreTrainedModel):
         The original's initialisation (paper, section 2.4, and its code): Xavier-uniform in the blocks, LeCun-normal
         (flax's default) at their input, zero at the output, so that a new flow with `scale_factor` 2 is the identity.
         """
-        if isinstance(module, (JetViT, JetCNN)):
+        if isinstance(module, (JetViT, JetCNN, JetDequantizationFlow)):
             lecun_normal_(module.in_proj.weight)
             init.zeros_(module.in_proj.bias)
-            if isinstance(module, JetViT):
+            if not isinstance(module, JetCNN):
                 init.normal_(module.position_embeddings, std=module.position_embeddings.shape[-1] ** -0.5)
-            init.zeros_(module.out_proj.weight)
-            init.zeros_(module.out_proj.bias)
+            if not isinstance(module, JetDequantizationFlow):
+                init.zeros_(module.out_proj.weight)
+                init.zeros_(module.out_proj.bias)
         elif isinstance(module, JetAttention):
             # Query, key and value are E x E each: the bound of each alone, on the projection that fuses them.
             bound = math.sqrt(6 / (2 * module.config.hidden_size))
@@ -152,10 +153,6 @@ class JetPreTrainedModel(PreTrainedModel):
         elif isinstance(module, JetInvertibleDense):
             for tensor in (module.lower, module.upper, module.log_scale):
                 init.zeros_(tensor)
-        elif isinstance(module, JetDequantizationFlow):
-            lecun_normal_(module.in_proj.weight)
-            init.zeros_(module.in_proj.bias)
-            init.normal_(module.position_embeddings, std=module.position_embeddings.shape[-1] ** -0.5)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)  # the context's projection keeps the variance of what comes in
         elif isinstance(module, JetCoupling):

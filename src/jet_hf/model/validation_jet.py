@@ -10,6 +10,16 @@ from .configuration_jet import JetConfig
 RANGE_TOLERANCE = 1e-3
 
 
+def _describe(value: object) -> str:
+    """Shape and dtype of a tensor, or the type of anything else."""
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _extremes(values: torch.Tensor) -> list[float]:
+    """Smallest and largest of the values."""
+    return torch.stack(torch.aminmax(values.detach())).tolist()
+
+
 def check_whole(name: str, value: int | None) -> None:
     """`value` must be a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -42,7 +52,7 @@ def check_values(name: str, values: torch.Tensor, low: float | None = None, high
     """`values` must be finite and, where `low` and `high` are given, within them. Compiled graphs skip this check."""
     if torch.compiler.is_compiling() or values.is_meta:
         return
-    smallest, largest = torch.stack(torch.aminmax(values.detach())).tolist()
+    smallest, largest = _extremes(values)
     if not abs(smallest) + abs(largest) < float("inf"):
         raise ValueError(f"`{name}` must be finite, got NaN or infinite values.")
     if low is not None and (smallest < low - RANGE_TOLERANCE or largest > high + RANGE_TOLERANCE):
@@ -52,14 +62,13 @@ def check_values(name: str, values: torch.Tensor, low: float | None = None, high
 def check_noise(noise: torch.Tensor, pixel_values: torch.Tensor) -> None:
     """`noise` must match `pixel_values` in shape and dtype and lie in [0, 1)."""
     if not isinstance(noise, torch.Tensor) or noise.shape != pixel_values.shape or noise.dtype != pixel_values.dtype:
-        got = f"{tuple(noise.shape)} {noise.dtype}" if isinstance(noise, torch.Tensor) else type(noise).__name__
         raise ValueError(
             f"`noise` must have the shape and dtype of `pixel_values`, {tuple(pixel_values.shape)} "
-            f"{pixel_values.dtype}, got {got}."
+            f"{pixel_values.dtype}, got {_describe(noise)}."
         )
     if torch.compiler.is_compiling():
         return
-    smallest, largest = torch.stack(torch.aminmax(noise.detach())).tolist()
+    smallest, largest = _extremes(noise)
     if not (smallest >= 0 and largest < 1):
         raise ValueError(f"`noise` must lie in [0, 1), got values from {smallest:g} to {largest:g}.")
 
@@ -81,10 +90,7 @@ def check_context(context: torch.Tensor | None, config: JetConfig, batch_size: i
         or context.shape[1] == 0
         or context.shape[2] != config.context_size
     ):
-        got = (
-            f"{tuple(context.shape)} {context.dtype}" if isinstance(context, torch.Tensor) else type(context).__name__
-        )
-        raise ValueError(f"`context` must be {expected}, got {got}.")
+        raise ValueError(f"`context` must be {expected}, got {_describe(context)}.")
     check_values("context", context)
 
 
@@ -95,11 +101,13 @@ def check_context_mask(context_mask: torch.Tensor | None, context: torch.Tensor 
     if context is None:
         raise ValueError("`context_mask` was given without a `context`.")
     kinds = (torch.bool, torch.int64, torch.int32)
-    expected = f"a boolean tensor of shape {tuple(context.shape[:2])}"
-    if not isinstance(context_mask, torch.Tensor):
-        raise ValueError(f"`context_mask` must be {expected}, got {type(context_mask).__name__}.")
-    if context_mask.shape != context.shape[:2] or context_mask.dtype not in kinds:
-        raise ValueError(f"`context_mask` must be {expected}, got {tuple(context_mask.shape)} {context_mask.dtype}.")
+    if (
+        not isinstance(context_mask, torch.Tensor)
+        or context_mask.shape != context.shape[:2]
+        or context_mask.dtype not in kinds
+    ):
+        expected = f"a boolean tensor of shape {tuple(context.shape[:2])}"
+        raise ValueError(f"`context_mask` must be {expected}, got {_describe(context_mask)}.")
     if torch.compiler.is_compiling() or context_mask.is_meta:
         return
     if not context_mask.bool().any(dim=1).all():
@@ -119,11 +127,10 @@ def check_labels(labels: torch.Tensor | None, config: JetConfig, batch_size: int
             f"{config.num_classes} where there is no label."
         )
     if not isinstance(labels, torch.Tensor) or labels.shape != (batch_size,) or labels.dtype != torch.int64:
-        got = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, torch.Tensor) else type(labels).__name__
-        raise ValueError(f"`labels` must be {expected}, got {got}.")
+        raise ValueError(f"`labels` must be {expected}, got {_describe(labels)}.")
     if torch.compiler.is_compiling() or labels.is_meta:
         return
-    smallest, largest = torch.stack(torch.aminmax(labels)).tolist()
+    smallest, largest = _extremes(labels)
     if not 0 <= smallest <= largest <= config.num_classes:
         raise ValueError(
             f"`labels` must lie in [0, {config.num_classes}], the last for no label, got {smallest} to {largest}."

@@ -123,13 +123,39 @@ class JetViTLayer(nn.Module):
         return hidden_states + self.mlp(self.layernorm_after(hidden_states))
 
 
-class JetViT(nn.Module):
+class JetConditioner(nn.Module):
     """
-    Conditioner of a coupling layer: a ViT without patchification or pooling (paper, section 2.1 and 3).
+    What the conditioners of coupling layers share: a projection `in_proj`, a `cross_attention` or `None`, and a
+    projection `out_proj`, with the blocks of the kind between them.
 
     Takes tokens of the state (B, N, F) and, where the configuration has one, a context (B, L, context_width) with a
     mask (B, L) that is False for padding. Gives `bias` and `raw_scale`, each (B, N, F), in the dtype of the tokens,
     whatever dtype the weights have.
+    """
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, F) -> (B, N, E)."""
+        return self.in_proj(tokens)
+
+    def run_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, N, E) -> (B, N, E), normalised."""
+        raise NotImplementedError
+
+    def forward(
+        self, half: torch.Tensor, context: torch.Tensor | None = None, context_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = self.in_proj.weight.dtype
+        hidden_states = self.embed(half.to(dtype))
+        if self.cross_attention is not None:
+            hidden_states = hidden_states + self.cross_attention(hidden_states, context.to(dtype), context_mask)
+        output = self.out_proj(self.run_blocks(hidden_states)).to(half.dtype)
+        bias, raw_scale = output.chunk(2, dim=-1)
+        return bias, raw_scale
+
+
+class JetViT(JetConditioner):
+    """
+    Conditioner of a coupling layer: a ViT without patchification or pooling (paper, section 2.1 and 3).
 
     Args:
         config: The model's configuration.
@@ -145,15 +171,10 @@ class JetViT(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.out_proj = nn.Linear(config.hidden_size, 2 * num_features)
 
-    def forward(
-        self, half: torch.Tensor, context: torch.Tensor | None = None, context_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        dtype = self.in_proj.weight.dtype
-        hidden_states = self.in_proj(half.to(dtype)) + self.position_embeddings
-        if self.cross_attention is not None:
-            hidden_states = hidden_states + self.cross_attention(hidden_states, context.to(dtype), context_mask)
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.in_proj(tokens) + self.position_embeddings
+
+    def run_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             hidden_states = layer(hidden_states)
-        output = self.out_proj(self.layernorm(hidden_states)).to(half.dtype)
-        bias, raw_scale = output.chunk(2, dim=-1)
-        return bias, raw_scale
+        return self.layernorm(hidden_states)

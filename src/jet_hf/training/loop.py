@@ -132,15 +132,12 @@ class Trainer:
 
     def _to_device(self, batch: Batch) -> Batch:
         """The batch where the model is; a step without labels has the number of classes in their place."""
-        pixels, indices, labels = batch
-        if labels is not None:
+        if batch.labels is not None:
             # Of the step alone, so that all processes and micro-batches agree.
             generator = torch.Generator().manual_seed((self.seed << 32) + self.step_count)
             if torch.rand((), generator=generator) < self.label_dropout:
-                labels = torch.full_like(labels, self.base_model.config.num_classes)
-        tensors = (pixels, indices, labels)
-        device = self.accelerator.device
-        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in tensors))
+                batch = batch._replace(labels=torch.full_like(batch.labels, self.base_model.config.num_classes))
+        return batch.to(self.accelerator.device, non_blocking=True)
 
     @torch.no_grad()
     def _initialize_actnorm(self, batches: Sequence[Batch]) -> None:
