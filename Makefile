@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/python scripts/demo.py
 
 # One thread for each of two processes: sums keep one order, and the cores are not oversubscribed.
-test: $(VENV)/.dev chromium
+test: $(VENV)/.dev $(VENV)/.peer chromium
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(BROWSER) $(VENV)/bin/python -m pytest -n 2 --dist loadfile
@@ -25,6 +25,11 @@ endif
 
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	touch $@
+
+# The peer of the benchmark, without the many packages that its own scripts need.
+$(VENV)/.peer: $(VENV)/.dev
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps jet-pytorch
 	touch $@
 
 $(VENV)/bin/python:

@@ -17,6 +17,7 @@ from jet_hf.cost import (
     peak_flops,
     training_flops,
 )
+from jet_hf.model import vit_jet
 
 
 PAPER = {"num_coupling_layers": 64, "hidden_size": 512, "num_hidden_layers": 5, "num_attention_heads": 8}
@@ -63,10 +64,7 @@ def test_a_real_training_step_does_as_many_operations(checkpointing):
         model.gradient_checkpointing_enable()
     with FlopCounterMode(display=False) as counter:
         model(random_images(2, model.config)).loss.backward()
-    expected = 2 * training_flops(model.config, checkpointing)
-    if not checkpointing:  # the first layer's input needs no gradient
-        expected -= 2 * 2 * model.config.num_patches * model.config.hidden_size * model.config.patch_dim // 2
-    assert counter.get_total_flops() == expected
+    assert counter.get_total_flops() == 2 * training_flops(model.config, checkpointing)
 
 
 def test_each_layer_kind_is_counted():
@@ -74,9 +72,15 @@ def test_each_layer_kind_is_counted():
     assert estimate_cost(model.config, 1, 1, 1).num_parameters == model.num_parameters()
 
 
+@pytest.fixture
+def fused_attention(monkeypatch):
+    """As accelerators have it; in bfloat16 on a CPU plain operations would take its place."""
+    monkeypatch.setattr(vit_jet, "FEW_TOKENS_IN_TRAINING", 0)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", [None, "bf16"])
-def test_activations_are_those_of_a_real_pass(precision, checkpointing):
+def test_activations_are_those_of_a_real_pass(fused_attention, precision, checkpointing):
     config = JetConfig(**SMALL)
     model = JetForDensityEstimation(config).train()
     real = max(measure_peaks(model, {"pixel_values": random_images(12, config)}, precision == "bf16", checkpointing))
@@ -84,7 +88,7 @@ def test_activations_are_those_of_a_real_pass(precision, checkpointing):
 
 
 @pytest.mark.parametrize("precision", [None, "bf16"])
-def test_saved_tensors_are_among_the_activations(precision):
+def test_saved_tensors_are_among_the_activations(fused_attention, precision):
     """Autograd's own account: unique storages that it keeps for the backward pass."""
     config = JetConfig(**SMALL)
     model = JetForDensityEstimation(config).train()

@@ -18,7 +18,7 @@ LAYERS = [
     ["evaluation", "sampling", "deployment"],
     ["training"],
     ["plots"],
-    ["demo", "sweeps"],
+    ["demo", "sweeps", "benchmark"],
 ]
 
 

@@ -360,8 +360,10 @@ def test_without_gradients(saved, mode):
         output = model(**inputs)
         images, log_det = model.decode(latents, inputs["context"])
     assert not any(value.requires_grad for value in (*output.values(), images, log_det))
-    assert_same_tensors(output, expected)
-    assert torch.equal(images, decoded[0]) and torch.equal(log_det, decoded[1])
+    # Without gradients other kernels do the products (`JetLinear`): the same but for rounding.
+    for name, value in expected.items():
+        torch.testing.assert_close(output[name], value.detach(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close((images, log_det), (decoded[0].detach(), decoded[1].detach()), rtol=1e-6, atol=1e-5)
 
 
 @torch.no_grad()
@@ -709,5 +711,6 @@ def test_remote_code_through_three_generations(saved, tmp_path):
 
     # What went through foreign hands is still this package's model.
     final = JetForDensityEstimation.from_pretrained(tmp_path / "4/density")
-    scores = final(inputs["pixel_values"], inputs["context"], noise=inputs["noise"]).bits_per_dim
+    with torch.no_grad():
+        scores = final(inputs["pixel_values"], inputs["context"], noise=inputs["noise"]).bits_per_dim
     assert torch.equal(scores, expected["bits_per_dim"])

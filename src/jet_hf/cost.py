@@ -4,7 +4,8 @@ What a training run takes: operations, memory and time, counted on the model its
 
 Operations are those of matrix products, a multiplication and an addition being two. Activations are all tensors that
 are alive in a forward and backward pass, run with tensors that have shapes and no contents; real ones take the same on
-a CPU, to two percent. A GPU needs 10 to 20 % more for its context, workspaces and an allocator that fragments.
+a CPU with fused attention, to two percent. A GPU needs 10 to 20 % more for its context, workspaces and an allocator
+that fragments.
 """
 
 import inspect

@@ -27,7 +27,7 @@ from .data import (
 from .files import replace_text
 from .hub import EvaluationRecord
 from .model.likelihood_jet import scale_bytes
-from .model.validation_jet import check_whole
+from .model.validation_jet import check_whole, trusted_values
 from .noise import MASK, uniform_noise
 
 
@@ -132,15 +132,20 @@ def evaluate(
     # The permutations stay on the device where images start, however the weights are sharded or offloaded.
     device = device or next(model.buffers()).device
     batch_size = min(batch_size, -(-num_images // num_processes))
-    batches = eval_batches(dataset, batch_size, process_index, num_processes, num_workers)
+    pin_memory = torch.device(device).type == "cuda"
+    batches = eval_batches(dataset, batch_size, process_index, num_processes, num_workers, pin_memory)
     scores = torch.zeros(num_images, dtype=torch.float64)
     was_training = model.training
     model.eval()
+    at_work = None
     try:
         for batch in tqdm(batches, unit="batch", disable=not progress or process_index > 0):
-            bits = _score(model, batch.to(device), num_noise_samples, seed)
-            counts = batch.indices < num_images
-            scores[batch.indices[counts]] = bits[counts]
+            draws = _score(model, batch.to(device, non_blocking=True), num_noise_samples, seed)
+            # A look at the scores waits for the device, which has the next batch to do by then.
+            if at_work is not None:
+                _collect(scores, *at_work)
+            at_work = batch, draws
+        _collect(scores, *at_work)
     finally:
         model.train(was_training)
     if num_processes > 1:
@@ -150,19 +155,24 @@ def evaluate(
 
 
 def _score(model: nn.Module, batch: Batch, num_noise_samples: int, seed: int) -> torch.Tensor:
-    """Bits per dimension of a batch, float64 (B,) on the CPU."""
+    """Bits per dimension of each draw of a batch, (num_noise_samples, B), where the batch is."""
     pixels, indices, labels = batch
-    shape = tuple(pixels.shape[1:])
-    nats_per_bit = math.prod(shape) * math.log(2)
-    pixel_values = scale_bytes(pixels)
-    total = torch.full((len(pixels),), -math.inf, dtype=torch.float64)
+    pixel_values, draws = scale_bytes(pixels), []
     for draw in range(num_noise_samples):
         # Counted from the last stream down. Training takes stream 0, with indices and often a seed that are the same
         # numbers: held-out images must not be scored with the noise that training saw.
-        noise = uniform_noise(seed, indices, shape, stream=MASK - draw)
-        bits = model(pixel_values, labels=labels, noise=noise).bits_per_dim
-        total = torch.logaddexp(total, -bits.cpu().double() * nats_per_bit)
-    return (math.log(num_noise_samples) - total) / nats_per_bit
+        noise = uniform_noise(seed, indices, tuple(pixels.shape[1:]), stream=MASK - draw)
+        with trusted_values():
+            draws.append(model(pixel_values, labels=labels, noise=noise).bits_per_dim)
+    return torch.stack(draws)
+
+
+def _collect(scores: torch.Tensor, batch: Batch, draws: torch.Tensor) -> None:
+    """Puts the importance-weighted bound of a batch's draws (K, B) where its images have their scores."""
+    nats_per_bit = batch.pixels[0].numel() * math.log(2)
+    total = torch.logsumexp(-draws.cpu().double() * nats_per_bit, dim=0)
+    counts = batch.indices < len(scores)
+    scores[batch.indices[counts]] = ((math.log(len(draws)) - total) / nats_per_bit)[counts]
 
 
 def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, pixels: PixelSplit) -> dict:

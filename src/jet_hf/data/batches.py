@@ -185,7 +185,12 @@ def train_batches(
 
 
 def eval_batches(
-    dataset: datasets.Dataset, batch_size: int, process_index: int = 0, num_processes: int = 1, num_workers: int = 0
+    dataset: datasets.Dataset,
+    batch_size: int,
+    process_index: int = 0,
+    num_processes: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """
     The images of a data set in order, shared by all processes in batches of one size.
@@ -193,4 +198,4 @@ def eval_batches(
     Indices past the end of the data set fill up the last batches: their images count for nothing.
     """
     order = _EvalOrder(len(dataset), batch_size, process_index, num_processes)
-    return DataLoader(_Pixels(dataset), sampler=order, batch_size=None, num_workers=num_workers)
+    return DataLoader(_Pixels(dataset), sampler=order, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)

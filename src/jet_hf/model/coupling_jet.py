@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .cnn_jet import JetCNN
 from .configuration_jet import JetConfig
 from .glow_jet import JetActNorm, JetInvertibleDense
-from .splits_jet import channel_permutation, merge, spatial_permutation, split
+from .splits_jet import channel_permutation, merge, replace_second, spatial_permutation, split
 from .vit_jet import JetViT
 
 
@@ -96,9 +96,12 @@ class JetCoupling(GradientCheckpointingLayer):
         scale = self.scale_factor * torch.sigmoid(raw_scale)
         log_scale = nn.functional.logsigmoid(raw_scale) + self.log_scale_factor
         x2 = x2 / scale - bias if inverse else (x2 + bias) * scale
-        if self.dense is not None and inverse:
-            x1, x2 = self.dense(torch.cat([x1, x2], dim=2), inverse=True).chunk(2, dim=2)
-        state = merge(x1, x2, self.permutation, self.spatial)
+        if self.dense is None:
+            state = replace_second(state, x2, self.permutation, self.spatial)
+        else:
+            if inverse:
+                x1, x2 = self.dense(torch.cat([x1, x2], dim=2), inverse=True).chunk(2, dim=2)
+            state = merge(x1, x2, self.permutation, self.spatial)
         if self.actnorm is not None and inverse:
             state = self.actnorm(state, inverse=True)
         return state, log_scale

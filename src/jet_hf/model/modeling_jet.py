@@ -173,9 +173,9 @@ class JetModel(JetPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         context, context_mask = conditions
         state = self.patchify(images)
-        checkpointing = self.training and any(coupling.gradient_checkpointing for coupling in self.couplings)
-        if checkpointing and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Reentrant checkpointing gives no gradients to the weights of a layer whose inputs need none.
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Reentrant checkpointing gives no gradients to the weights of a layer whose inputs need none, and
+            # compilation would make a graph of its own for the first layer.
             state.requires_grad_()
         log_det = torch.zeros(images.shape[0], dtype=images.dtype, device=images.device)
         for coupling in reversed(self.couplings) if inverse else self.couplings:

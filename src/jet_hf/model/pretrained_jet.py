@@ -21,6 +21,7 @@ from .vit_jet import JetAttention, JetCrossAttention, JetMLP, JetViT
 
 # Standard deviation of a standard normal that is truncated at two standard deviations.
 TRUNCATED_STD = 0.87962566103423978
+RECOMPILE_LIMIT = 64
 
 
 def lecun_normal_(weight: torch.Tensor):
@@ -105,6 +106,21 @@ class JetPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, JetDequantizationFlow):
                 module.config._attn_implementation = self.config._attn_implementation
+
+    def compile_couplings(self, **kwargs) -> None:
+        """
+        Compiles the coupling layers in place, each by itself: those that are built alike share one graph, so that
+        compiling takes as long for a deep flow as for a shallow one.
+
+        Args:
+            kwargs: For `torch.compile`, such as `mode="max-autotune-no-cudagraphs"`.
+        """
+        # Each split, direction and batch size, with gradients and without, has a graph of its own; those beyond the
+        # limit, 8 by default, would not be compiled at all.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+        for module in self.modules():
+            if isinstance(module, JetCoupling):
+                module.compile(**kwargs)
 
     def get_input_embeddings(self) -> None:
         """None: images enter as they are. accelerate asks before it shards; transformers' own answer is an error."""

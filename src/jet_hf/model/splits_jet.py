@@ -95,9 +95,23 @@ def split(state: torch.Tensor, permutation: torch.Tensor, spatial: bool) -> tupl
 
 def merge(first: torch.Tensor, second: torch.Tensor, permutation: torch.Tensor, spatial: bool) -> torch.Tensor:
     """Puts two halves of shape (B, N, D/2) back to where [`split`] took them from, giving a state (B, N, D)."""
-    inverse = torch.argsort(permutation)
-    if not spatial:
-        return torch.cat([first, second], dim=2).index_select(2, inverse)
-    batch_size, num_patches, half_dim = first.shape
-    half_shape = (batch_size, num_patches // 2, 2 * half_dim)
-    return torch.cat([first.reshape(half_shape), second.reshape(half_shape)], dim=1).index_select(1, inverse)
+    if spatial:
+        first, second = _as_patches(first), _as_patches(second)
+    dim = 1 if spatial else 2
+    halves = torch.cat([first, second], dim=dim)
+    return torch.empty_like(halves).index_copy(dim, permutation, halves)
+
+
+def replace_second(
+    state: torch.Tensor, second: torch.Tensor, permutation: torch.Tensor, spatial: bool
+) -> torch.Tensor:
+    """[`merge`] of the first half that [`split`] takes from a state (B, N, D), and another second half."""
+    dim = 1 if spatial else 2
+    places = permutation.chunk(2)[1]
+    return state.index_copy(dim, places, _as_patches(second) if spatial else second)
+
+
+def _as_patches(half: torch.Tensor) -> torch.Tensor:
+    """(B, N, D/2) -> (B, N/2, D), the inverse of what a spatial [`split`] does to a half."""
+    batch_size, num_patches, half_dim = half.shape
+    return half.reshape(batch_size, num_patches // 2, 2 * half_dim)

@@ -13,6 +13,12 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_jet import JetConfig
+from .linear_jet import GELULinear, JetLinear, gelu_tanh, is_bare
+
+
+# In training plain attention has to keep its weights, which are as large as a hidden state only with few tokens.
+FEW_TOKENS = 256
+FEW_TOKENS_IN_TRAINING = 64
 
 
 def eager_attention_forward(
@@ -26,12 +32,19 @@ def eager_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention in plain operations, in the form that transformers' attention interface asks for."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     weights = nn.functional.dropout(weights.to(value.dtype), p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def prefers_plain_products(query: torch.Tensor) -> bool:
+    """Whether plain operations are faster than torch's fused attention: in bfloat16, with few tokens, on a CPU."""
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or type(query) is not torch.Tensor:
+        return False
+    return query.shape[2] <= (FEW_TOKENS_IN_TRAINING if torch.is_grad_enabled() else FEW_TOKENS)
 
 
 class JetAttentionBase(nn.Module):
@@ -60,9 +73,10 @@ class JetAttentionBase(nn.Module):
             states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
             for states in (query, key, value)
         )
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa" and prefers_plain_products(query):
+            implementation = "eager"
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attention(self, query, key, value, mask, dropout=0.0, scaling=self.scaling)
         return output.flatten(2), weights
 
@@ -72,8 +86,8 @@ class JetAttention(JetAttentionBase):
 
     def __init__(self, config: JetConfig):
         super().__init__(config)
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv_proj = JetLinear(config.hidden_size, 3 * config.hidden_size)
+        self.o_proj = JetLinear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         output, weights = self.attend(*self.qkv_proj(hidden_states).chunk(3, dim=-1))
@@ -85,9 +99,9 @@ class JetCrossAttention(JetAttentionBase):
 
     def __init__(self, config: JetConfig):
         super().__init__(config)
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.kv_proj = nn.Linear(config.context_width, 2 * config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = JetLinear(config.hidden_size, config.hidden_size)
+        self.kv_proj = JetLinear(config.context_width, 2 * config.hidden_size)
+        self.o_proj = JetLinear(config.hidden_size, config.hidden_size)
 
     def forward(
         self, hidden_states: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor | None = None
@@ -100,12 +114,19 @@ class JetCrossAttention(JetAttentionBase):
 class JetMLP(nn.Module):
     def __init__(self, config: JetConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc1 = JetLinear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = JetLinear(config.intermediate_size, config.hidden_size)
+        self.has_gelu_tanh = config.hidden_act == "gelu_pytorch_tanh"
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        if not self.has_gelu_tanh:
+            return self.fc2(self.activation(self.fc1(hidden_states)))
+        if torch.is_grad_enabled() and is_bare(self.fc2):
+            return GELULinear.apply(self.fc1(hidden_states), self.fc2.weight, self.fc2.bias)
+        if type(self.fc1) is JetLinear:
+            return self.fc2(self.fc1(hidden_states, with_gelu=True))
+        return self.fc2(gelu_tanh(self.fc1(hidden_states)))
 
 
 class JetViTLayer(nn.Module):

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data import Batch
 from ..model.likelihood_jet import dequantize, scale_bytes
 from ..model.modeling_jet import JetForDensityEstimation
+from ..model.validation_jet import trusted_values
 from ..noise import uniform_noise
-from .optim import build_optimizer, build_scheduler
+from .optim import FUSED_DEVICES, build_optimizer, build_scheduler
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class Trainer:
         self.base_model = model
         if model.config.use_actnorm and self.accelerator.is_fsdp2:
             raise ValueError("`use_actnorm` cannot be combined with FSDP2: its first batch sets whole tensors.")
-        optimizer = build_optimizer(model, learning_rate, weight_decay)
+        # The parameters get to the device only when they are prepared.
+        fused = self.accelerator.device.type in FUSED_DEVICES
+        optimizer = build_optimizer(model, learning_rate, weight_decay, fused=fused)
         self.scheduler = build_scheduler(optimizer, num_training_steps, warmup_ratio)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         for name in ("encode", "decode"):
@@ -106,15 +110,18 @@ class Trainer:
         for i, batch in enumerate(batches):
             pixels, indices, labels = self._to_device(batch)
             drawn = uniform_noise(self.seed, indices, tuple(pixels.shape[1:])) if noise is None else noise[i]
-            with self.accelerator.accumulate(self.model):
+            with self.accelerator.accumulate(self.model), trusted_values():
                 loss = self.model(scale_bytes(pixels), labels=labels, noise=drawn).loss
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
+        # The only time that the host waits for the device in a step: no update without a look at both.
+        loss, grad_norm = torch.stack([loss, _whole(grad_norm).to(loss)]).tolist()
         metrics = StepMetrics(
             step=self.step_count + 1,
-            loss=self.accelerator.reduce(torch.stack(losses).mean(), "mean").item(),
-            grad_norm=float(grad_norm),
+            loss=loss,
+            grad_norm=grad_norm,
             learning_rate=self.scheduler.get_last_lr()[0],
         )
         if not abs(metrics.loss) + metrics.grad_norm < float("inf"):
@@ -179,3 +186,8 @@ class Trainer:
             with torch.device("meta"):
                 model = JetForDensityEstimation(self.base_model.config)
             model.save_pretrained(folder, state_dict=state_dict)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A number that FSDP2 may have given as a distributed tensor."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

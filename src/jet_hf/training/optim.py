@@ -7,12 +7,16 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
 def build_optimizer(
     model: nn.Module,
     learning_rate: float = 3e-4,
     weight_decay: float = 1e-5,
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
+    fused: bool | None = None,
 ) -> torch.optim.AdamW:
     """
     Adam with weight decay decoupled from the learning rate, on every trainable parameter.
@@ -23,6 +27,7 @@ def build_optimizer(
         weight_decay: The paper's decay: a step subtracts `s(t) * weight_decay * p`, whatever the learning rate.
         betas: Decay rates of Adam's moments.
         eps: Added to the denominator.
+        fused: Whether one kernel does the whole update; by default where the parameters are on a device that has it.
 
     Raises:
         ValueError: if `learning_rate` is not above 0 or `weight_decay` is below 0.
@@ -32,9 +37,11 @@ def build_optimizer(
     if not weight_decay >= 0:
         raise ValueError(f"`weight_decay` must be at least 0, got {weight_decay}.")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if fused is None:
+        fused = all(parameter.device.type in FUSED_DEVICES for parameter in parameters)
     # torch's AdamW decays by lr * weight_decay.
     return torch.optim.AdamW(
-        parameters, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay / learning_rate
+        parameters, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay / learning_rate, fused=fused
     )
 
 

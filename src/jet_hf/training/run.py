@@ -18,7 +18,6 @@ from ..cost import peak_flops, training_flops
 from ..data import Batch, Shares, read_pixels, stream_batches, train_batches
 from ..evaluation import evaluate
 from ..model.configuration_jet import JetConfig
-from ..model.coupling_jet import JetCoupling
 from ..model.likelihood_jet import scale_bytes
 from ..sampling import image_grid, reconstruct, sample_images
 from .arguments import TrainArguments
@@ -160,10 +159,7 @@ class TrainingRun:
         if arguments.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         if arguments.torch_compile:
-            # One graph serves all couplings that are built alike.
-            for module in self.model.modules():
-                if isinstance(module, JetCoupling):
-                    module.compile()
+            self.model.compile_couplings()
         self.trainer = Trainer(
             self.model,
             self.num_steps,
