@@ -196,22 +196,25 @@ GROWTH = {
 
 
 def growth(setting: Setting, axes: dict[str, tuple[int, ...]] = GROWTH) -> list[dict]:
-    """Seconds of jet_hf and of the floor as one size grows; where that is not the batch, for two images."""
+    """Seconds of jet_hf and of the floor as one size grows, all sizes in turns; but for the batch, of two images."""
     rows = []
     contenders = [c for c in setting.contenders if c.name in (JET_HF, "floor")]
     for axis, values in axes.items():
-        for value in values:
-            fields = {"num_coupling_layers": 2, "patch_size": 4} | ({axis: value} if axis != "batch_size" else {})
-            config, batch_size = setting.with_fields(**fields), value if axis == "batch_size" else 2
-            logger.info(f"growth: {axis} {value}")
-            for operation in ("encode", "train"):
-                works = {c.name: setting.build(c, operation, config, batch_size) for c in contenders}
-                runs = {name: work.run for name, work in works.items()}
-                timings = interleave(runs, max(3, setting.rounds // 2), setting.device)
+        for operation in ("encode", "train"):
+            logger.info(f"growth: {axis}, {operation}")
+            runs, sizes = {}, {}
+            for value in values:
+                fields = {"num_coupling_layers": 2, "patch_size": 4} | ({axis: value} if axis != "batch_size" else {})
+                config, batch_size = setting.with_fields(**fields), value if axis == "batch_size" else 2
                 flops = batch_size * (training_flops(config) if operation == "train" else forward_flops(config))
-                for name, timing in timings.items():
-                    row = {"axis": axis, "value": value, "operation": operation, "contender": name}
-                    rows.append(row | {"seconds": timing.median, "flops": flops})
+                for contender in contenders:
+                    name = f"{contender.name} {value}"
+                    runs[name] = setting.build(contender, operation, config, batch_size).run
+                    sizes[name] = {"axis": axis, "value": value, "contender": contender.name, "flops": flops}
+            timings = interleave(runs, max(3, setting.rounds // 2), setting.device)
+            rows += [
+                sizes[name] | {"operation": operation, "seconds": timing.median} for name, timing in timings.items()
+            ]
     return rows
 
 

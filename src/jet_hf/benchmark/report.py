@@ -16,7 +16,7 @@ EXPLANATIONS = {
     "batch_size": "Operations are proportional to the batch. A small batch pays for reading the weights and for "
     "launching operations, so that time grows more slowly at first.",
     "num_coupling_layers": "Coupling layers are alike and come one after the other: time is proportional to their "
-    "number.",
+    "number, but for what a call costs whatever its size.",
     "image_size": "With patches of one size, tokens grow with the square of the image's side, and so do the "
     "projections; attention grows with the square of the tokens, that is with the fourth power, and takes over.",
     "hidden_size": "Projections grow with the square of the width, attention and norms with the width.",
@@ -183,7 +183,8 @@ def _compilation(rows: list[dict]) -> str:
     return (
         "## Compiling a training step\n\n" + markdown_table(lines, 1) + "\n\n"
         "First call less a later one, in a new process. jet_hf compiles one coupling layer of each kind "
-        "(`model.compile_couplings()`), jet_pytorch the whole model, as its training script does."
+        "(`model.compile_couplings()`), jet_pytorch the whole model, as its training script does; equal kernels are "
+        "compiled once there too, so that what grows with depth is the tracing alone."
     )
 
 

@@ -92,5 +92,8 @@ class GELULinear(torch.autograd.Function):
             grad_weight = (rows.t() @ gelu_tanh(x).flatten(0, -2)).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(dim=0).to(weight.dtype)
-        grad_x = torch.ops.aten.gelu_backward(grad @ weight.to(grad.dtype), x, approximate="tanh")
+        grad_x = grad @ weight.to(grad.dtype)
+        if torch.is_grad_enabled():  # as with create_graph=True
+            return torch.ops.aten.gelu_backward(grad_x, x, approximate="tanh"), grad_weight, grad_bias
+        torch.ops.aten.gelu_backward.grad_input(grad_x, x, approximate="tanh", grad_input=grad_x)
         return grad_x, grad_weight, grad_bias
