@@ -132,7 +132,7 @@ def evaluate(
     # The permutations stay on the device where images start, however the weights are sharded or offloaded.
     device = device or next(model.buffers()).device
     batch_size = min(batch_size, -(-num_images // num_processes))
-    pin_memory = torch.device(device).type == "cuda"
+    pin_memory = device.type == "cuda"
     batches = eval_batches(dataset, batch_size, process_index, num_processes, num_workers, pin_memory)
     scores = torch.zeros(num_images, dtype=torch.float64)
     was_training = model.training

@@ -2,6 +2,7 @@
 """Files and folders that appear under their final name only when they are whole."""
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -108,3 +109,12 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def shared_command(argv: list[str]) -> str:
+    """A command line that others may see: of folders and files of this machine only the last part."""
+    parts = []
+    for part in argv:
+        flag, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)
+        parts.append(flag + equals + (Path(value).name if os.path.isabs(value) else value))
+    return shlex.join(parts)

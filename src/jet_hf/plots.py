@@ -12,8 +12,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
+from .files import replace_file
 from .sampling import image_grid
 from .training import StepMetrics
+
+
+def save_figure(path: str | os.PathLike, figure: plt.Figure) -> None:
+    """Writes a finished figure as a PNG file and closes it."""
+    replace_file(path, lambda draft: figure.savefig(draft, dpi=120, format="png"))
+    plt.close(figure)
 
 
 def plot_image_rows(path: str | os.PathLike, rows: dict[str, list[Image.Image]], columns: int = 8) -> None:
@@ -27,8 +34,7 @@ def plot_image_rows(path: str | os.PathLike, rows: dict[str, list[Image.Image]],
         axis.set_title(title, fontsize=10)
         axis.axis("off")
     figure.tight_layout(pad=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def plot_learning_curve(
@@ -47,5 +53,4 @@ def plot_learning_curve(
     axis.grid(alpha=0.3)
     axis.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)

@@ -15,7 +15,7 @@ from ..model.configuration_jet import JetConfig
 from ..model.likelihood_jet import scale_bytes
 from ..model.modeling_jet import JetForDensityEstimation
 from ..noise import uniform_noise
-from .contenders import BF16, CHECKPOINTED, COMPILED, JET_HF, Contender, build
+from .contenders import BF16, CHECKPOINTED, COMPILED, FLOOR, JET_HF, OPERATIONS, Contender, Work, build
 from .measures import first_call, interleave, peak_memory
 
 
@@ -35,6 +35,8 @@ class Setting:
         rounds: Times that each is measured.
         device: Where.
         compile_mode: Of `torch.compile`.
+        operations: Those of the part [`speed`].
+        compile_layers: Numbers of coupling layers of the part [`compilation`].
     """
 
     config: JetConfig
@@ -44,6 +46,8 @@ class Setting:
     rounds: int
     device: str
     compile_mode: str | None = None
+    operations: tuple[str, ...] = OPERATIONS
+    compile_layers: tuple[int, ...] = ()
 
     def with_fields(self, **fields) -> JetConfig:
         """The model's configuration with other fields."""
@@ -52,16 +56,16 @@ class Setting:
             own["intermediate_size"] = None
         return JetConfig(**own | fields)
 
-    def build(self, contender: Contender, operation: str, config: JetConfig, batch_size: int | None = None):
+    def build(self, contender: Contender, operation: str, config: JetConfig, batch_size: int | None = None) -> Work:
         return build(contender, operation, config, batch_size or self.batch_size, self.device, self.compile_mode)
 
 
-def speed(setting: Setting, operations: tuple[str, ...]) -> list[dict]:
+def speed(setting: Setting) -> list[dict]:
     """Seconds of each operation, all contenders in turns."""
     rows = []
     for patch_size in setting.patch_sizes:
         config = setting.with_fields(patch_size=patch_size)
-        for operation in operations:
+        for operation in setting.operations:
             taking_part = [contender for contender in setting.contenders if contender.can(operation)]
             logger.info(f"speed: {operation}, patch size {patch_size}, {len(taking_part)} contenders")
             works = {contender.name: setting.build(contender, operation, config) for contender in taking_part}
@@ -72,7 +76,6 @@ def speed(setting: Setting, operations: tuple[str, ...]) -> list[dict]:
                 row = {"operation": operation, "patch_size": patch_size, "contender": name, "seconds": timing.median}
                 row |= {"low": low, "high": high, "images_per_second": setting.batch_size / timing.median}
                 rows.append(row | {"utilization": _utilization(setting, flops, timing.median)})
-            del works
     return rows
 
 
@@ -119,11 +122,11 @@ def precision(setting: Setting, num_images: int = 64) -> list[dict]:
     return rows
 
 
-def compilation(setting: Setting, layers: tuple[int, ...]) -> list[dict]:
+def compilation(setting: Setting) -> list[dict]:
     """Seconds that compiling a training step takes in a new process, by the number of coupling layers."""
     contenders = [c for c in setting.contenders if COMPILED in c.options and BF16 not in c.options]
     rows = []
-    for number in layers:
+    for number in setting.compile_layers:
         config = setting.with_fields(num_coupling_layers=number, patch_size=setting.patch_sizes[0])
         for contender in contenders:
             logger.info(f"compilation: {contender.name}, {number} coupling layers")
@@ -198,7 +201,7 @@ GROWTH = {
 def growth(setting: Setting, axes: dict[str, tuple[int, ...]] = GROWTH) -> list[dict]:
     """Seconds of jet_hf and of the floor as one size grows, all sizes in turns; but for the batch, of two images."""
     rows = []
-    contenders = [c for c in setting.contenders if c.name in (JET_HF, "floor")]
+    contenders = [c for c in setting.contenders if c.name in (JET_HF, FLOOR)]
     for axis, values in axes.items():
         for operation in ("encode", "train"):
             logger.info(f"growth: {axis}, {operation}")

@@ -5,9 +5,9 @@ import os
 
 import numpy as np
 
-from ..files import replace_file
-from ..plots import plt
-from .contenders import JET_HF, JET_PYTORCH
+from ..markdown import markdown_table
+from ..plots import plt, save_figure
+from .contenders import FLOOR, JET_HF, JET_PYTORCH
 
 
 MIB = 2**20
@@ -129,7 +129,7 @@ def _speed_line(row: dict, times: dict[str, float], has_utilization: bool) -> li
         f"{1000 * seconds:.1f}",
         f"{1000 * row['low']:.1f} - {1000 * row['high']:.1f}",
         f"{row['images_per_second']:.1f}",
-        _ratio(seconds, times.get("floor")),
+        _ratio(seconds, times.get(FLOOR)),
         _ratio(seconds, times.get(JET_PYTORCH)),
         _ratio(seconds, times.get(like)) if row["contender"].startswith(JET_HF) else "",
     ]
@@ -242,7 +242,7 @@ def plot_growth(path: str | os.PathLike, rows: list[dict]) -> None:
     figure, axes = plt.subplots(1, len(axes_of), figsize=(3.5 * len(axes_of), 3.5), squeeze=False)
     for axis, name in zip(axes[0], axes_of, strict=True):
         for operation, color in (("encode", "C0"), ("train", "C1")):
-            for contender, style in ((JET_HF, "o-"), ("floor", ":")):
+            for contender, style in ((JET_HF, "o-"), (FLOOR, ":")):
                 values, seconds, _ = _series(rows, name, operation, contender)
                 axis.plot(values, seconds, style, color=color, markersize=4, label=f"{operation}, {contender}")
         axis.set(xscale="log", yscale="log", xlabel=name, xticks=values, xticklabels=values)
@@ -251,8 +251,7 @@ def plot_growth(path: str | os.PathLike, rows: list[dict]) -> None:
     axes[0][0].set_ylabel("seconds")
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
-    replace_file(path, lambda draft: figure.savefig(draft, dpi=110, format="png"))
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def _scoring(rows: list[dict]) -> str:
@@ -265,9 +264,3 @@ def _scoring(rows: list[dict]) -> str:
         "`jet_hf.evaluation.evaluate`, which `scripts/evaluate.py` calls, reads batches from Arrow, draws each "
         "image's noise and gathers scores; the bare model has batches and noise at hand."
     )
-
-
-def markdown_table(lines: list[list[str]], left: int) -> str:
-    """A table whose first line is its header; the columns after the first `left` are aligned to the right."""
-    rule = ["---"] * left + ["---:"] * (len(lines[0]) - left)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])

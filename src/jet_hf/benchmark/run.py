@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import replace_text
+from ..files import replace_text, shared_command
 from ..model.configuration_jet import JetConfig
 from ..model.validation_jet import check_whole
 from .contenders import JET_HF, OPERATIONS, Contender
@@ -80,23 +80,8 @@ class BenchmarkArguments:
             raise ValueError("`device` is cuda, but torch sees no GPU.")
 
 
-def _speed(setting: Setting, arguments: BenchmarkArguments) -> list[dict]:
-    return speed(setting, tuple(arguments.operations))
-
-
-def _compilation(setting: Setting, arguments: BenchmarkArguments) -> list[dict]:
-    return compilation(setting, tuple(arguments.compile_layers))
-
-
-PARTS: dict[str, Callable[[Setting, BenchmarkArguments], list[dict]]] = {
-    "speed": _speed,
-    "memory": lambda setting, _: memory(setting),
-    "precision": lambda setting, _: precision(setting),
-    "compilation": _compilation,
-    "latency": lambda setting, _: latency(setting),
-    "profile": lambda setting, _: profile(setting),
-    "growth": lambda setting, _: growth(setting),
-    "scoring": lambda setting, _: scoring(setting),
+PARTS: dict[str, Callable[[Setting], list[dict]]] = {
+    part.__name__: part for part in (speed, memory, precision, compilation, latency, profile, growth, scoring)
 }
 
 
@@ -121,7 +106,7 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict:
     for part in arguments.parts:
         run = {"machine": describe_machine(arguments.device), "command": command_line()}
         run |= {"date": datetime.date.today().isoformat(), "batch_size": arguments.batch_size}
-        results[part] = run | {"rows": PARTS[part](setting, arguments)}
+        results[part] = run | {"rows": PARTS[part](setting)}
         replace_text(path, json.dumps(results, indent=1) + "\n")
     if arguments.report:
         report = Path(arguments.report)
@@ -145,16 +130,17 @@ def make_setting(arguments: BenchmarkArguments) -> Setting:
         raise ValueError(f"`contenders` must have {JET_HF} among them, got {', '.join(arguments.contenders)}.")
     sizes = ("image_size", "num_coupling_layers", "num_hidden_layers", "hidden_size", "num_attention_heads")
     fields = {name: getattr(arguments, name) for name in sizes}
-    for patch_size in arguments.patch_sizes:
-        config = JetConfig(patch_size=patch_size, **fields)
+    configs = [JetConfig(patch_size=patch_size, **fields) for patch_size in arguments.patch_sizes]
     return Setting(
-        config,
+        configs[0],
         tuple(arguments.patch_sizes),
         arguments.batch_size,
         tuple(contenders),
         arguments.rounds,
         arguments.device,
         arguments.compile_mode,
+        tuple(arguments.operations),
+        tuple(arguments.compile_layers),
     )
 
 
@@ -172,8 +158,8 @@ def describe_machine(device: str) -> dict:
 
 
 def command_line() -> str:
-    """The command that is running."""
-    return " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """The command that is running, without this machine's folders."""
+    return f"python {shared_command([f'scripts/{Path(sys.argv[0]).name}', *sys.argv[1:]])}"
 
 
 def _processor() -> str:

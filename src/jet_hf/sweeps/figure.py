@@ -3,8 +3,7 @@
 
 import os
 
-from ..files import replace_file
-from ..plots import plt
+from ..plots import plt, save_figure
 from .results import CellResult, pareto_front
 
 
@@ -49,8 +48,7 @@ def plot_compute(path: str | os.PathLike, title: str, results: list[CellResult])
     if run:
         axis.legend(fontsize=8)
     figure.tight_layout()
-    replace_file(path, lambda draft: figure.savefig(draft, dpi=120, format="png"))
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def group_by_label(results: list[CellResult]) -> dict[str, list[CellResult]]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ..files import replace_text
+from ..markdown import markdown_table
 from ..model.configuration_jet import JetConfig
 from ..training import TrainArguments
 from .claims import CONTRARY, NOT_RUN, ONE_SEED, SHOWN, WITHIN, Verdict, judge, mean_and_error
@@ -102,10 +103,9 @@ def describe_setting(table: Table, rows: list[dict], base: TrainArguments, overr
 def figures_table(table: Table, results: list[CellResult]) -> str:
     """The paper's figure and ours for every cell, and how far each is from the reference."""
     reference = next((result for result in results if result.cell.name == table.reference), None)
-    lines = [["cell", "paper", "here", "seeds", "parameters", "training FLOPs"], ["---", *(5 * ["---:"])]]
+    lines = [["cell", "paper", "here", "seeds", "parameters", "training FLOPs"]]
     if reference:
         lines[0][3:3] = [f"paper: less `{reference.cell.name}`", f"here: less `{reference.cell.name}`"]
-        lines[1] += 2 * ["---:"]
     for result in results:
         line = [
             f"`{result.cell.name}`",
@@ -118,7 +118,7 @@ def figures_table(table: Table, results: list[CellResult]) -> str:
         if reference:
             line[3:3] = _differences(result, reference)
         lines.append(line)
-    return _markdown(lines)
+    return markdown_table(lines, left=1)
 
 
 def _measured(result: CellResult) -> str:
@@ -168,7 +168,6 @@ def verdicts_table(verdicts: list[Verdict]) -> str:
     """One line a claim."""
     lines = [
         ["the paper's claim", "here", "comparisons", "smallest margin here", "smallest margin in the paper"],
-        ["---", "---", "---", "---", "---:"],
     ]
     for verdict in verdicts:
         number = len(verdict.outcomes)
@@ -190,7 +189,7 @@ def verdicts_table(verdicts: list[Verdict]) -> str:
                 f"{verdict.paper:+.3f}" if verdict.paper is not None else MISSING,
             ]
         )
-    return _markdown(lines)
+    return markdown_table(lines, left=4)
 
 
 def verdicts_legend(verdicts: list[Verdict]) -> str:
@@ -211,7 +210,3 @@ def list_failures(results: list[CellResult]) -> str:
         for result in results
         for seed, reason in result.failures.items()
     )
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)

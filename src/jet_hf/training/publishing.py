@@ -2,8 +2,6 @@
 """The model of a run, made ready for `from_pretrained`, and shared on the Hub while training goes on."""
 
 import logging
-import os
-import shlex
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +12,7 @@ import torch
 from ..cost import training_flops
 from ..data import RELEASES, known_release
 from ..evaluation import data_title, score_record
-from ..files import publish_files
+from ..files import publish_files, shared_command
 from ..hub import CardFacts, PushError, check_login, full_repo_id, push_folder, write_model_card
 from ..model.image_processing_jet import JetImageProcessor
 from .arguments import TrainArguments
@@ -160,12 +158,3 @@ class Publisher:
             dataset_id=arguments.dataset_name,
             has_samples=self.monitor.pictures.exists(),
         )
-
-
-def shared_command(argv: list[str]) -> str:
-    """The command line for a card: of folders and files of this machine only the last part."""
-    parts = []
-    for part in argv:
-        flag, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)
-        parts.append(flag + equals + (Path(value).name if os.path.isabs(value) else value))
-    return shlex.join(parts)
