@@ -290,6 +290,8 @@ def test_the_script_writes_figures_and_a_report(tmp_path):
         (["--parts", "speeds"], "`parts` must be of speed, memory"),
         (["--operations", "sample"], "`operations` must be of encode, decode, train, got sample"),
         (["--rounds", "0"], "`rounds` must be a whole number of at least 1, got 0"),
+        (["--compile_layers", "8", "0"], "`compile_layers` must be a whole number of at least 1, got 0"),
+        (["--num_threads", "0"], "`num_threads` must be a whole number of at least 1, got 0"),
         (["--patch_sizes", "5"], "patch_size"),
         (["--device", "tpu"], "`device` must be cpu or cuda, got tpu"),
     ],
@@ -300,6 +302,14 @@ def test_wrong_arguments(tmp_path, monkeypatch, arguments, message):
         runpy.run_path(SCRIPT, run_name="__main__")
     assert stopped.value.code.startswith("error: ") and message in stopped.value.code
     assert "\n" not in stopped.value.code and not (tmp_path / "out").exists()
+
+
+def test_damaged_figures_are_not_written_over(tmp_path, monkeypatch):
+    (tmp_path / "benchmark.json").write_text("{")
+    monkeypatch.setattr(sys, "argv", [SCRIPT, "--output_dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match="benchmark.json is no result of a benchmark"):
+        runpy.run_path(SCRIPT, run_name="__main__")
+    assert (tmp_path / "benchmark.json").read_text() == "{"
 
 
 def test_random_weights_reach_the_ends_of_conditioners():

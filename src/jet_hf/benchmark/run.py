@@ -71,6 +71,10 @@ class BenchmarkArguments:
     def __post_init__(self):
         for name in ("batch_size", "rounds"):
             check_whole(name, getattr(self, name))
+        for number in self.compile_layers:
+            check_whole("compile_layers", number)
+        if self.num_threads is not None:
+            check_whole("num_threads", self.num_threads)
         for name, known in (("parts", PARTS), ("operations", OPERATIONS)):
             if unknown := set(getattr(self, name)) - set(known):
                 raise ValueError(f"`{name}` must be of {', '.join(known)}, got {', '.join(sorted(unknown))}.")
@@ -93,7 +97,8 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict:
         All figures in `output_dir`: for each part `rows`, and the `machine`, `date` and `command` of its run.
 
     Raises:
-        ValueError: for an unknown contender, or sizes that no model can have; before anything is measured.
+        ValueError: for an unknown contender, sizes that no model can have, or figures in `output_dir` that cannot be
+            read; before anything is measured.
     """
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
@@ -102,7 +107,7 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict:
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RESULTS
-    results = json.loads(path.read_text()) if path.is_file() else {}
+    results = _read_results(path) if path.is_file() else {}
     for part in arguments.parts:
         run = {"machine": describe_machine(arguments.device), "command": command_line()}
         run |= {"date": datetime.date.today().isoformat(), "batch_size": arguments.batch_size}
@@ -116,6 +121,13 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict:
             plot_growth(picture, results["growth"]["rows"])
         replace_text(report, report_text(results, picture.name))
     return results
+
+
+def _read_results(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no result of a benchmark, move it away: {error}") from error
 
 
 def make_setting(arguments: BenchmarkArguments) -> Setting:
