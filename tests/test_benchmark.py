@@ -307,7 +307,7 @@ def test_wrong_arguments(tmp_path, monkeypatch, arguments, message):
 def test_damaged_figures_are_not_written_over(tmp_path, monkeypatch):
     (tmp_path / "benchmark.json").write_text("{")
     monkeypatch.setattr(sys, "argv", [SCRIPT, "--output_dir", str(tmp_path)])
-    with pytest.raises(SystemExit, match="benchmark.json is no result of a benchmark"):
+    with pytest.raises(SystemExit, match=r"benchmark\.json is no result of a benchmark"):
         runpy.run_path(SCRIPT, run_name="__main__")
     assert (tmp_path / "benchmark.json").read_text() == "{"
 
