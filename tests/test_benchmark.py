@@ -85,7 +85,7 @@ def test_memory_of_a_training_step(patch_size):
 
 
 @pytest.mark.parametrize("gradients", [True, False], ids=["training", "no_grad"])
-def test_couplings_of_a_kind_share_a_graph(gradients):
+def test_couplings_share_a_graph(gradients):
     counts = []
     for num_layers in (5, 15):
         torch._dynamo.reset()
@@ -95,7 +95,7 @@ def test_couplings_of_a_kind_share_a_graph(gradients):
         with torch.set_grad_enabled(gradients):
             model(random_images(2, model.config))
         counts.append(counter.frame_count)
-    assert counts == [2, 2]  # one for the channel splits, one for the spatial ones
+    assert counts == [1, 1]  # channel splits and spatial ones alike
 
 
 def test_more_graphs_than_torch_allows_by_default():
@@ -110,7 +110,7 @@ def test_more_graphs_than_torch_allows_by_default():
             with torch.no_grad():
                 model.encode(images)
                 model.decode(images)
-    # Two splits, two directions of one, and batches of one image, of two and of any number; none of it uncompiled.
+    # Modes, gradients, directions, and batches of one image, of two and of any number; none of it uncompiled.
     assert counter.frame_count > 8
     before = counter.frame_count
     with torch.no_grad():

@@ -6,7 +6,7 @@ from conftest import random_bytes, random_images, tiny_config, tiny_model
 
 from jet_hf import JetForDensityEstimation
 from jet_hf.model.configuration_jet import SPATIAL_COUPLINGS
-from jet_hf.model.splits_jet import channel_permutation, merge, spatial_permutation, split
+from jet_hf.model.splits_jet import channel_permutation, half_places, merge, spatial_permutation, split
 
 
 SPLITS = {"channels": {"coupling_kinds": ["channels"]}} | {
@@ -86,8 +86,9 @@ def test_splits_move_values_bit_exactly(surroundings):
             spatial = pattern != "channels"
             permutation = spatial_permutation(pattern, 4) if spatial else channel_permutation(0, 0, 12)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=surroundings == "autocast"):
-                first, second = split(x, permutation, spatial)
-                merged = merge(first, second, permutation, spatial)
+                places = half_places(permutation, 16, 12, spatial)
+                first, second = split(x, places)
+                merged = merge(first, second, places)
             assert first.shape == second.shape == (2, 16, 6)
             halves = torch.cat([first.flatten(), second.flatten()])
             assert torch.equal(halves.sort().values, x.flatten().sort().values)

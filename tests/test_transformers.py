@@ -74,10 +74,10 @@ def float32_flow(model: torch.nn.Module):
     def check(coupling, arguments, output):
         states = (arguments[0], output[0])
         assert {tensor.dtype for tensor in (*states, output[1])} == {torch.float32}
-        halves = [split(state, coupling.permutation, coupling.spatial) for state in states]
+        halves = [split(state, coupling.places()) for state in states]
         assert torch.equal(halves[0][0], halves[1][0])
         for state, (first, second) in zip(states, halves, strict=True):
-            assert torch.equal(merge(first, second, coupling.permutation, coupling.spatial), state)
+            assert torch.equal(merge(first, second, coupling.places()), state)
         calls.append(coupling)
 
     def check_conditioner(conditioner, arguments, output):

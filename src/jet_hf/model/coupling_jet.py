@@ -10,8 +10,76 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .cnn_jet import JetCNN
 from .configuration_jet import JetConfig
 from .glow_jet import JetActNorm, JetInvertibleDense
-from .splits_jet import channel_permutation, merge, replace_second, spatial_permutation, split
-from .vit_jet import JetViT
+from .splits_jet import channel_permutation, half_places, merge, replace_second, spatial_permutation, split
+from .vit_jet import JetConditioner, JetViT
+
+
+class JetAffine(nn.Module):
+    """
+    A coupling layer's affine map of one half of the state, set by what a conditioner makes of the other half. It knows
+    the split by indices alone, so that layers of both kinds are compiled as one. It has no weights of its own.
+
+    Args:
+        scale_factor: What the sigmoid of the raw scale is multiplied by.
+        masking: Whether the conditioner sees all tokens, those of the half that is mapped as zeros, rather than the
+            other half alone.
+    """
+
+    def __init__(self, scale_factor: float, masking: bool):
+        super().__init__()
+        self.scale_factor = scale_factor
+        self.log_scale_factor = math.log(scale_factor)
+        self.masking = masking
+
+    def forward(
+        self,
+        conditioner: JetConditioner,
+        state: torch.Tensor,
+        places: torch.Tensor,
+        inverse: bool,
+        context: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        guidance_scale: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            conditioner: Gives bias and raw scale.
+            state: float32 tensor of shape (B, N, D).
+            places: Those of both halves, int64 (2, N * D/2), see [`half_places`].
+            inverse: Whether to invert the map.
+            context, context_mask, guidance_scale: As for [`JetCoupling`].
+
+        Returns:
+            The mapped state (B, N, D), and the logarithm of `scale`, in nats, for each number of the half that is
+            mapped, (B, N, D/2).
+        """
+        x1, x2 = split(state, places)
+        bias, raw_scale = self.condition(conditioner, x1, places, context, context_mask, guidance_scale)
+        scale = self.scale_factor * torch.sigmoid(raw_scale)
+        log_scale = nn.functional.logsigmoid(raw_scale) + self.log_scale_factor
+        x2 = x2 / scale - bias if inverse else (x2 + bias) * scale
+        return replace_second(state, x2, places), log_scale
+
+    def condition(
+        self,
+        conditioner: JetConditioner,
+        half: torch.Tensor,
+        places: torch.Tensor,
+        context: torch.Tensor | None,
+        context_mask: torch.Tensor | None,
+        guidance_scale: float | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bias and raw scale of the other half, each (B, N, D/2)."""
+        if guidance_scale is not None:
+            with_context = self.condition(conditioner, half, places, context, context_mask, None)
+            without = self.condition(conditioner, half, places, torch.zeros_like(context), context_mask, None)
+            bias, raw_scale = (torch.lerp(a, b, guidance_scale) for a, b in zip(without, with_context, strict=True))
+            return bias, raw_scale
+        if not self.masking:
+            return conditioner(half, context, context_mask)
+        outputs = conditioner(merge(half, torch.zeros_like(half), places), context, context_mask)
+        bias, raw_scale = (split(output, places)[1] for output in outputs)
+        return bias, raw_scale
 
 
 class JetCoupling(GradientCheckpointingLayer):
@@ -31,16 +99,15 @@ class JetCoupling(GradientCheckpointingLayer):
         self.layer_index = layer_index
         self.pattern = config.layer_splits[layer_index]
         self.spatial = self.pattern != "channels"
-        self.masking = self.spatial and config.coupling_mode == "masking"
-        self.log_scale_factor = math.log(config.scale_factor)
-        self.scale_factor = config.scale_factor
+        masking = self.spatial and config.coupling_mode == "masking"
+        self.affine = JetAffine(config.scale_factor, masking)
         self.register_buffer("permutation", self.make_permutation())
         self.actnorm = JetActNorm(config) if config.use_actnorm else None
         # Spatial splits have no permutation of a patch's numbers that it could take the place of.
         self.dense = JetInvertibleDense(config) if config.use_invertible_dense and not self.spatial else None
-        num_features = config.patch_dim if self.masking else config.patch_dim // 2
+        num_features = config.patch_dim if masking else config.patch_dim // 2
         if config.backbone == "cnn":
-            cut_rows = self.pattern.startswith("hstripes") and not self.masking
+            cut_rows = self.pattern.startswith("hstripes") and not masking
             self.conditioner = JetCNN(config, num_features, cut_rows)
         else:
             self.conditioner = JetViT(config, num_features)
@@ -86,49 +153,33 @@ class JetCoupling(GradientCheckpointingLayer):
         guidance_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The mapped state, and the logarithm of `scale`, in nats, for each number of the half that is mapped."""
-        if self.actnorm is not None and not inverse:
-            state = self.actnorm(state)
-        x1, x2 = split(state, self.permutation, self.spatial)
-        if self.dense is not None and not inverse:
-            # After the permutation, so that the learned map, the identity at first, starts as the permutation.
-            x1, x2 = self.dense(torch.cat([x1, x2], dim=2)).chunk(2, dim=2)
-        bias, raw_scale = self._condition(x1, context, context_mask, guidance_scale)
-        scale = self.scale_factor * torch.sigmoid(raw_scale)
-        log_scale = nn.functional.logsigmoid(raw_scale) + self.log_scale_factor
-        x2 = x2 / scale - bias if inverse else (x2 + bias) * scale
-        if self.dense is None:
-            state = replace_second(state, x2, self.permutation, self.spatial)
-        else:
-            if inverse:
-                x1, x2 = self.dense(torch.cat([x1, x2], dim=2), inverse=True).chunk(2, dim=2)
-            state = merge(x1, x2, self.permutation, self.spatial)
-        if self.actnorm is not None and inverse:
-            state = self.actnorm(state, inverse=True)
+        places = self.places()
+        if not inverse:
+            state = self._apply_glow(state, places)
+        state, log_scale = self.affine(self.conditioner, state, places, inverse, context, context_mask, guidance_scale)
+        if inverse:
+            state = self._apply_glow(state, places, inverse=True)
         return state, log_scale
 
-    def _condition(
-        self,
-        half: torch.Tensor,
-        context: torch.Tensor | None,
-        context_mask: torch.Tensor | None,
-        guidance_scale: float | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bias and raw scale of the other half, each (B, N, D/2)."""
-        if guidance_scale is not None:
-            with_context = self._condition(half, context, context_mask, None)
-            without = self._condition(half, torch.zeros_like(context), context_mask, None)
-            bias, raw_scale = (torch.lerp(a, b, guidance_scale) for a, b in zip(without, with_context, strict=True))
-            return bias, raw_scale
-        if not self.masking:
-            return self.conditioner(half, context, context_mask)
-        tokens = merge(half, torch.zeros_like(half), self.permutation, self.spatial)
-        outputs = self.conditioner(tokens, context, context_mask)
-        bias, raw_scale = (split(output, self.permutation, self.spatial)[1] for output in outputs)
-        return bias, raw_scale
+    def places(self) -> torch.Tensor:
+        """Where both halves are in a flattened state, int64 (2, N * D/2): see [`half_places`]."""
+        return half_places(self.permutation, self.config.num_patches, self.config.patch_dim, self.spatial)
+
+    def _apply_glow(self, state: torch.Tensor, places: torch.Tensor, inverse: bool = False) -> torch.Tensor:
+        """What of activation normalisation and the learned map there is, in this order, or their inverses."""
+        if self.actnorm is not None and not inverse:
+            state = self.actnorm(state)
+        if self.dense is not None:
+            # In the permutation's order, so that the learned map, the identity at first, starts as the permutation.
+            halves = self.dense(torch.cat(split(state, places), dim=2), inverse).chunk(2, dim=2)
+            state = merge(*halves, places)
+        if self.actnorm is not None and inverse:
+            state = self.actnorm(state, inverse=True)
+        return state
 
     def log_scale_map(self, log_scale: torch.Tensor) -> torch.Tensor:
         """The logarithms of [`transform`] where their numbers are in the state, (B, N, D); zero elsewhere."""
-        return merge(torch.zeros_like(log_scale), log_scale, self.permutation, self.spatial)
+        return merge(torch.zeros_like(log_scale), log_scale, self.places())
 
     def patch_log_det(self) -> torch.Tensor:
         """What Glow's parts add to the log-determinant for each patch, in nats: a float32 number."""

@@ -13,7 +13,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .cnn_jet import JetCNN, JetStandardizedConv2d
 from .configuration_jet import JetConfig
-from .coupling_jet import JetCoupling
+from .coupling_jet import JetAffine, JetCoupling
 from .dequantization_jet import JetDequantizationFlow
 from .glow_jet import JetActNorm, JetInvertibleDense
 from .vit_jet import JetAttention, JetCrossAttention, JetMLP, JetViT
@@ -109,17 +109,18 @@ class JetPreTrainedModel(PreTrainedModel):
 
     def compile_couplings(self, **kwargs) -> None:
         """
-        Compiles the coupling layers in place, each by itself: those that are built alike share one graph, so that
-        compiling takes as long for a deep flow as for a shallow one.
+        Compiles the affine maps of the coupling layers, conditioners included, in place and each by itself: those that
+        are built alike share one graph, whatever their split, so that compiling takes as long for a deep flow as for a
+        shallow one.
 
         Args:
             kwargs: For `torch.compile`, such as `mode="max-autotune-no-cudagraphs"`.
         """
-        # Each split, direction and batch size, with gradients and without, has a graph of its own; those beyond the
-        # limit, 8 by default, would not be compiled at all.
+        # Each direction and batch size, with gradients and without, has a graph of its own; those beyond the limit, 8
+        # by default, would not be compiled at all.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         for module in self.modules():
-            if isinstance(module, JetCoupling):
+            if isinstance(module, JetAffine):
                 module.compile(**kwargs)
 
     def get_input_embeddings(self) -> None:

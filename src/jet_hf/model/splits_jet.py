@@ -74,44 +74,41 @@ def spatial_permutation(pattern: str, grid_size: int) -> torch.Tensor:
     return torch.argsort(parity.flatten(), stable=True)
 
 
-def split(state: torch.Tensor, permutation: torch.Tensor, spatial: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def half_places(permutation: torch.Tensor, num_patches: int, patch_dim: int, spatial: bool) -> torch.Tensor:
     """
-    Splits a state (B, N, D) in two halves of shape (B, N, D/2).
+    Where the numbers of both halves are in a flattened state: one map of indices for both kinds of split.
 
     Args:
-        state: The flow's state, of shape (B, N, D).
         permutation: Integer tensor of shape (N,) for a spatial split, else (D,).
+        num_patches: N.
+        patch_dim: D.
         spatial: Whether patches are split, rather than the numbers of each patch. The N/2 patches of a half are cut in
-            two, "n (s c) -> (n s) c" with s = 2.
+            two, "n (s c) -> (n s) c" with s = 2, which leaves them where they are in a flattened half.
+
+    Returns:
+        int64 tensor of shape (2, N * D/2).
     """
-    batch_size, num_patches, patch_dim = state.shape
-    if not spatial:
-        first, second = state.index_select(2, permutation).chunk(2, dim=2)
-        return first, second
-    first, second = state.index_select(1, permutation).chunk(2, dim=1)
-    half_shape = (batch_size, num_patches, patch_dim // 2)
-    return first.reshape(half_shape), second.reshape(half_shape)
-
-
-def merge(first: torch.Tensor, second: torch.Tensor, permutation: torch.Tensor, spatial: bool) -> torch.Tensor:
-    """Puts two halves of shape (B, N, D/2) back to where [`split`] took them from, giving a state (B, N, D)."""
     if spatial:
-        first, second = _as_patches(first), _as_patches(second)
-    dim = 1 if spatial else 2
-    halves = torch.cat([first, second], dim=dim)
-    return torch.empty_like(halves).index_copy(dim, permutation, halves)
+        numbers = torch.arange(patch_dim, device=permutation.device)
+        return (patch_dim * permutation[:, None] + numbers).view(2, -1)
+    patches = torch.arange(num_patches, device=permutation.device)
+    return (patch_dim * patches[:, None] + permutation.view(2, 1, -1)).flatten(1)
 
 
-def replace_second(
-    state: torch.Tensor, second: torch.Tensor, permutation: torch.Tensor, spatial: bool
-) -> torch.Tensor:
+def split(state: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Splits a state (B, N, D) in two halves of shape (B, N, D/2), with the `places` of [`half_places`]."""
+    half_shape = (*state.shape[:2], state.shape[2] // 2)
+    first, second = (state.flatten(1).index_select(1, half).view(half_shape) for half in places)
+    return first, second
+
+
+def merge(first: torch.Tensor, second: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Puts two halves of shape (B, N, D/2) back to where [`split`] took them from, giving a state (B, N, D)."""
+    halves = torch.cat([first.flatten(1), second.flatten(1)], dim=1)
+    state = torch.empty_like(halves).index_copy(1, places.flatten(), halves)
+    return state.view(*first.shape[:2], 2 * first.shape[2])
+
+
+def replace_second(state: torch.Tensor, second: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """[`merge`] of the first half that [`split`] takes from a state (B, N, D), and another second half."""
-    dim = 1 if spatial else 2
-    places = permutation.chunk(2)[1]
-    return state.index_copy(dim, places, _as_patches(second) if spatial else second)
-
-
-def _as_patches(half: torch.Tensor) -> torch.Tensor:
-    """(B, N, D/2) -> (B, N/2, D), the inverse of what a spatial [`split`] does to a half."""
-    batch_size, num_patches, half_dim = half.shape
-    return half.reshape(batch_size, num_patches // 2, 2 * half_dim)
+    return state.flatten(1).index_copy(1, places[1], second.flatten(1)).view(state.shape)
