@@ -63,27 +63,32 @@ def is_bare(layer: nn.Module) -> bool:
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     """The tanh approximation of GELU; on CPUs by way of a sigmoid, as torch's tanh is slow there."""
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        if x.device.type == "cpu" and x.dtype == torch.float32:
             return x * torch.sigmoid(x * (LINEAR + CUBIC * x * x))
-        if not torch.is_grad_enabled() and type(x) is torch.Tensor and not _differentiates_otherwise():
-            return _gelu_in_pieces(x)
+    elif _suits_pieces(x) and not torch.is_grad_enabled() and not _differentiates_otherwise():
+        return _gelu_in_pieces(x)
     return gelu(x, approximate="tanh")
+
+
+def _suits_pieces(x: torch.Tensor) -> bool:
+    return type(x) is torch.Tensor and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def _gelu_in_pieces(x: torch.Tensor, grad: torch.Tensor | None = None) -> torch.Tensor:
     """
-    GELU, computed piece by piece so that what is between its operations stays in the cache.
+    GELU, computed in float32 piece by piece, so that what is between its operations stays in the cache.
 
     Args:
-        x: float32 tensor on the CPU.
+        x: float32 or bfloat16 tensor on the CPU.
         grad: Of the same shape, contiguous; the gradient for the result, which becomes that for `x`.
     """
     x = x.contiguous()
     result = torch.empty_like(x)
-    linear_part, one = x.new_tensor(LINEAR), x.new_ones(())
+    linear_part, one = torch.tensor(LINEAR), torch.ones(())
     pieces = [part.view(-1).split(PIECE) for part in (x, result, x if grad is None else grad)]
-    for x, result_piece, grad_piece in zip(*pieces, strict=True):
+    for x_piece, result_piece, grad_piece in zip(*pieces, strict=True):
+        x = x_piece.float()
         sigmoid = torch.addcmul(linear_part, x, x, value=CUBIC).mul_(x).sigmoid_()
         torch.mul(x, sigmoid, out=result_piece)
         if grad is not None:
@@ -101,6 +106,8 @@ class GELULinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        ctx.dtype = weight.dtype
+        weight = weight.to(x.dtype)  # under autocast, once for both passes
         ctx.save_for_backward(x, weight)
         return linear(gelu_tanh(x), weight, bias)
 
@@ -111,7 +118,7 @@ class GELULinear(torch.autograd.Function):
         if torch.is_grad_enabled():  # as with create_graph=True
             activated = gelu(x, approximate="tanh")
             grad_x = torch.ops.aten.gelu_backward(grad_x, x, approximate="tanh")
-        elif x.device.type == "cpu" and x.dtype == grad_x.dtype == torch.float32:
+        elif _suits_pieces(x) and grad_x.dtype == x.dtype:
             activated = _gelu_in_pieces(x, grad_x)
         else:
             activated = gelu(x, approximate="tanh")
@@ -119,7 +126,7 @@ class GELULinear(torch.autograd.Function):
         rows = grad.flatten(0, -2)
         grad_weight = grad_bias = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (rows.t() @ activated.flatten(0, -2)).to(weight.dtype)
+            grad_weight = (rows.t() @ activated.flatten(0, -2)).to(ctx.dtype)
         if ctx.needs_input_grad[2]:
-            grad_bias = rows.sum(dim=0).to(weight.dtype)
+            grad_bias = rows.sum(dim=0).to(ctx.dtype)
         return grad_x, grad_weight, grad_bias
