@@ -17,7 +17,7 @@ from jet_hf.cost import (
     peak_flops,
     training_flops,
 )
-from jet_hf.model import vit_jet
+from jet_hf.model import linear_jet, vit_jet
 
 
 PAPER = {"num_coupling_layers": 64, "hidden_size": 512, "num_hidden_layers": 5, "num_attention_heads": 8}
@@ -73,14 +73,15 @@ def test_each_layer_kind_is_counted():
 
 
 @pytest.fixture
-def fused_attention(monkeypatch):
-    """As accelerators have it; in bfloat16 on a CPU plain operations would take its place."""
+def accelerator_kernels(monkeypatch):
+    """As accelerators have it; in bfloat16 on a CPU plain operations would take its place, and GELU goes by pieces."""
     monkeypatch.setattr(vit_jet, "FEW_TOKENS_IN_TRAINING", 0)
+    monkeypatch.setattr(linear_jet, "_suits_pieces", lambda x: False)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", [None, "bf16"])
-def test_activations_are_those_of_a_real_pass(fused_attention, precision, checkpointing):
+def test_activations_are_those_of_a_real_pass(accelerator_kernels, precision, checkpointing):
     config = JetConfig(**SMALL)
     model = JetForDensityEstimation(config).train()
     real = max(measure_peaks(model, {"pixel_values": random_images(12, config)}, precision == "bf16", checkpointing))
@@ -88,7 +89,7 @@ def test_activations_are_those_of_a_real_pass(fused_attention, precision, checkp
 
 
 @pytest.mark.parametrize("precision", [None, "bf16"])
-def test_saved_tensors_are_among_the_activations(fused_attention, precision):
+def test_saved_tensors_are_among_the_activations(accelerator_kernels, precision):
     """Autograd's own account: unique storages that it keeps for the backward pass."""
     config = JetConfig(**SMALL)
     model = JetForDensityEstimation(config).train()

@@ -68,9 +68,7 @@ class Contender:
         return torch.bfloat16 if BF16 in self.options else torch.float32
 
     def can(self, operation: str) -> bool:
-        """Whether it does an operation: the floor has no inverse, and checkpointing is for training."""
-        if self.library == FLOOR and operation == "decode":
-            return False
+        """Whether it does an operation: checkpointing is for training."""
         return operation == "train" or CHECKPOINTED not in self.options
 
 

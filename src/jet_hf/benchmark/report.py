@@ -7,7 +7,7 @@ import numpy as np
 
 from ..markdown import markdown_table
 from ..plots import plt, save_figure
-from .contenders import FLOOR, JET_HF, JET_PYTORCH
+from .contenders import BF16, FLOOR, JET_HF, JET_PYTORCH
 
 
 MIB = 2**20
@@ -27,14 +27,16 @@ CHOICES = """## What was done, and what was not worth it
 
 - *Products*. Query, key and value come out of one. Without gradients on a CPU, oneDNN adds the bias and applies GELU
   while the product is in the cache (`linear_jet.JetLinear`).
-- *GELU*. On CPUs by way of a sigmoid, which is the same function, as torch's tanh is slow. A training step keeps its
-  input alone and takes it anew in the backward pass (`linear_jet.GELULinear`).
+- *GELU*. On CPUs by way of a sigmoid, which is the same function, as torch's tanh is slow, and in pieces that stay in
+  the cache. A training step keeps its input alone and takes it anew in the backward pass, together with its gradient
+  (`linear_jet.GELULinear`).
 - *Attention*. torch's fused kernels, but for few tokens in bfloat16 on a CPU (`vit_jet.prefers_plain_products`).
-- *Splits*. A coupling layer gathers the state once and puts back the half that it changed; nothing is sorted or
-  inverted. Maps that neighbours share would save the second of the two: together they are part of the small share of
-  *moving and copying*, and a state in another order at each layer would have to be explained at each of them.
-- *Compiling*. Each coupling layer by itself, one graph for all of a kind. On a CPU it gains little over eager mode,
-  which is near the products' own time already.
+- *Splits*. Those of channels and those of patches are one form of index map (`splits_jet.half_places`): a coupling
+  layer gathers both halves and puts back the one that it changed; nothing is sorted or inverted. Maps that neighbours
+  share would save the second of the two: together they are part of the small share of *moving and copying*, and a
+  state in another order at each layer would have to be explained at each of them.
+- *Compiling*. Each coupling layer's affine map with its conditioner, one graph for all of them, whatever their split
+  (`coupling_jet.JetAffine`). On a CPU it gains little over eager mode, which is near the products' own time already.
 - *Optimiser*. torch's fused AdamW where the device has it.
 - *Waiting*. A training step looks at the device once, before the update: a loss that is not finite must not reach the
   weights. Scoring looks at a batch's results when the next is under way.
@@ -114,8 +116,8 @@ def _speed(rows: list[dict]) -> str:
                     lines.append(_speed_line(row, times, has_utilization))
         text += [f"### Patch size {patch_size}", markdown_table(lines, 2)]
     text.append(
-        "*x its like*: against jet_pytorch run the same way, compiled against compiled. Decoding has no floor of its "
-        "own; it has the same products as encoding."
+        "*x floor*: that of the same precision; encoding and decoding have the same products. *x its like*: against "
+        "jet_pytorch run the same way, compiled against compiled."
     )
     return "\n\n".join(text)
 
@@ -129,7 +131,7 @@ def _speed_line(row: dict, times: dict[str, float], has_utilization: bool) -> li
         f"{1000 * seconds:.1f}",
         f"{1000 * row['low']:.1f} - {1000 * row['high']:.1f}",
         f"{row['images_per_second']:.1f}",
-        _ratio(seconds, times.get(FLOOR)),
+        _ratio(seconds, times.get(f"{FLOOR}-{BF16}") if BF16 in row["contender"] else times.get(FLOOR)),
         _ratio(seconds, times.get(JET_PYTORCH)),
         _ratio(seconds, times.get(like)) if row["contender"].startswith(JET_HF) else "",
     ]
@@ -182,9 +184,10 @@ def _compilation(rows: list[dict]) -> str:
         lines.append([f"`{row['contender']}`", str(row["layers"]), f"{row['seconds']:.1f}", ratio])
     return (
         "## Compiling a training step\n\n" + markdown_table(lines, 1) + "\n\n"
-        "First call less a later one, in a new process. jet_hf compiles one coupling layer of each kind "
-        "(`model.compile_couplings()`), jet_pytorch the whole model, as its training script does; equal kernels are "
-        "compiled once there too, so that what grows with depth is the tracing alone."
+        "First call less a later one, in a new process. jet_hf compiles its coupling layers, which share one graph "
+        "(`model.compile_couplings()`), jet_pytorch the whole model, as its training script does. A setting of matrix "
+        "products that it makes at each split and merge breaks its graph there, so that its layers share graphs as "
+        "well, several of them, and its time hardly grows with depth either."
     )
 
 

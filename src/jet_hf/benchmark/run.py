@@ -48,6 +48,7 @@ class BenchmarkArguments:
             "jet_hf-compiled",
             "jet_pytorch-compiled",
             "jet_hf-bf16",
+            "floor-bf16",
         ],
         metadata={"help": "jet_hf, jet_pytorch, floor, each followed by any of -compiled, -bf16, -checkpointed."},
     )

@@ -106,27 +106,29 @@ class GELULinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        ctx.dtype = weight.dtype
-        weight = weight.to(x.dtype)  # under autocast, once for both passes
         ctx.save_for_backward(x, weight)
         return linear(gelu_tanh(x), weight, bias)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         x, weight = ctx.saved_tensors
-        grad_x = grad @ weight.to(grad.dtype)
-        if torch.is_grad_enabled():  # as with create_graph=True
-            activated = gelu(x, approximate="tanh")
-            grad_x = torch.ops.aten.gelu_backward(grad_x, x, approximate="tanh")
-        elif _suits_pieces(x) and grad_x.dtype == x.dtype:
+        in_pieces = _suits_pieces(x) and grad.dtype == x.dtype and not torch.is_grad_enabled()
+        if in_pieces:
+            grad_x = grad @ weight.to(grad.dtype)
             activated = _gelu_in_pieces(x, grad_x)
         else:
             activated = gelu(x, approximate="tanh")
-            torch.ops.aten.gelu_backward.grad_input(grad_x, x, approximate="tanh", grad_input=grad_x)
         rows = grad.flatten(0, -2)
         grad_weight = grad_bias = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (rows.t() @ activated.flatten(0, -2)).to(ctx.dtype)
+            grad_weight = (rows.t() @ activated.flatten(0, -2)).to(weight.dtype)
         if ctx.needs_input_grad[2]:
-            grad_bias = rows.sum(dim=0).to(ctx.dtype)
+            grad_bias = rows.sum(dim=0).to(weight.dtype)
+        if not in_pieces:
+            del activated  # as large as what comes next
+            grad_x = grad @ weight.to(grad.dtype)
+            if torch.is_grad_enabled():  # as with create_graph=True
+                grad_x = torch.ops.aten.gelu_backward(grad_x, x, approximate="tanh")
+            else:
+                torch.ops.aten.gelu_backward.grad_input(grad_x, x, approximate="tanh", grad_input=grad_x)
         return grad_x, grad_weight, grad_bias
