@@ -153,10 +153,10 @@ def latency(setting: Setting) -> list[dict]:
 KINDS = {
     "matrix products": ("mm", "linear_pointwise", "aten::linear"),
     "attention": ("scaled_dot_product", "softmax"),
-    "GELU and sigmoids": ("gelu", "sigmoid"),
     "layer norms": ("layer_norm",),
     "optimiser and clipping": ("adam", "norm"),
     "moving and copying": ("copy", "index", "cat", "fill", "zero", "clone"),
+    "element by element": ("gelu", "sigmoid", "aten::add", "aten::mul", "aten::div", "aten::sub", "lerp"),
 }
 
 
