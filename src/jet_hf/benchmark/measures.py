@@ -54,7 +54,8 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
 def interleave(runs: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Timing]:
     """
     Times several things in turns, so that what else the machine does falls on all of them alike; each round starts
-    with another one.
+    with another one. Every timed call follows one of the same thing that is not timed: after matrix products in
+    bfloat16, for one, some processors are slow for a while.
 
     Args:
         runs: What is timed, by name.
@@ -68,6 +69,7 @@ def interleave(runs: dict[str, Callable[[], object]], rounds: int, device: str) 
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            runs[name]()
             seconds[name].append(seconds_of(runs[name], device))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
