@@ -92,7 +92,7 @@ def _intro(results: dict) -> str:
         "Made by\n\n" + "\n".join(lines) + "\n\n"
         "Contenders take turns in one process, so that what else the machine does falls on all of them, each timed "
         "call after one of its own that is not; compiling and first images are measured in new processes without "
-        "caches. *floor* is the time of the matrix products and of attention alone, in torch's own kernels and without "
+        "caches. *floor* is the time of the matrix products and of attention alone, in torch's own kernels without "
         "anything between them; a training step's has their gradients and no optimiser. Times are medians with "
         "quartiles; ratios are those of the medians. `jet_hf-bf16` has conditioners in bfloat16 and a state in "
         "float32; in training it is autocast. Two runs of the same "
