@@ -76,7 +76,7 @@ def test_each_layer_kind_is_counted():
 def accelerator_kernels(monkeypatch):
     """As accelerators have it; in bfloat16 on a CPU plain operations would take its place, and GELU goes by pieces."""
     monkeypatch.setattr(vit_jet, "FEW_TOKENS_IN_TRAINING", 0)
-    monkeypatch.setattr(linear_jet, "_suits_pieces", lambda x: False)
+    monkeypatch.setattr(linear_jet, "_is_plain_on_cpu", lambda x: False)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

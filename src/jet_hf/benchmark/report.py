@@ -95,8 +95,7 @@ def _intro(results: dict) -> str:
         "caches. *floor* is the time of the matrix products and of attention alone, in torch's own kernels without "
         "anything between them; a training step's has their gradients and no optimiser. Times are medians with "
         "quartiles; ratios are those of the medians. `jet_hf-bf16` has conditioners in bfloat16 and a state in "
-        "float32; in training it is autocast. Two runs of the same "
-        "command differ by several percent in their ratios."
+        "float32; in training it is autocast. Two runs of the same command differ by several percent in their ratios."
     )
 
 

@@ -33,10 +33,9 @@ class JetLinear(nn.Linear):
             not torch.compiler.is_compiling()
             and not self.training
             and not torch.is_grad_enabled()
-            and x.device.type == self.weight.device.type == "cpu"
+            and _is_plain_on_cpu(x)
+            and self.weight.device.type == "cpu"
             and x.dtype == self.weight.dtype
-            and x.dtype in (torch.float32, torch.bfloat16)
-            and type(x) is torch.Tensor
             and type(self.weight) in (torch.Tensor, nn.Parameter)
             and not torch.is_autocast_enabled("cpu")
             and not _differentiates_otherwise()
@@ -66,12 +65,13 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling():
         if x.device.type == "cpu" and x.dtype == torch.float32:
             return x * torch.sigmoid(x * (LINEAR + CUBIC * x * x))
-    elif _suits_pieces(x) and not torch.is_grad_enabled() and not _differentiates_otherwise():
+    elif _is_plain_on_cpu(x) and not torch.is_grad_enabled() and not _differentiates_otherwise():
         return _gelu_in_pieces(x)
     return gelu(x, approximate="tanh")
 
 
-def _suits_pieces(x: torch.Tensor) -> bool:
+def _is_plain_on_cpu(x: torch.Tensor) -> bool:
+    """Whether a tensor is one that the CPU's own ways here are made for."""
     return type(x) is torch.Tensor and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
@@ -88,12 +88,12 @@ def _gelu_in_pieces(x: torch.Tensor, grad: torch.Tensor | None = None) -> torch.
     linear_part, one = torch.tensor(LINEAR), torch.ones(())
     pieces = [part.view(-1).split(PIECE) for part in (x, result, x if grad is None else grad)]
     for x_piece, result_piece, grad_piece in zip(*pieces, strict=True):
-        x = x_piece.float()
-        sigmoid = torch.addcmul(linear_part, x, x, value=CUBIC).mul_(x).sigmoid_()
-        torch.mul(x, sigmoid, out=result_piece)
+        x_piece = x_piece.float()
+        sigmoid = torch.addcmul(linear_part, x_piece, x_piece, value=CUBIC).mul_(x_piece).sigmoid_()
+        torch.mul(x_piece, sigmoid, out=result_piece)
         if grad is not None:
             # The derivative is sigmoid + (1 - sigmoid) * gelu * (LINEAR + 3 * CUBIC * x ** 2).
-            derivative = torch.addcmul(linear_part, x, x, value=3 * CUBIC).mul_(result_piece)
+            derivative = torch.addcmul(linear_part, x_piece, x_piece, value=3 * CUBIC).mul_(result_piece)
             grad_piece.mul_(derivative.lerp_(one, sigmoid))
     return result
 
@@ -112,7 +112,7 @@ class GELULinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         x, weight = ctx.saved_tensors
-        in_pieces = _suits_pieces(x) and grad.dtype == x.dtype and not torch.is_grad_enabled()
+        in_pieces = _is_plain_on_cpu(x) and grad.dtype == x.dtype and not torch.is_grad_enabled()
         if in_pieces:
             grad_x = grad @ weight.to(grad.dtype)
             activated = _gelu_in_pieces(x, grad_x)
