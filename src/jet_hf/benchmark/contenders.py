@@ -19,8 +19,12 @@ from ..training import build_optimizer
 
 
 JET_HF, JET_PYTORCH, FLOOR = "jet_hf", "jet_pytorch", "floor"
-LIBRARIES = (JET_HF, JET_PYTORCH, FLOOR)
-OPTIONS = COMPILED, BF16, CHECKPOINTED = ("compiled", "bf16", "checkpointed")
+COMPILED, BF16, PREPACKED, CHECKPOINTED = ("compiled", "bf16", "prepacked", "checkpointed")
+OPTIONS = {
+    JET_HF: (COMPILED, BF16, PREPACKED, CHECKPOINTED),
+    JET_PYTORCH: (COMPILED, BF16),
+    FLOOR: (BF16,),
+}
 OPERATIONS = ("encode", "decode", "train")
 MAX_GRAD_NORM = 1.0
 
@@ -31,9 +35,10 @@ class Contender:
     An implementation and how it is run.
 
     Args:
-        library: One of `LIBRARIES`.
-        options: Of `OPTIONS`. `bf16` narrows the conditioners: jet_hf's weights for encoding and decoding, autocast
-            for training and for others. `checkpointed` is jet_hf's gradient checkpointing.
+        library: One of `OPTIONS`.
+        options: Of those listed there. `bf16` narrows the conditioners: jet_hf's weights for encoding and decoding,
+            autocast for training and for others. `prepacked` and `checkpointed` are jet_hf's `prepack_weights` and
+            gradient checkpointing.
     """
 
     library: str
@@ -48,12 +53,11 @@ class Contender:
             ValueError: for an unknown name.
         """
         library, *options = name.split("-")
-        if library not in LIBRARIES or not set(options) <= set(OPTIONS):
-            raise ValueError(
-                f"`contenders` must be {', '.join(LIBRARIES)}, each followed by any of "
-                f"{', '.join(f'-{option}' for option in OPTIONS)}, got {name}."
-            )
-        return cls(library, tuple(option for option in OPTIONS if option in options))
+        known = OPTIONS.get(library, ())
+        if library not in OPTIONS or not set(options) <= set(known) or {COMPILED, PREPACKED} <= set(options):
+            allowed = "; ".join(f"{library} with any of -{', -'.join(known)}" for library, known in OPTIONS.items())
+            raise ValueError(f"`contenders` must be {allowed}; not compiled and prepacked both; got {name}.")
+        return cls(library, tuple(option for option in known if option in options))
 
     @property
     def name(self) -> str:
@@ -68,8 +72,8 @@ class Contender:
         return torch.bfloat16 if BF16 in self.options else torch.float32
 
     def can(self, operation: str) -> bool:
-        """Whether it does an operation: checkpointing is for training."""
-        return operation == "train" or CHECKPOINTED not in self.options
+        """Whether it does an operation: checkpointing is for training, packed weights are not."""
+        return (PREPACKED if operation == "train" else CHECKPOINTED) not in self.options
 
 
 @dataclass
@@ -119,6 +123,8 @@ def _jet_hf(contender, operation, config, pixel_values, noise, compiling) -> Wor
         model.compile_couplings(**compiling)
     if operation != "train":
         model = model.to(contender.dtype).eval()
+        if PREPACKED in contender.options:
+            model.prepack_weights()
         function = getattr(model, operation)
         images = dequantize(pixel_values, noise)
         return Work(torch.no_grad()(lambda: function(images)), model)

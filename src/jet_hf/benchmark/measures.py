@@ -1,8 +1,10 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """How it is measured: in turns, in bytes, and from a cold start."""
 
+import ctypes
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +19,9 @@ from .contenders import COMPILED, Contender, Work, build
 
 
 WARMUP = 2
+# glibc's mallopt: what is freed at the end of the heap goes back to the system (M_TRIM_THRESHOLD), the heap grows by
+# (M_TOP_PAD), and is not used for what is larger than (M_MMAP_THRESHOLD).
+HEAP_SETTINGS = {-1: 2**30, -2: 2**28, -3: 2**25}
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,16 @@ class Timing:
             return self.median, self.median
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return low, high
+
+
+def keep_freed_memory() -> None:
+    """
+    Has glibc keep freed memory for what comes next. Otherwise it depends on what was allocated before whether a call
+    has to fetch its memory from the system, page by page: whoever is timed, by chance.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        for parameter, value in HEAP_SETTINGS.items():
+            library.mallopt(parameter, value)
 
 
 def seconds_of(run: Callable[[], object], device: str) -> float:
@@ -137,6 +152,7 @@ def first_call(
 
 
 def _time_first_call(contender, operation, config, batch_size, device, compile_mode, repeats) -> FirstCall:
+    keep_freed_memory()
     if COMPILED in contender.options:
         torch.compile(torch.nn.functional.gelu)(torch.ones(64, device=device))  # the compiler's own start
     work = build(contender, operation, config, batch_size, device, compile_mode)

@@ -26,7 +26,9 @@ EXPLANATIONS = {
 CHOICES = """## What was done, and what was not worth it
 
 - *Products*. Query, key and value come out of one. Without gradients on a CPU, oneDNN adds the bias and applies GELU
-  while the product is in the cache (`linear_jet.JetLinear`).
+  while the product is in the cache (`linear_jet.JetLinear`), but for small products without GELU, which are done
+  before it has begun. `model.prepack_weights()` lays out the weights for it once rather than at each call, for a
+  second copy of them; a layer that finds its weight changed drops the copy.
 - *GELU*. On CPUs by way of a sigmoid, which is the same function, as torch's tanh is slow, and in pieces that stay in
   the cache. A training step keeps its input alone and takes it anew in the backward pass, together with its gradient
   (`linear_jet.GELULinear`).
@@ -40,8 +42,8 @@ CHOICES = """## What was done, and what was not worth it
 - *Optimiser*. torch's fused AdamW where the device has it.
 - *Waiting*. A training step looks at the device once, before the update: a loss that is not finite must not reach the
   weights. Scoring looks at a batch's results when the next is under way.
-- *Not kept*: weights packed for oneDNN, which gain a few percent for a second copy of all weights; checkpointing
-  inside a coupling layer, as GELU's recomputation has taken most of what it could save."""
+- *Not kept*: checkpointing inside a coupling layer, as GELU's recomputation has taken most of what it could save;
+  residuals added by oneDNN, a gain within the noise."""
 
 UNMEASURED = """## On a GPU
 
@@ -92,10 +94,13 @@ def _intro(results: dict) -> str:
         "Made by\n\n" + "\n".join(lines) + "\n\n"
         "Contenders take turns in one process, so that what else the machine does falls on all of them, each timed "
         "call after one of its own that is not; compiling and first images are measured in new processes without "
-        "caches. *floor* is the time of the matrix products and of attention alone, in torch's own kernels without "
-        "anything between them; a training step's has their gradients and no optimiser. Times are medians with "
-        "quartiles; ratios are those of the medians. `jet_hf-bf16` has conditioners in bfloat16 and a state in "
-        "float32; in training it is autocast. Two runs of the same command differ by several percent in their ratios."
+        "caches. On Linux, freed memory is kept for what comes next: a process that fetches it from the system "
+        "again and again, which depends on what it did before, is slower (another allocator, or the environment "
+        "variables `MALLOC_TOP_PAD_` and `MALLOC_TRIM_THRESHOLD_`, do the same for other programs). *floor* is the "
+        "time of the matrix products and of attention alone, in torch's own kernels without anything between them; "
+        "a training step's has their gradients and no optimiser. Times are medians with quartiles; ratios are "
+        "those of the medians. `jet_hf-bf16` has conditioners in bfloat16 and a state in float32; in training it "
+        "is autocast. Two runs of the same command differ by several percent in their ratios."
     )
 
 

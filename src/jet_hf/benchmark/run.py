@@ -19,6 +19,7 @@ from ..files import replace_text, shared_command
 from ..model.configuration_jet import JetConfig
 from ..model.validation_jet import check_whole
 from .contenders import JET_HF, OPERATIONS, Contender
+from .measures import keep_freed_memory
 from .parts import Setting, compilation, growth, latency, memory, precision, profile, scoring, speed
 from .report import plot_growth, report_text
 
@@ -43,6 +44,7 @@ class BenchmarkArguments:
     contenders: list[str] = field(
         default_factory=lambda: [
             "jet_hf",
+            "jet_hf-prepacked",
             "jet_pytorch",
             "floor",
             "jet_hf-compiled",
@@ -50,7 +52,10 @@ class BenchmarkArguments:
             "jet_hf-bf16",
             "floor-bf16",
         ],
-        metadata={"help": "jet_hf, jet_pytorch, floor, each followed by any of -compiled, -bf16, -checkpointed."},
+        metadata={
+            "help": "jet_hf with any of -compiled, -bf16, -prepacked, -checkpointed; jet_pytorch with any of "
+            "-compiled, -bf16; floor with -bf16."
+        },
     )
     operations: list[str] = field(default_factory=lambda: list(OPERATIONS), metadata={"help": "Of the part speed."})
     image_size: int = _field(32, "Height and width of images.")
@@ -105,6 +110,7 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict:
         torch.set_num_threads(arguments.num_threads)
         os.environ["OMP_NUM_THREADS"] = str(arguments.num_threads)  # for new processes
     setting = make_setting(arguments)
+    keep_freed_memory()
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RESULTS
