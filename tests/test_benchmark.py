@@ -19,7 +19,8 @@ from jet_hf.benchmark.contenders import Contender, build
 from jet_hf.benchmark.measures import Timing, interleave, peak_memory
 from jet_hf.benchmark.parts import Setting, growth
 from jet_hf.benchmark.report import fit_exponent, plot_growth, report_text
-from jet_hf.model.linear_jet import PIECE, GELULinear, gelu_tanh
+from jet_hf.model import linear_jet
+from jet_hf.model.linear_jet import PIECE, SMALL_PRODUCT, GELULinear, gelu_tanh
 from jet_hf.model.validation_jet import trusted_values
 
 
@@ -161,7 +162,9 @@ def test_gelu_in_pieces_and_its_gradient(dtype):
         assert (mine - expected).abs().max() <= 1.5 * (peer - expected).abs().max() + 1e-6 * scale
 
 
-def test_gradients_or_none_give_the_same():
+@pytest.mark.parametrize("small_product", [0, SMALL_PRODUCT], ids=["onednn", "small"])
+def test_gradients_or_none_give_the_same(small_product, monkeypatch):
+    monkeypatch.setattr(linear_jet, "SMALL_PRODUCT", small_product)
     model = tiny_model(hidden_size=64)
     images = random_images(8, model.config)
     exact, _ = model.encode(images)
@@ -284,7 +287,7 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess:
 def test_the_script_writes_figures_and_a_report(tmp_path):
     sizes = ["--image_size", "8", "--patch_sizes", "2", "--num_coupling_layers", "2", "--hidden_size", "16"]
     sizes += ["--num_attention_heads", "2", "--batch_size", "2", "--rounds", "2"]
-    contenders = ["jet_hf", "jet_hf-prepacked", "floor", "jet_hf-bf16"] + ["jet_pytorch"] * HAS_PEER
+    contenders = ["jet_hf", "floor", "jet_hf-bf16"] + ["jet_pytorch"] * HAS_PEER
     report = tmp_path / "docs" / "performance.md"
     shared = [*sizes, "--output_dir", str(tmp_path), "--contenders", *contenders]
     done = run_script(*shared, "--parts", "speed", "memory", "precision", "scoring")
@@ -294,8 +297,7 @@ def test_the_script_writes_figures_and_a_report(tmp_path):
     results = json.loads((tmp_path / "benchmark.json").read_text())
     assert set(results) == {"speed", "memory", "precision", "scoring", "latency"}
     speeds = {(row["operation"], row["contender"]): row for row in results["speed"]["rows"]}
-    expected = {(operation, name) for operation in ("encode", "decode", "train") for name in contenders}
-    assert set(speeds) == expected - {("train", "jet_hf-prepacked")}
+    assert set(speeds) == {(operation, name) for operation in ("encode", "decode", "train") for name in contenders}
     assert all(row["low"] <= row["seconds"] <= row["high"] for row in speeds.values())
     assert all(abs(row["mean_error"]) < 0.002 for row in results["precision"]["rows"])
     text = report.read_text()
@@ -307,9 +309,8 @@ def test_the_script_writes_figures_and_a_report(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--contenders", "zuko"], "`contenders` must be jet_hf with any of -compiled, -bf16, -prepacked"),
+        (["--contenders", "zuko"], "`contenders` must be jet_hf with any of -compiled, -bf16, -checkpointed; jet_pyt"),
         (["--contenders", "jet_hf", "floor-compiled"], "floor with any of -bf16"),
-        (["--contenders", "jet_hf-compiled-prepacked"], "not compiled and prepacked both; got jet_hf-compiled-prep"),
         (["--contenders", "floor"], "`contenders` must have jet_hf among them"),
         (["--parts", "speeds"], "`parts` must be of speed, memory"),
         (["--operations", "sample"], "`operations` must be of encode, decode, train, got sample"),

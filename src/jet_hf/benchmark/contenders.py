@@ -19,9 +19,9 @@ from ..training import build_optimizer
 
 
 JET_HF, JET_PYTORCH, FLOOR = "jet_hf", "jet_pytorch", "floor"
-COMPILED, BF16, PREPACKED, CHECKPOINTED = ("compiled", "bf16", "prepacked", "checkpointed")
+COMPILED, BF16, CHECKPOINTED = ("compiled", "bf16", "checkpointed")
 OPTIONS = {
-    JET_HF: (COMPILED, BF16, PREPACKED, CHECKPOINTED),
+    JET_HF: (COMPILED, BF16, CHECKPOINTED),
     JET_PYTORCH: (COMPILED, BF16),
     FLOOR: (BF16,),
 }
@@ -37,8 +37,7 @@ class Contender:
     Args:
         library: One of `OPTIONS`.
         options: Of those listed there. `bf16` narrows the conditioners: jet_hf's weights for encoding and decoding,
-            autocast for training and for others. `prepacked` and `checkpointed` are jet_hf's `prepack_weights` and
-            gradient checkpointing.
+            autocast for training and for others. `checkpointed` is jet_hf's gradient checkpointing.
     """
 
     library: str
@@ -54,9 +53,9 @@ class Contender:
         """
         library, *options = name.split("-")
         known = OPTIONS.get(library, ())
-        if library not in OPTIONS or not set(options) <= set(known) or {COMPILED, PREPACKED} <= set(options):
+        if library not in OPTIONS or not set(options) <= set(known):
             allowed = "; ".join(f"{library} with any of -{', -'.join(known)}" for library, known in OPTIONS.items())
-            raise ValueError(f"`contenders` must be {allowed}; not compiled and prepacked both; got {name}.")
+            raise ValueError(f"`contenders` must be {allowed}; got {name}.")
         return cls(library, tuple(option for option in known if option in options))
 
     @property
@@ -72,8 +71,8 @@ class Contender:
         return torch.bfloat16 if BF16 in self.options else torch.float32
 
     def can(self, operation: str) -> bool:
-        """Whether it does an operation: checkpointing is for training, packed weights are not."""
-        return (PREPACKED if operation == "train" else CHECKPOINTED) not in self.options
+        """Whether it does an operation: checkpointing is for training."""
+        return operation == "train" or CHECKPOINTED not in self.options
 
 
 @dataclass
@@ -123,8 +122,6 @@ def _jet_hf(contender, operation, config, pixel_values, noise, compiling) -> Wor
         model.compile_couplings(**compiling)
     if operation != "train":
         model = model.to(contender.dtype).eval()
-        if PREPACKED in contender.options:
-            model.prepack_weights()
         function = getattr(model, operation)
         images = dequantize(pixel_values, noise)
         return Work(torch.no_grad()(lambda: function(images)), model)

@@ -87,8 +87,7 @@ def _utilization(setting: Setting, flops: int, seconds: float) -> float | None:
 
 def memory(setting: Setting) -> list[dict]:
     """Bytes of a training step, those of jet_hf with gradient checkpointing among them."""
-    contenders = [contender for contender in setting.contenders if contender.can("train")]
-    contenders.append(Contender(JET_HF, (CHECKPOINTED,)))
+    contenders = [*setting.contenders, Contender(JET_HF, (CHECKPOINTED,))]
     rows = []
     for patch_size in setting.patch_sizes:
         config = setting.with_fields(patch_size=patch_size)

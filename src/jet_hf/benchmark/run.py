@@ -44,7 +44,6 @@ class BenchmarkArguments:
     contenders: list[str] = field(
         default_factory=lambda: [
             "jet_hf",
-            "jet_hf-prepacked",
             "jet_pytorch",
             "floor",
             "jet_hf-compiled",
@@ -53,8 +52,8 @@ class BenchmarkArguments:
             "floor-bf16",
         ],
         metadata={
-            "help": "jet_hf with any of -compiled, -bf16, -prepacked, -checkpointed; jet_pytorch with any of "
-            "-compiled, -bf16; floor with -bf16."
+            "help": "jet_hf with any of -compiled, -bf16, -checkpointed; jet_pytorch with any of -compiled, -bf16; "
+            "floor with -bf16."
         },
     )
     operations: list[str] = field(default_factory=lambda: list(OPERATIONS), metadata={"help": "Of the part speed."})

@@ -12,72 +12,25 @@ from torch.nn.functional import gelu, linear
 LINEAR = 2 * math.sqrt(2 / math.pi)
 CUBIC = 0.044715 * LINEAR
 PIECE = 2**16  # elements that are worked on together: 256 KiB
-SMALL_PRODUCT = 2**24  # multiplications of a product that is done before oneDNN has begun
+SMALL_PRODUCT = 2**24  # multiplications, below which oneDNN's start is a good part of a product's time
 PLAIN = (torch.Tensor, nn.Parameter)  # no subclass, such as a quantised or a distributed tensor
-
-
-class PrepackedWeight:
-    """
-    A layer's weight as oneDNN lays it out for its products, and what tells whether the layer's own is still the same.
-
-    Args:
-        weight: float32 or bfloat16 tensor (out, in) on the CPU. It is held, lest another's numbers come to be at its
-            address.
-    """
-
-    def __init__(self, weight: torch.Tensor):
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        self.weight = weight
-        self.version = weight._version
-        self.first_row = weight[0].view(torch.uint8).numpy()  # shares the weight's memory
-        self.first_bytes = self.first_row.tobytes()
-
-    def is_of(self, weight: torch.Tensor) -> bool:
-        """Whether a layer's weight is the one that was packed, and unchanged."""
-        return (
-            weight.data_ptr() == self.weight.data_ptr()
-            and weight._version == self.version
-            and self.first_row.tobytes() == self.first_bytes  # writing through `.data` makes no new version
-        )
 
 
 class JetLinear(nn.Linear):
     """
     Linear layer. In evaluation mode without gradients on a CPU oneDNN does it, which adds the bias and, where it is
-    asked for, applies GELU while the product is in the cache; results are those of other kernels to rounding. In
-    training mode checkpointed layers are run without gradients and then with them, and must come out the same.
+    asked for, applies GELU while the product is in the cache; small products without GELU are not worth it. Results
+    are those of other kernels to rounding. In training mode checkpointed layers are run without gradients and then
+    with them, and must come out the same.
     """
-
-    _prepacked: PrepackedWeight | None = None
 
     def forward(self, x: torch.Tensor, with_gelu: bool = False) -> torch.Tensor:
         weight, bias = self.weight, self.bias
         if not self.training and _suits_onednn(x, weight, with_gelu):
-            if self._prepacked is not None:
-                weight = self._packed(weight)
             activation, algorithm = ("gelu", "tanh") if with_gelu else ("none", "")
             return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
         product = linear(x, weight, bias)
         return gelu_tanh(product) if with_gelu else product
-
-    def prepack(self) -> bool:
-        """Keeps the weight as oneDNN lays it out, too, for as long as it does not change; tells whether it can."""
-        weight = self.weight
-        if not _is_plain_on_cpu(weight) or weight.is_inference() or not _prepacks(weight.dtype):
-            return False
-        self._prepacked = PrepackedWeight(weight.detach())
-        return True
-
-    def _packed(self, weight: torch.Tensor) -> torch.Tensor:
-        """The packed weight, or the weight itself if that is no longer the one that was packed."""
-        if self._prepacked.is_of(weight):
-            return self._prepacked.packed
-        self._prepacked = None
-        return weight
-
-    def __getstate__(self) -> dict:
-        # Copies have weights of their own, and what is packed has no storage that could be copied or saved.
-        return {name: value for name, value in vars(self).items() if name != "_prepacked"}
 
 
 def _suits_onednn(x: torch.Tensor, weight: torch.Tensor, with_gelu: bool) -> bool:
@@ -93,13 +46,6 @@ def _suits_onednn(x: torch.Tensor, weight: torch.Tensor, with_gelu: bool) -> boo
         and not _differentiates_otherwise()
         and torch.backends.mkldnn.is_available()
     )
-
-
-def _prepacks(dtype: torch.dtype) -> bool:
-    """Whether oneDNN takes packed weights of this dtype on this processor."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _differentiates_otherwise() -> bool:

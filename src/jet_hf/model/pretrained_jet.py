@@ -16,7 +16,6 @@ from .configuration_jet import JetConfig
 from .coupling_jet import JetAffine, JetCoupling
 from .dequantization_jet import JetDequantizationFlow
 from .glow_jet import JetActNorm, JetInvertibleDense
-from .linear_jet import JetLinear
 from .vit_jet import JetAttention, JetCrossAttention, JetMLP, JetViT
 
 
@@ -123,22 +122,6 @@ class JetPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, JetAffine):
                 module.compile(**kwargs)
-
-    def prepack_weights(self) -> None:
-        """
-        Prepares the weights of linear layers, once, for inference on a CPU: keeps a second copy of them, as oneDNN
-        lays them out for its products, which it otherwise does at each call. Results are the same. The copies serve in
-        evaluation mode without gradients, where nothing is compiled; a layer whose weight has changed, or moved, drops
-        its own and goes on with the weight as it is. Copies of the model and what is saved of it have none.
-
-        Raises:
-            ValueError: if there is nothing to prepare: no such layer in float32 or bfloat16 on the CPU.
-        """
-        if not sum(module.prepack() for module in self.modules() if isinstance(module, JetLinear)):
-            raise ValueError(
-                "`prepack_weights` needs weights of linear layers that oneDNN can lay out, in float32 or bfloat16, on "
-                f"a CPU, not made in inference mode; got a {self.config.backbone} in {self.dtype} on {self.device}."
-            )
 
     def get_input_embeddings(self) -> None:
         """None: images enter as they are. accelerate asks before it shards; transformers' own answer is an error."""
