@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import platform
 import runpy
 import subprocess
 import sys
@@ -263,6 +265,27 @@ def test_contenders_take_turns():
     assert "".join(calls) == "aabbcc" + "aabbcc" + "bbccaa" + "ccaabb"
     assert all(len(timing.seconds) == 3 for timing in timings.values())
     assert Timing((1.0, 2.0, 3.0, 4.0, 100.0)).median == 3 and Timing((1.0, 2.0, 3.0)).quartiles == (1.5, 2.5)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other settings")
+def test_freed_memory_is_kept():
+    program = (
+        "import resource, torch\n"
+        "from jet_hf.benchmark.measures import keep_freed_memory\n"
+        "{}\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    images = [torch.ones(2**22) for _ in range(8)]\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print([faults() for _ in range(6)][-1])"
+    )
+    # By default it depends; so nothing that is freed is kept.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    pages = []
+    for line in ("", "keep_freed_memory()"):
+        done = subprocess.run([sys.executable, "-c", program.format(line)], capture_output=True, env=environment)
+        pages.append(int(done.stdout))
+    assert 10 * pages[1] < pages[0]
 
 
 def test_growth_is_fitted(tmp_path):
