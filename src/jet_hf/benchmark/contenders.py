@@ -25,6 +25,7 @@ OPTIONS = {
     JET_PYTORCH: (COMPILED, BF16),
     FLOOR: (BF16,),
 }
+NAMES = "; ".join(f"{library} with any of -{', -'.join(options)}" for library, options in OPTIONS.items())
 OPERATIONS = ("encode", "decode", "train")
 MAX_GRAD_NORM = 1.0
 
@@ -52,11 +53,9 @@ class Contender:
             ValueError: for an unknown name.
         """
         library, *options = name.split("-")
-        known = OPTIONS.get(library, ())
-        if library not in OPTIONS or not set(options) <= set(known):
-            allowed = "; ".join(f"{library} with any of -{', -'.join(known)}" for library, known in OPTIONS.items())
-            raise ValueError(f"`contenders` must be {allowed}; got {name}.")
-        return cls(library, tuple(option for option in known if option in options))
+        if library not in OPTIONS or not set(options) <= set(OPTIONS[library]):
+            raise ValueError(f"`contenders` must be {NAMES}; got {name}.")
+        return cls(library, tuple(option for option in OPTIONS[library] if option in options))
 
     @property
     def name(self) -> str:

@@ -19,9 +19,8 @@ from .contenders import COMPILED, Contender, Work, build
 
 
 WARMUP = 2
-# glibc's mallopt: what is freed at the end of the heap goes back to the system (M_TRIM_THRESHOLD), the heap grows by
-# (M_TOP_PAD), and is not used for what is larger than (M_MMAP_THRESHOLD).
-HEAP_SETTINGS = {-1: 2**30, -2: 2**28, -3: 2**25}
+# Parameters of glibc's mallopt (malloc.h), in bytes.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,9 @@ def keep_freed_memory() -> None:
     has to fetch its memory from the system, page by page: whoever is timed, by chance.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        for parameter, value in HEAP_SETTINGS.items():
-            library.mallopt(parameter, value)
+        library.mallopt(M_TRIM_THRESHOLD, 2**30)  # free memory at the heap's end that is not given back
+        library.mallopt(M_TOP_PAD, 2**28)  # what the heap grows by
+        library.mallopt(M_MMAP_THRESHOLD, 2**25)  # glibc's maximum; what is larger is fetched by itself and given back
 
 
 def seconds_of(run: Callable[[], object], device: str) -> float:

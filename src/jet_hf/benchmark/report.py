@@ -26,8 +26,8 @@ EXPLANATIONS = {
 CHOICES = """## What was done, and what was not worth it
 
 - *Products*. Query, key and value come out of one. Without gradients on a CPU, oneDNN adds the bias and applies GELU
-  while the product is in the cache (`linear_jet.JetLinear`), but for small products without GELU, which are done
-  before it has begun.
+  while the product is in the cache (`linear_jet.JetLinear`), but for small products without GELU, of which its
+  start would be a good part.
 - *GELU*. On CPUs by way of a sigmoid, which is the same function, as torch's tanh is slow, and in pieces that stay in
   the cache. A training step keeps its input alone and takes it anew in the backward pass, together with its gradient
   (`linear_jet.GELULinear`).

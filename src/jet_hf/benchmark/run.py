@@ -18,7 +18,7 @@ import torch
 from ..files import replace_text, shared_command
 from ..model.configuration_jet import JetConfig
 from ..model.validation_jet import check_whole
-from .contenders import JET_HF, OPERATIONS, Contender
+from .contenders import JET_HF, NAMES, OPERATIONS, Contender
 from .measures import keep_freed_memory
 from .parts import Setting, compilation, growth, latency, memory, precision, profile, scoring, speed
 from .report import plot_growth, report_text
@@ -51,10 +51,7 @@ class BenchmarkArguments:
             "jet_hf-bf16",
             "floor-bf16",
         ],
-        metadata={
-            "help": "jet_hf with any of -compiled, -bf16, -checkpointed; jet_pytorch with any of -compiled, -bf16; "
-            "floor with -bf16."
-        },
+        metadata={"help": f"{NAMES}."},
     )
     operations: list[str] = field(default_factory=lambda: list(OPERATIONS), metadata={"help": "Of the part speed."})
     image_size: int = _field(32, "Height and width of images.")

@@ -99,7 +99,6 @@ class JetCoupling(GradientCheckpointingLayer):
         self.layer_index = layer_index
         self.pattern = config.layer_splits[layer_index]
         self.spatial = self.pattern != "channels"
-        self.num_patches, self.patch_dim = config.num_patches, config.patch_dim
         masking = self.spatial and config.coupling_mode == "masking"
         self.affine = JetAffine(config.scale_factor, masking)
         self.register_buffer("permutation", self.make_permutation())
@@ -164,7 +163,7 @@ class JetCoupling(GradientCheckpointingLayer):
 
     def places(self) -> torch.Tensor:
         """Where both halves are in a flattened state, int64 (2, N * D/2): see [`half_places`]."""
-        return half_places(self.permutation, self.num_patches, self.patch_dim, self.spatial)
+        return half_places(self.permutation, self.config.num_patches, self.config.patch_dim, self.spatial)
 
     def _apply_glow(self, state: torch.Tensor, places: torch.Tensor, inverse: bool = False) -> torch.Tensor:
         """What of activation normalisation and the learned map there is, in this order, or their inverses."""
