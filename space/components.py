@@ -1,139 +1,147 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Gradio's components and server, with nothing done to what visitors send before our own checks have seen it."""
+"""Gradio's components as the demo uses them. Inputs check what visitors send, in the words of their own labels."""
 
-import functools
-import inspect
-import logging
-import uuid
+from dataclasses import dataclass
+from pathlib import Path
 
 import gradio as gr
-from fastapi import HTTPException
-from fastapi.responses import PlainTextResponse
-from uploads import MAX_FILE_SIZE
+from checks import check_choice, check_number, check_whole
+from storage import Storage
+from uploads import UnreadableImageError, missing, not_an_upload
 
 
-logger = logging.getLogger(__name__)
+@dataclass(frozen=True)
+class SentPicture:
+    """
+    A picture that a visitor sent, not yet opened.
 
-# Beside the file itself, an upload has headers of its parts; every other request is a few numbers and names.
-MAX_UPLOAD_BODY = MAX_FILE_SIZE + 2**16
-MAX_BODY = 2**18
+    Args:
+        path: Its file among the uploads; None if there is none.
+        name: What the visitor calls it.
+    """
+
+    path: str | None
+    name: str
 
 
-class ImageInput(gr.Image):
-    """A picture that arrives as the path of the file that was sent, not decoded."""
+class CheckedInput:
+    """
+    An input whose value stays as it was sent until `check` has seen it: a call over the API may hold anything.
+
+    `gradio_internals.GuardedBlocks` calls `check` before Gradio does anything with the value.
+    """
+
+    def check(self, value):
+        """Return the value as the component takes it; raise ValueError, naming the label, for any other."""
+        raise NotImplementedError
+
+
+def as_sent(self, payload):
+    """Return a checked value as it is, in place of the conversion of Gradio's component."""
+    return payload
+
+
+class ImageInput(gr.Image, CheckedInput):
+    """A place for a picture; `image_input` makes it."""
 
     is_template = True
 
-    def preprocess(self, payload) -> str | None:
-        if payload is not None and (payload.path is None or (payload.url or "").startswith("data:")):
-            raise gr.Error("a picture must be uploaded as a file.", print_exception=False)
-        return None if payload is None else payload.path
+    # Attributes, not parameters: Gradio sends the parameters of components to the page.
+    storage: Storage
+    optional: bool
 
-    async def async_move_resource_to_block_cache(self, url_or_file_path):
-        if str(url_or_file_path).startswith(("http:", "https:")):
-            raise gr.Error("addresses are not fetched: send the picture itself.", print_exception=False)
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
+    def check(self, value) -> dict | None:
+        if value is None:
+            if self.optional:
+                return None
+            raise UnreadableImageError(missing(self.label))
+        path = value.get("path") if isinstance(value, dict) else None
+        if not isinstance(path, str) or not self.storage.holds(path):
+            raise UnreadableImageError(not_an_upload(self.label))
+        # No other field of what was sent has a meaning here, an address in particular.
+        return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+    def preprocess(self, payload) -> SentPicture:
+        return SentPicture(None if payload is None else payload.path, self.label)
 
 
-class NumberInput(gr.Slider):
-    """A slider whose value arrives as it was sent: a call over the API may hold anything."""
+class NumberInput(gr.Slider, CheckedInput):
+    """A number on a slider."""
 
     is_template = True
+    preprocess = as_sent
 
-    def preprocess(self, payload):
-        return payload
+    def check(self, value) -> float | int:
+        check = check_whole if self.precision == 0 else check_number
+        return check(self.label, value, self.minimum, self.maximum)
 
 
-class ChoiceInput(gr.Radio):
-    """Likewise, one of a few words."""
+class NumberField(gr.Number, CheckedInput):
+    """A number in a field."""
 
     is_template = True
+    preprocess = as_sent
+    check = NumberInput.check
 
-    def preprocess(self, payload):
-        return payload
+
+class ChoiceInput(gr.Radio, CheckedInput):
+    """One of a few words."""
+
+    is_template = True
+    preprocess = as_sent
+
+    def check(self, value) -> str | int:
+        return check_choice(self.label, value, [choice for _, choice in self.choices])
 
 
-def image_input(label: str, **options) -> ImageInput:
-    """A place to upload, paste or drop a picture."""
-    return ImageInput(label=label, type="filepath", sources=["upload", "clipboard"], buttons=[], **options)
+class ChoiceMenu(gr.Dropdown, CheckedInput):
+    """One of many words."""
+
+    is_template = True
+    preprocess = as_sent
+    check = ChoiceInput.check
+
+
+def check_input(component: gr.blocks.Block, value):
+    """Return a value of a component's slot, checked. Raises ValueError for any that the component does not take."""
+    if isinstance(component, CheckedInput):
+        return component.check(value)
+    if isinstance(component, gr.Dataset):
+        return check_whole("example", value, 0, len(component.raw_samples) - 1)
+    raise ValueError(f"`{component.label}` takes no values.")
+
+
+def image_input(label: str, storage: Storage, optional: bool = False, **options) -> ImageInput:
+    """
+    Return a place to upload, paste or drop a picture.
+
+    Args:
+        label: Label on the page, or name in the API.
+        storage: Register of the uploads.
+        optional: Whether the function also works without the picture.
+        options: Those of `gr.Image`.
+    """
+    component = ImageInput(label=label, type="filepath", sources=["upload", "clipboard"], buttons=[], **options)
+    component.storage, component.optional = storage, optional
+    return component
 
 
 def png_image(label: str, **options) -> gr.Image:
-    """A picture that leaves the server without loss; each of its pixels is shown as a square."""
+    """Return a picture that leaves the server without loss; each of its pixels is shown as a square."""
     defaults = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"], "alt_text": label}
     classes = ["pixelated"] if options.get("show_label", True) else ["pixelated", "unlabelled"]
     return gr.Image(label=label, elem_classes=classes, **(defaults | options))
 
 
 def png_gallery(label: str, **options) -> gr.Gallery:
-    """Pictures that leave the server without loss; each of their pixels is shown as a square."""
+    """Return pictures that leave the server without loss; each of their pixels is shown as a square."""
     defaults = {"format": "png", "interactive": False, "object_fit": "contain"}
     defaults["buttons"] = ["download", "download_all", "fullscreen"]
     return gr.Gallery(label=label, elem_classes=["pixelated"], **(defaults | options))
 
 
-def answers_errors(function):
-    """
-    Makes a message for the visitor of what `function` raises: a ValueError explains itself, anything else is our
-    fault, of which the log has the whole and the visitor a number to name.
-    """
-
-    def to_error(error: Exception) -> gr.Error:
-        if isinstance(error, ValueError):
-            return gr.Error(str(error), print_exception=False)
-        ticket = uuid.uuid4().hex[:8]
-        logger.error("error %s", ticket, exc_info=error)
-        return gr.Error(f"something went wrong here, not with you (error {ticket}).", print_exception=False)
-
-    if inspect.isgeneratorfunction(function):
-
-        @functools.wraps(function)
-        def guarded(*args, **kwargs):
-            try:
-                yield from function(*args, **kwargs)
-            except Exception as error:
-                raise to_error(error) from None
-
-    else:
-
-        @functools.wraps(function)
-        def guarded(*args, **kwargs):
-            try:
-                return function(*args, **kwargs)
-            except Exception as error:
-                raise to_error(error) from None
-
-    return guarded
-
-
-class RequestGuard:
-    """ASGI middleware: bounds the size of requests, and keeps the server from fetching addresses for its visitors."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        path, headers = scope["path"], dict(scope["headers"])
-        if "/file=http" in path or "/proxy=" in path:
-            await PlainTextResponse("Addresses are not fetched.", 403)(scope, receive, send)
-            return
-        limit = MAX_UPLOAD_BODY if path.endswith("/upload") else MAX_BODY
-        too_large = f"A request here must have at most {limit:,} bytes."
-        declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > limit:
-            await PlainTextResponse(too_large, 413)(scope, receive, send)
-            return
-        received = 0
-
-        async def bounded_receive():
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise HTTPException(413, too_large)
-            return message
-
-        await self.app(scope, bounded_receive, send)
+def share_examples(storage: Storage, sources: list[Path]) -> list[str]:
+    """Copy the example pictures to where visitors may use them; return their paths."""
+    paths = storage.add_lasting(sources, "examples")
+    gr.set_static_paths([str(storage.folder / "examples")])
+    return paths

@@ -4,16 +4,18 @@
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from checks import check_choice, check_number, check_whole
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers.utils import cached_file
-from uploads import Upload, read_upload
+from uploads import UnreadableImageError, Upload, read_upload
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.baselines import codec_bits_per_dim
@@ -71,6 +73,10 @@ class Fitted:
 
     pixels: torch.Tensor
     notes: tuple[str, ...]
+
+
+# A picture as the functions below take it: the path of its file, None if there is none, or already fitted.
+Picture = str | os.PathLike | Fitted | None
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,8 @@ class JetDemo:
         self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.processor = JetImageProcessor.from_pretrained(self.model_id)
         self.held_out = load_scores(self.model_id)
+        # Averaging a picture of 50 million pixels takes several hundred megabytes: one at a time.
+        self._fitting = threading.Lock()
 
     @property
     def title(self) -> str:
@@ -198,12 +206,12 @@ class JetDemo:
         for done, state in decode_steps(self.model, temperature * latents, num_looks, labels=labels):
             yield done, self.processor.post_process(state)
 
-    def score(self, path: str | None, num_noise_draws: int, fit: str) -> Score:
+    def score(self, picture: Picture, num_noise_draws: int, fit: str) -> Score:
         """
         Scores a picture.
 
         Args:
-            path: Its file.
+            picture: The picture.
             num_noise_draws: Draws of dequantisation noise, 1 to 32.
             fit: "resize", the central square averaged down, or "crop", the central pixels as they are.
 
@@ -211,7 +219,7 @@ class JetDemo:
             ValueError: for a number or `fit` out of range, or a picture that cannot be used.
         """
         num_noise_draws = check_whole("num_noise_draws", num_noise_draws, 1, MAX_NOISE_DRAWS)
-        fitted = self.fit(read_upload(path), fit)
+        fitted = self.prepare(picture, fit)
         device = self.model.jet.input_device
         shape = tuple(fitted.pixels.shape)
         noise = uniform_noise(0, torch.arange(num_noise_draws, device=device), shape)
@@ -226,7 +234,7 @@ class JetDemo:
         above = None if self.held_out is None else float((self.held_out.bits_per_dim > draws.mean()).mean())
         return Score(fitted, draws, latent, log_det, png, webp, above)
 
-    def reconstruct(self, path: str | None, fit: str) -> tuple[Image.Image, torch.Tensor, Image.Image, dict]:
+    def reconstruct(self, picture: Picture, fit: str) -> tuple[Image.Image, torch.Tensor, Image.Image, dict]:
         """
         Encodes a picture and decodes it again.
 
@@ -237,7 +245,7 @@ class JetDemo:
         Raises:
             ValueError: for another `fit`, or a picture that cannot be used.
         """
-        pixel_values = self.pixel_values(self.fit(read_upload(path), fit))
+        pixel_values = self.pixel_values(self.prepare(picture, fit))
         result = reconstruct(self.model, pixel_values)
         original, decoded = (self.processor.post_process(values)[0] for values in (pixel_values, result.pixel_values))
         measured = {"max_abs_error": result.max_abs_error, "bytes_equal": result.bytes_equal}
@@ -251,24 +259,26 @@ class JetDemo:
     def edit(
         self,
         latents: torch.Tensor,
-        other: str | None,
+        other: Picture,
         fit: str,
         mix: float,
         noise: float,
         truncation: float,
         seed: int,
+        other_name: str = "second image",
     ) -> Image.Image:
         """
         Edits the latents of a picture, and decodes them.
 
         Args:
             latents: Those that [`reconstruct`] gives.
-            other: File of a second picture, needed where `mix` is not 0.
+            other: A second picture, needed where `mix` is not 0.
             fit: As for [`score`].
             mix: Place on the way to the second picture's latents, 0 to 1.
             noise: Share of fresh noise `n`, 0 to 1: the latents become `sqrt(1 - n ** 2) * latents + n * noise`.
             truncation: Latents beyond it, on either side of zero, are brought back to it; 0 to 6, which leaves them.
             seed: Draws the noise.
+            other_name: Name of the second picture in messages.
 
         Raises:
             ValueError: for a number or `fit` out of range, or a picture that is missing or cannot be used.
@@ -277,7 +287,7 @@ class JetDemo:
         truncation = check_number("truncation", truncation, 0, MAX_TRUNCATION)
         _, _, seed = check_sampling(1, 1.0, seed)
         if mix > 0:
-            second = self.pixel_values(self.fit(read_upload(other, "second image"), fit))
+            second = self.pixel_values(self.prepare(other, fit, other_name))
             end, _ = self.model.encode(dequantize(second, MID_LEVEL), labels=no_labels(self.model, 1))
             latents = latent_path(latents[0], end[0], torch.tensor([mix], dtype=torch.float64))
         if noise > 0:
@@ -289,7 +299,7 @@ class JetDemo:
         return self.processor.post_process(decoded)[0]
 
     def interpolate(
-        self, path_a: str | None, path_b: str | None, steps: int, fit: str = "resize"
+        self, picture_a: Picture, picture_b: Picture, steps: int, fit: str = "resize"
     ) -> list[Image.Image]:
         """
         Images on the way from one picture to another through the latent space, both ends included.
@@ -299,8 +309,8 @@ class JetDemo:
         """
         steps = check_whole("steps", steps, 2, MAX_STEPS)
         ends = [
-            self.pixel_values(self.fit(read_upload(path, name), fit))[0]
-            for path, name in ((path_a, "image_a"), (path_b, "image_b"))
+            self.pixel_values(self.prepare(picture, fit, name))[0]
+            for picture, name in ((picture_a, "image_a"), (picture_b, "image_b"))
         ]
         return self.processor.post_process(interpolate(self.model, *ends, steps))
 
@@ -320,8 +330,7 @@ class JetDemo:
         Raises:
             ValueError: for another `fit`, or pixel values that cannot be made bytes.
         """
-        if fit not in FITS:
-            raise ValueError(f"`fit` must be one of {', '.join(FITS)}, got {fit!r}.")
+        check_choice("fit", fit, FITS)
         size, image, notes = self.model.config.image_size, upload.image, list(upload.notes)
         width, height = image.size
         if min(width, height) < size:
@@ -331,7 +340,23 @@ class JetDemo:
         elif fit == "crop":
             left, top = (width - size) // 2, (height - size) // 2
             image = image.crop((left, top, left + size, top + size))
-        return Fitted(torch.from_numpy(np.ascontiguousarray(self.processor.to_uint8(image))), tuple(notes))
+        try:
+            with self._fitting:
+                pixels = self.processor.to_uint8(image)
+        except ValueError as error:
+            raise UnreadableImageError(f"`{upload.name}` cannot be used: {error}") from None
+        return Fitted(torch.from_numpy(np.ascontiguousarray(pixels)), tuple(notes))
+
+    def prepare(self, picture: Picture, fit: str, name: str = "image") -> Fitted:
+        """
+        Read a picture and bring it to the model's size, if that has not been done.
+
+        Raises:
+            ValueError: if there is no picture, or it cannot be used.
+        """
+        if isinstance(picture, Fitted):
+            return picture
+        return self.fit(read_upload(picture, name), fit)
 
 
 def load_scores(model_id: str) -> HeldOutScores | None:
@@ -366,22 +391,3 @@ def check_sampling(num_images: int, temperature: float, seed: int) -> tuple[int,
         check_number("temperature", temperature, 0, MAX_TEMPERATURE),
         check_whole("seed", seed, 0, MAX_SEED),
     )
-
-
-def check_number(name: str, value: float, low: float, high: float) -> float:
-    """`value` as a float, if it is a number from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"`{name}` must be a number from {low:g} to {high:g}, got {value!r}.")
-    return float(value)
-
-
-def check_whole(name: str, value: int, low: int, high: int) -> int:
-    """`value` as an int, if it is a whole number from `low` to `high`; 4.0 counts, as JSON does not tell it from 4."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not low <= value <= high
-        or value != int(value)
-    ):
-        raise ValueError(f"`{name}` must be a whole number from {low} to {high}, got {value!r}.")
-    return int(value)
