@@ -8,7 +8,11 @@ MAX_SHOWN = 60
 
 
 def shown(value) -> str:
-    """Return `repr(value)`, shortened so that a message stays one sentence."""
+    """Return a value as a message shows it: a few words, whatever was sent."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "a list"
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 

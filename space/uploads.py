@@ -16,7 +16,7 @@ from PIL import Image
 
 MAX_FILE_SIZE = 20 * 2**20
 # The decoder's own bound is processor time; this one holds on a busy machine too.
-DECODE_SECONDS = 15
+DECODE_SECONDS = 10
 
 
 class UnreadableImageError(ValueError):

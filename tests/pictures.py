@@ -1,5 +1,6 @@
 """Files that visitors may send: odd pictures that work, and files that do not."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -30,6 +31,11 @@ def write_good(folder: Path) -> dict[str, Path]:
     exif = Image.Exif()
     exif[0x0112] = 6
     save("rotated.jpg", image.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=100, subsampling=0)
+    junk = b"Exif\0\0" + b"II*\0" + bytes(4) + b"\xff" * 40
+    save("junk_exif.jpg", image, exif=junk, quality=100, subsampling=0)
+    # Upright after a turn, and a resolution that is text, which Pillow cannot write again.
+    junk = b"Exif\0\0MM\0*" + struct.pack(">IH HHIHH HHII I", 8, 2, 0x0112, 3, 1, 6, 0, 0x011A, 2, 1, 0, 0)
+    save("broken_exif.jpg", image.transpose(Image.Transpose.ROTATE_90), exif=junk, quality=100, subsampling=0)
     save("cmyk.jpg", image.convert("CMYK"))
     save("gray_alpha.png", image.convert("LA"))
     save("palette.gif", image.convert("P"))
@@ -65,6 +71,7 @@ def write_bad(folder: Path) -> dict[str, tuple[Path, str]]:
         "page.html": (b"<script>alert(1)</script>", "is not a picture"),
         "bomb.png": (png_of_zeros(20_000, 20_000), "must have at most 50,000,000 pixels"),
         "large.png": (png_of_zeros(8_000, 7_000), "must have at most 50,000,000 pixels, got 8,000 x 7,000"),
+        "line.png": (png_of_zeros(1, 49_999_999), "must be at most 16,384 pixels wide and high, got 1 x 49,999,999"),
         "float.tiff": ((folder / "float.tiff").read_bytes(), "is ambiguous"),
     }
     for name, (content, _) in contents.items():
@@ -75,11 +82,21 @@ def write_bad(folder: Path) -> dict[str, tuple[Path, str]]:
 def png_of_zeros(width: int, height: int) -> bytes:
     """A whole, valid gray PNG, small on the disk."""
     compressor = zlib.compressobj(9)
-    line = bytes(width + 1)
-    data = b"".join(compressor.compress(line) for _ in range(height)) + compressor.flush()
+    rows = max(1, 2**20 // (width + 1))
+    blocks = [bytes(rows * (width + 1))] * (height // rows) + [bytes(height % rows * (width + 1))]
+    data = b"".join(map(compressor.compress, blocks)) + compressor.flush()
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def jpeg_of_scans(side: int, repetitions: int) -> bytes:
+    """A JPEG of few bytes whose last scan comes again and again, each time over all pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 99).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + scan * repetitions + content[-2:]

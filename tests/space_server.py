@@ -1,5 +1,6 @@
 """The demo as a real server process, for its tests."""
 
+import json
 import os
 import shutil
 import socket
@@ -9,14 +10,15 @@ import time
 import urllib.request
 from pathlib import Path
 
+import httpx
 import psutil
 from conftest import ROOT
 
 
 SPACE = ROOT / "space"
-# Started like `python space/app.py`, with the time after which files go set from outside.
-SHORT_LIVED = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import app; app.DELETE_CACHE = (1, 2)\n"
+# Started like `python space/app.py`, with settings of `app` from outside.
+WITH_SETTINGS = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import app; exec(sys.argv[2], vars(app))\n"
     "from jet_demo import JetDemo; app.launch(app.build_app(JetDemo(app.SPACE / 'model')))"
 )
 
@@ -33,15 +35,15 @@ class SpaceServer:
 
     Args:
         folder: An empty folder.
-        short_lived: Whether files are deleted after two seconds, not an hour.
+        settings: Assignments to the settings at the top of `app.py`, as code.
     """
 
-    def __init__(self, folder: Path, short_lived: bool = False):
+    def __init__(self, folder: Path, settings: str | None = None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url, self.files, self.log = f"http://127.0.0.1:{port}", folder / "files", folder / "log.txt"
-        command = ["-c", SHORT_LIVED, str(SPACE)] if short_lived else [str(SPACE / "app.py")]
+        command = ["-c", WITH_SETTINGS, str(SPACE), settings] if settings else [str(SPACE / "app.py")]
         environment = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "GRADIO_SHARE")}
         environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(self.files), "OMP_NUM_THREADS": "1"}
         with open(self.log, "w") as log:
@@ -75,3 +77,27 @@ class SpaceServer:
 
     def logged(self) -> str:
         return self.log.read_text()
+
+    def upload(self, path: Path | str, client: str = "127.0.0.1") -> dict:
+        """Upload a picture; return it as the API takes it. `client` is an address that a proxy would name."""
+        with open(path, "rb") as file:
+            answer = self.post("upload", client, files={"files": file})
+        answer.raise_for_status()
+        return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
+
+    def call(self, name: str, data: list, client: str = "127.0.0.1") -> tuple[str, object]:
+        """Call a function as curl does; return the last event's name and data."""
+        answer = self.post(f"call/{name}", client, json={"data": data})
+        answer.raise_for_status()
+        url = f"{self.url}/gradio_api/call/{name}/{answer.json()['event_id']}"
+        lines = httpx.get(url, timeout=120).text.strip().splitlines()
+        return lines[-2].removeprefix("event: "), json.loads(lines[-1].removeprefix("data: "))
+
+    def post(self, route: str, client: str = "127.0.0.1", **content) -> httpx.Response:
+        headers = content.pop("headers", {}) | {"X-Forwarded-For": client}
+        return httpx.post(f"{self.url}/gradio_api/{route}", headers=headers, timeout=60, **content)
+
+    def received(self) -> list[Path]:
+        """Return all files of visitors that lie on the disk."""
+        examples = {path.name for path in (SPACE / "examples").iterdir()}
+        return [path for path in self.files.rglob("*") if path.is_file() and path.name not in examples]

@@ -91,6 +91,8 @@ def test_pictures_of_every_kind_are_those_of_their_plain_version(demo, good, fit
     for name, expected, tolerance in (
         ("no_name", plain, 0),
         ("rotated.jpg", plain, 6),
+        ("junk_exif.jpg", plain, 6),
+        ("broken_exif.jpg", plain, 6),
         ("16bit.png", gray, 1),
         ("gray_alpha.png", gray, 1),
         ("cmyk.jpg", plain, 40),
@@ -104,7 +106,17 @@ def test_pictures_of_every_kind_are_those_of_their_plain_version(demo, good, fit
 
 @pytest.mark.parametrize(
     "name",
-    ["text.png", "empty.png", "cut_off.png", "drawing.svg", "program.eps", "page.html", "bomb.png", "large.png"],
+    [
+        "text.png",
+        "empty.png",
+        "cut_off.png",
+        "drawing.svg",
+        "program.eps",
+        "page.html",
+        "bomb.png",
+        "large.png",
+        "line.png",
+    ],
 )
 def test_what_is_no_picture_is_refused_in_a_sentence(bad, name):
     path, message = bad[name]
