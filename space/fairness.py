@@ -161,7 +161,7 @@ class FairLine:
 
     def __init__(self, calls: Calls, slots: int, per_client: int):
         self.calls, self.slots, self.per_client = calls, slots, per_client
-        self.waiting: dict[Call, tuple[int, asyncio.Event]] = {}
+        self.waiting: dict[Call, tuple[float, asyncio.Event]] = {}
         self.running: list[Call] = []
         self.tick = 0
         self.last_served: dict[tuple[str, ...], int] = {}
@@ -180,7 +180,8 @@ class FairLine:
             RefusedCallError: if nobody waits for the result.
         """
         turn = asyncio.Event()
-        self.waiting[call] = (self.tick, turn)
+        # A newcomer comes before the client that is being served now.
+        self.waiting[call] = (self.tick - 0.5, turn)
         try:
             self._start()
             while not turn.is_set():
@@ -219,7 +220,7 @@ class FairLine:
             self.running.append(call)
             turn.set()
 
-    def _order(self, call: Call) -> tuple[int, int]:
+    def _order(self, call: Call) -> tuple[float, float]:
         """Return when the call's client and session were last served, or else when the call arrived."""
         arrived = self.waiting[call][0]
         client = self.last_served.get((call.client,), arrived)

@@ -60,6 +60,11 @@ def forget_files(blocks: gr.Blocks, paths: Collection[str]) -> None:
         known.difference_update(paths)
 
 
+def has_results(blocks: gr.Blocks, session: str) -> bool:
+    """Return whether a session has results, or calls that will give some."""
+    return session in blocks._queue.pending_messages_per_session
+
+
 def forget_unread(blocks: gr.Blocks, readers: Collection[str], unread_before: set[str]) -> set[str]:
     """
     Drop the results of sessions that nobody has read from since `unread_before` was returned, which Gradio keeps.

@@ -2,19 +2,20 @@
 """ASGI middleware that sees each request first: which paths there are, how large and slow a body may be, its shape."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 import gradio as gr
 from fairness import Calls, client_of
 from fastapi.exceptions import RequestValidationError
+from gradio_internals import has_results
 from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, PlainTextResponse
 from storage import QuotaError, Storage
@@ -33,7 +34,7 @@ READABLE = re.compile(
 WRITABLE = re.compile(rf"{API}/(queue/join|call/.*|run/.*|upload|cancel|reset/?)")
 FUNCTION = re.compile(rf"{API}/(queue/join|(?:call/v2|call|run)/(\w+)/?)")
 RESULT = re.compile(rf"{API}/call/(?:v2/)?\w+/(\w+)")
-SESSION = re.compile(r"[\w-]{1,64}")
+SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
 NO_SUCH_FUNCTION = "There is no such function here: see the page's API."
 
 
@@ -173,11 +174,15 @@ class RequestGuard:
         if reads:
             query = parse_qs(scope["query_string"].decode("latin-1"))
             result = RESULT.fullmatch(path)
-            reader = result[1] if result else query.get("session_hash", [""])[0] if path == f"{API}/queue/data" else ""
-            if not reader:
-                await self.app(scope, receive, send)
-                return
-            with self.calls.reading(reader):
+            if result and not has_results(self.blocks, result[1]):
+                raise RequestError(404, "There is no such call, or its result has been fetched or dropped.")
+            if result:
+                reader = result[1]
+            elif path == f"{API}/queue/data":
+                reader = query.get("session_hash", [""])[0]
+            else:
+                reader = None
+            with self.calls.reading(reader) if reader else contextlib.nullcontext():
                 await self.app(scope, receive, send)
             return
         uploads = path == f"{API}/upload"
@@ -222,7 +227,7 @@ class RequestGuard:
         with self._upload_slot(body, client):
             await self.app(scope, receive, noting_send)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _upload_slot(self, body: Body, client: str):
         """Hold one of the places for uploads; one that has come to a halt makes room."""
         for bodies, most in (

@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """The server's files: which are uploads, how much each client may leave here, and when files are deleted."""
 
+import contextlib
 import os
 import tempfile
 import time
@@ -130,9 +131,9 @@ class Storage:
             left -= size
             deleted.append(path)
         for path in deleted:
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
-                os.rmdir(os.path.dirname(path))
-            except OSError:  # the folder holds other files, or the file is gone
-                pass
+            if (parent := Path(path).parent) != self.folder:
+                with contextlib.suppress(OSError):  # where it holds other files
+                    parent.rmdir()
         forget(deleted)

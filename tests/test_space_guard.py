@@ -335,6 +335,30 @@ def test_a_flood_does_not_keep_a_visitor_waiting(server):
     assert refusals
 
 
+def test_calls_whose_clients_have_gone_are_not_computed(server):
+    """24 calls, all that one client may have in line, whose readers disconnect: the client's next call is served."""
+    client = "198.51.100.77"
+    events = [server.post("call/sample", client, json={"data": [36, 1.0, number]}) for number in range(24)]
+    address = server.url.removeprefix("http://").split(":")
+    connections = []
+    for event in events:
+        connections.append(socket.create_connection(address))
+        request = f"GET /gradio_api/call/sample/{event.json()['event_id']} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        connections[-1].sendall(request.encode())
+    for connection in connections:
+        connection.recv(100)  # the head of the answer: the stream is open
+    event, answer = server.call("sample", [1, 1.0, 0], client)
+    assert event == "error" and answer["error"].startswith("You have 2")
+    for connection in connections:
+        connection.close()
+    deadline = time.monotonic() + 60
+    while (answer := server.call("sample", [1, 1.0, 0], client))[0] != "complete":
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.1)
+    gone = httpx.get(f"{server.url}/gradio_api/call/sample/{events[-1].json()['event_id']}")
+    assert gone.status_code == 404 and gone.json()["detail"].startswith("There is no such call")
+
+
 def half_sent(server, client: str) -> socket.socket:
     """An upload whose body never ends, with a part of the file in it."""
     connection = socket.create_connection(server.url.removeprefix("http://").split(":"))

@@ -1,0 +1,227 @@
+"""Whose turn it is, which files stay, and what the demo relies on inside Gradio: without a server."""
+
+import asyncio
+import contextlib
+import os
+import threading
+
+import app
+import gradio as gr
+import pytest
+import uploads
+from endpoints import Service
+from fairness import CallLimits, Calls, FairLine, RefusedCallError, client_of
+from gradio_internals import forget_files, forget_unread, has_results
+from jet_demo import JetDemo
+from pictures import jpeg_of_scans, photograph
+from space_server import SPACE
+from storage import Quota, QuotaError, Storage
+from uploads import UnreadableImageError, read_upload
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
+
+
+async def serve(limits: CallLimits, clients: list[tuple[str, str]], unread: tuple[int, ...] = ()) -> list[int | str]:
+    """Let calls of (client, session) into one line in this order; return their numbers as they are served."""
+    calls = Calls(limits)
+    line, served, gate = FairLine(calls, 1, 1), [], asyncio.Event()
+
+    async def visit(number: int, client: str, session: str) -> None:
+        try:
+            with calls.admit(client, session, str(number), threading.Event()) as call:
+                await gate.wait()
+                async with line.turn(call):
+                    served.append(number)
+                    await asyncio.sleep(0)
+        except RefusedCallError as error:
+            served.append(str(error))
+
+    tasks = [asyncio.create_task(visit(number, *client)) for number, client in enumerate(clients)]
+    await asyncio.sleep(0)
+    with contextlib.ExitStack() as stack:
+        for number in range(len(clients)):
+            if number not in unread:
+                stack.enter_context(calls.reading(str(number)))
+        gate.set()
+        await asyncio.gather(*tasks)
+    assert calls.calls == [] and line.running == [] and not line.waiting
+    return served
+
+
+def test_clients_take_turns_and_so_do_their_sessions():
+    flood, visitor = ("a", ""), ("b", "")
+    assert asyncio.run(serve(CallLimits(), [flood] * 5 + [visitor] * 2)) == [0, 5, 1, 6, 2, 3, 4]
+    pages = [("a", "x"), ("a", "x"), ("a", "x"), ("a", "y"), ("b", "z")]
+    assert asyncio.run(serve(CallLimits(), pages)) == [0, 4, 3, 1, 2]
+
+
+def test_calls_that_nobody_reads_are_passed_over_and_dropped():
+    served = asyncio.run(serve(CallLimits(unread_seconds=0.1), [("a", "")] * 4, unread=(0, 2)))
+    assert served[:2] == [1, 3]
+    assert served[2:] == ["Nobody was waiting for the result of this call."] * 2
+
+
+def test_the_calls_of_a_client_and_of_a_session_are_limited():
+    limits = CallLimits(total=6, per_client=4, per_session=2)
+    clients = [("a", "")] * 3 + [("a", str(n)) for n in range(3)] + [("b", str(n)) for n in range(3)]
+    served = asyncio.run(serve(limits, clients))
+    assert sorted(number for number in served if isinstance(number, int)) == [0, 1, 3, 4, 6, 7]
+    assert [sentence for sentence in served if isinstance(sentence, str)] == [
+        "You have 2 calls in line, and at most 2 may wait: try again soon.",
+        "Your address has 4 calls in line, and at most 4 may wait: try again soon.",
+        "This server has 6 calls in line, and at most 6 may wait: try again soon.",
+    ]
+
+
+def test_a_reader_who_leaves_ends_the_call_and_a_newcomer_takes_the_place_of_an_unread_one(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("fairness.time.monotonic", lambda: now[0])
+    calls = Calls(CallLimits(per_session=1, unread_seconds=20, gone_seconds=2))
+    with calls.admit("a", "", "first", threading.Event()) as first:
+        with calls.reading("first"):
+            now[0] = 100
+            calls.check_wanted(first)
+        now[0] = 101
+        calls.check_wanted(first)
+        now[0] = 103
+        with pytest.raises(RefusedCallError, match="Nobody was waiting"):
+            calls.check_wanted(first)
+        with calls.admit("a", "", "second", threading.Event()) as second:
+            assert first.stopped.is_set() and not second.stopped.is_set()
+            with calls.reading("second"), pytest.raises(RefusedCallError):
+                calls.admit("a", "", "third", threading.Event()).__enter__()
+    assert calls.wanted_readers() == set()
+
+
+def test_a_household_is_one_client():
+    assert client_of("2001:db8:1:2:aaaa::1") == client_of("2001:db8:1:2:bbbb::2") != client_of("2001:db8:1:3::1")
+    assert client_of("192.0.2.1") == "192.0.2.1" and client_of(None) == "" and client_of("testclient") == "testclient"
+
+
+def test_the_model_computes_one_call_at_a_time_whatever_gradio_cancels():
+    """A call that is cancelled while it computes holds the model until it has ended."""
+    computing, most, release = [], [], threading.Event()
+
+    def compute(number):
+        computing.append(number)
+        most.append(len(computing))
+        release.wait(30)
+        computing.remove(number)
+        return number
+
+    class Request(gr.Request):
+        def __init__(self, session):
+            super().__init__(session_hash=session, url=gr.Request(path="/queue/join"), client=gr.Request(host="a"))
+
+    async def run():
+        service = Service.of(None, CallLimits())
+        endpoint = service.endpoint(compute)
+        with service.calls.reading("x"):
+            first = asyncio.create_task(endpoint(1, Request("x")))
+            while not computing:
+                await asyncio.sleep(0.01)
+            first.cancel()
+            second = asyncio.create_task(endpoint(2, Request("x")))
+            await asyncio.sleep(0.1)
+            release.set()
+            assert await second == 2
+        with contextlib.suppress(asyncio.CancelledError):
+            await first
+        assert first.cancelled() and not service.tasks
+
+    asyncio.run(run())
+    assert most == [1, 1]
+
+
+def test_decoding_ends_in_time(tmp_path, monkeypatch):
+    (tmp_path / "slow.jpg").write_bytes(jpeg_of_scans(4000, 3000))
+    monkeypatch.setattr(uploads, "DECODE_SECONDS", 1)
+    with pytest.raises(UnreadableImageError, match="`image` takes too much time or memory to decode"):
+        read_upload(tmp_path / "slow.jpg")
+
+
+def test_what_cannot_be_opened_like_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(SPACE / "examples" / "1_coffee.png")
+    sentences = set()
+    for path in (tmp_path / "pipe", tmp_path / "link", tmp_path, tmp_path / "nothing", "/dev/zero", "nul\0"):
+        with pytest.raises(UnreadableImageError) as caught:
+            read_upload(path)
+        sentences.add(str(caught.value))
+    assert len(sentences) == 1
+
+
+def test_the_oldest_results_go_first_and_uploads_only_after_their_time(tmp_path):
+    storage = Storage(1000, Quota(result_files=2, result_bytes=250))
+    (example,) = storage.add_lasting([SPACE / "examples" / "4_smooth.png"], "examples")
+    paths = {name: storage.folder / name / "a.png" for name in ("upload", "oldest", "old", "new", "link")}
+    for name, path in paths.items():
+        path.parent.mkdir()
+        path.write_bytes(bytes(100))
+        if name == "upload":
+            storage.add_upload(str(path), "a")
+    deleted = []
+    storage.sweep(deleted.extend)
+    assert deleted == [str(paths["oldest"]), str(paths["old"])] and not paths["old"].parent.exists()
+    assert storage.holds(str(paths["upload"])) and storage.holds(example) and not storage.holds(str(paths["new"]))
+    storage.seconds = -1
+    storage.sweep()
+    assert not storage.holds(str(paths["upload"])) and storage.holds(example)
+    assert [path.name for path in storage.folder.rglob("*") if path.is_file()] == ["4_smooth.png"]
+
+
+def test_uploads_have_a_quota_for_each_client_and_for_all(tmp_path):
+    storage = Storage(1000, Quota(client_bytes=300, client_files=3, upload_bytes=500, upload_files=4))
+
+    def add(client: str, number: int) -> None:
+        storage.check_room(client, 100)
+        path = storage.folder / f"{client}{number}.png"
+        path.write_bytes(bytes(100))
+        storage.add_upload(str(path), client)
+
+    for number in range(3):
+        add("a", number)
+    with pytest.raises(QuotaError, match=r"^You have uploaded 3 files of 0 MB, and at most 3 files of 0 MB are kept"):
+        add("a", 3)
+    with pytest.raises(QuotaError, match=r"^You have uploaded 0 files"):
+        storage.check_room("b", 301)
+    add("b", 0)
+    with pytest.raises(QuotaError, match=r"^Visitors have uploaded 4 files"):
+        add("c", 0)
+    # Nothing outside of the folder becomes an upload.
+    outside = tmp_path / "outside.png"
+    photograph().save(outside)
+    storage.add_upload(str(outside), "a")
+    assert not storage.holds(str(outside))
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path):
+    """`GRADIO_TEMP_DIR` may be a folder that holds anything."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "thesis.png").write_bytes(b"precious")
+    storage = Storage(-1, Quota(result_files=0))
+    (storage.folder / "a.png").write_bytes(b"result")
+    storage.sweep()
+    assert list(storage.folder.iterdir()) == [] and (tmp_path / "files" / "thesis.png").exists()
+    folder = storage.folder
+    del storage
+    assert not folder.exists()
+
+
+def test_gradio_still_keeps_what_the_demo_makes_it_forget():
+    page = app.build_app(JetDemo(SPACE / "model")).queue()
+    page.upload_file_set.update(["gone.png", "there.png"])
+    forget_files(page, ["gone.png"])
+    assert page.upload_file_set == {"there.png"}
+    queue = page._queue
+    for session in ("read", "unread"):
+        queue.pending_event_ids_session[session] = {session}
+        queue.pending_messages_per_session[session] = asyncio.Queue()
+    unread = forget_unread(page, {"read"}, set())
+    assert unread == {"unread"} and has_results(page, "unread")
+    forget_unread(page, {"read"}, unread)
+    assert set(queue.pending_event_ids_session) == {"read"}
+    assert has_results(page, "read") and not has_results(page, "unread")
