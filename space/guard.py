@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import parse_qs
+from weakref import WeakValueDictionary
 
 import gradio as gr
 from fairness import Calls, client_of
@@ -31,6 +32,8 @@ READABLE = re.compile(
     rf"|{API}/(info/?|openapi\.json|app_id/?|user/?|login_check/?|startup-events|theme\.css|heartbeat/.*"
     r"|queue/(data|status)|call/.*|file=.*|upload_progress)"
 )
+# These describe the whole page, which takes a while to put together.
+COSTLY = re.compile(rf"/|/config/?|{API}/(info/?|openapi\.json)")
 WRITABLE = re.compile(rf"{API}/(queue/join|call/.*|run/.*|upload|cancel|reset/?)")
 FUNCTION = re.compile(rf"{API}/(queue/join|(?:call/v2|call|run)/(\w+)/?)")
 RESULT = re.compile(rf"{API}/call/(?:v2/)?\w+/(\w+)")
@@ -136,6 +139,8 @@ class RequestGuard:
     def __init__(self, app, blocks: gr.Blocks, storage: Storage, calls: Calls, limits: RequestLimits):
         self.app, self.blocks, self.storage, self.calls, self.limits = app, blocks, storage, calls, limits
         self.uploading: dict[Body, str] = {}
+        self.rendering = asyncio.Semaphore(2)
+        self.rendering_for: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -183,7 +188,7 @@ class RequestGuard:
             else:
                 reader = None
             with self.calls.reading(reader) if reader else contextlib.nullcontext():
-                await self.app(scope, receive, send)
+                await (self._render if COSTLY.fullmatch(path) else self.app)(scope, receive, send)
             return
         uploads = path == f"{API}/upload"
         body = Body(receive, self.limits.upload_bytes if uploads else self.limits.body_bytes, self.limits)
@@ -198,6 +203,19 @@ class RequestGuard:
         if function := FUNCTION.fullmatch(path):
             content = json.dumps(self._checked_call(function[1], function[2], content)).encode()
         await self.app(scope, replayed(content, receive), send)
+
+    async def _render(self, scope, receive, send) -> None:
+        """Make one page at a time for each client, and send it when it is whole, however slowly the client reads."""
+        messages = []
+
+        async def collect(message) -> None:
+            messages.append(message)
+
+        lock = self.rendering_for.setdefault(client_of(scope["client"] and scope["client"][0]), asyncio.Lock())
+        async with lock, self.rendering:
+            await self.app(scope, receive, collect)
+        for message in messages:
+            await send(message)
 
     async def _upload(self, scope, body: Body, size: int, send) -> None:
         client = client_of(scope["client"] and scope["client"][0])

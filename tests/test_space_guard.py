@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import re
+import select
 import shutil
 import socket
 import threading
@@ -333,6 +334,21 @@ def test_a_flood_does_not_keep_a_visitor_waiting(server):
     refusals = {answer["error"] for event, answer in served if event == "error"}
     assert all(re.match(r"You have 24 calls in line, and at most 24 may wait", sentence) for sentence in refusals)
     assert refusals
+
+
+def test_a_flood_of_page_loads_lets_a_visitor_s_page_through(server):
+    address = server.url.removeprefix("http://").split(":")
+    connections = []
+    for _ in range(150):
+        connections.append(socket.create_connection(address))
+        request = b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 198.51.100.8\r\nConnection: close\r\n\r\n"
+        connections[-1].sendall(request)
+    page = httpx.get(server.url, headers={"X-Forwarded-For": "192.0.2.8"}, timeout=60)
+    answered, _, _ = select.select(connections, [], [], 0)
+    assert page.status_code == 200 and len(answered) < 100
+    for connection in connections:
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        connection.close()
 
 
 def test_calls_whose_clients_have_gone_are_not_computed(server):
