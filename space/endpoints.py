@@ -17,7 +17,7 @@ from jet_demo import FITS, JetDemo
 from zero_gpu import borrows_gpu
 
 
-# Pictures decoded at once; one client has one of them at most, so that slow pictures hold up their sender alone.
+# Pictures decoded at once, of one client all but one, so that slow pictures hold up their sender alone.
 DECODERS = 3
 
 

@@ -171,33 +171,36 @@ class RequestGuard:
         path, method = scope["path"], scope["method"]
         if "/proxy=" in path or re.search(r"/file[=/]https?:", path, re.IGNORECASE):
             raise RequestError(403, "Addresses are not fetched.")
-        reads = method in ("GET", "HEAD", "OPTIONS")
-        if not (READABLE if reads else WRITABLE).fullmatch(path) and not (
-            method == "OPTIONS" and WRITABLE.fullmatch(path)
-        ):
+        if method in ("GET", "HEAD", "OPTIONS") and READABLE.fullmatch(path):
+            await self._read(scope, receive, send)
+        elif method == "OPTIONS" and WRITABLE.fullmatch(path):
+            await self.app(scope, receive, send)
+        elif method == "POST" and WRITABLE.fullmatch(path):
+            await self._write(scope, receive, send)
+        else:
             raise RequestError(404, "There is no such page here.")
-        if reads:
-            query = parse_qs(scope["query_string"].decode("latin-1"))
-            result = RESULT.fullmatch(path)
-            if result and not has_results(self.blocks, result[1]):
+
+    async def _read(self, scope, receive, send) -> None:
+        path, reader = scope["path"], None
+        if result := RESULT.fullmatch(path):
+            reader = result[1]
+            if not has_results(self.blocks, reader):
                 raise RequestError(404, "There is no such call, or its result has been fetched or dropped.")
-            if result:
-                reader = result[1]
-            elif path == f"{API}/queue/data":
-                reader = query.get("session_hash", [""])[0]
-            else:
-                reader = None
-            with self.calls.reading(reader) if reader else contextlib.nullcontext():
-                await (self._render if COSTLY.fullmatch(path) else self.app)(scope, receive, send)
-            return
-        uploads = path == f"{API}/upload"
-        body = Body(receive, self.limits.upload_bytes if uploads else self.limits.body_bytes, self.limits)
+        elif path == f"{API}/queue/data":
+            reader = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [None])[0]
+        with contextlib.nullcontext() if reader is None else self.calls.reading(reader):
+            await (self._render if COSTLY.fullmatch(path) else self.app)(scope, receive, send)
+
+    async def _write(self, scope, receive, send) -> None:
+        path = scope["path"]
+        is_upload = path == f"{API}/upload"
+        body = Body(receive, self.limits.upload_bytes if is_upload else self.limits.body_bytes, self.limits)
         declared = dict(scope["headers"]).get(b"content-length", b"")
-        size = int(declared) if declared.isdigit() and len(declared) < 16 else None
-        if (size or 0) > body.max_bytes or len(declared) >= 16:
+        size = int(declared[:20]) if declared.isdigit() else 0
+        if size > body.max_bytes:
             raise RequestError(413, too_large(body.max_bytes))
-        if uploads:
-            await self._upload(scope, body, size or 0, send)
+        if is_upload:
+            await self._upload(scope, body, size, send)
             return
         content = await body.read()
         if function := FUNCTION.fullmatch(path):
@@ -223,7 +226,7 @@ class RequestGuard:
             self.storage.check_room(client, size)
         except QuotaError as error:
             raise RequestError(429, str(error)) from None
-        paths, chunks = [], []
+        stored, answer = False, b""
 
         async def receive():
             try:
@@ -233,12 +236,13 @@ class RequestGuard:
                 raise MultiPartException(error.sentence) from None
 
         async def noting_send(message):
-            if message["type"] == "http.response.start" and message["status"] == 200:
-                paths.append(True)
-            elif message["type"] == "http.response.body" and paths:
-                chunks.append(message.get("body", b""))
+            nonlocal stored, answer
+            if message["type"] == "http.response.start":
+                stored = message["status"] == 200
+            elif stored:
+                answer += message.get("body", b"")
                 if not message.get("more_body", False):
-                    for path in json.loads(b"".join(chunks)):
+                    for path in json.loads(answer):
                         self.storage.add_upload(path, client)
             await send(message)
 

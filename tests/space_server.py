@@ -17,10 +17,7 @@ from conftest import ROOT
 
 SPACE = ROOT / "space"
 # Started like `python space/app.py`, with settings of `app` from outside.
-WITH_SETTINGS = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import app; exec(sys.argv[2], vars(app))\n"
-    "from jet_demo import JetDemo; app.launch(app.build_app(JetDemo(app.SPACE / 'model')))"
-)
+WITH_SETTINGS = "import sys; sys.path.insert(0, sys.argv[1]); import app; exec(sys.argv[2], vars(app)); app.main()"
 
 
 def find_chromium() -> str | None:

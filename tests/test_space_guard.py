@@ -481,3 +481,5 @@ def test_results_do_not_fill_the_disk_under_load(folder):
             time.sleep(0.1)
         # The newest are the ones that stay.
         assert all(httpx.get(item["image"]["url"]).status_code == 200 for item in gallery)
+    # A server that ends leaves nothing.
+    assert server.process.returncode == 0 and not any(path.is_file() for path in server.files.rglob("*"))
