@@ -2,6 +2,7 @@
 """Image processor of Jet: from images of any kind to the model's 8-bit grid, and back. Pillow and NumPy only."""
 
 import warnings
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
-from .validation_jet import check_whole
+from .validation_jet import check_whole, is_number
 
 
 # Images that were scaled in float32 and not dequantised lie up to this many grey levels below their byte.
@@ -208,6 +209,8 @@ class JetImageProcessor(PilBackend):
         super().__init__(**kwargs)
 
     def _standardize_kwargs(self, size=None, num_channels=None, **kwargs) -> dict:
+        if is_number(size, Integral):
+            size = int(size)  # transformers takes no number of NumPy's
         if isinstance(size, list | tuple) and len(size) != 2:
             raise ValueError(f"`size` must be one number, or height and width, got {size}.")
         kwargs = super()._standardize_kwargs(size=size, **kwargs)

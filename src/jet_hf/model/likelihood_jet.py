@@ -11,7 +11,7 @@ LEVELS_PER_UNIT = 127.5
 
 
 def scale_bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """Bytes, as uint8, on the model's scale: `u / 127.5 - 1`, float32."""
+    """Return bytes `u`, of any dtype, on the model's scale: `u / 127.5 - 1`, float32 for uint8."""
     return pixels / LEVELS_PER_UNIT - 1
 
 
