@@ -1,5 +1,6 @@
 """Scores of data sets, and scripts/evaluate.py."""
 
+import importlib.metadata
 import json
 import math
 import runpy
@@ -14,6 +15,7 @@ import yaml
 from conftest import ROOT, random_bytes, tiny_config, tiny_model
 from train_process import environment, write_images
 
+import jet_hf
 from jet_hf import JetImageProcessor
 from jet_hf.data import DataSource, PixelSplit, UnknownSplitError
 from jet_hf.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record, held_out_split
@@ -138,6 +140,21 @@ def test_reports_say_which_release_and_which_lossy_format(pixels):
     plain = describe_evaluation(scores, DataSource(name="a/b"), "test", PixelSplit(pixels, 0, "PNG"))
     assert plain["release"] is None and plain["lossy_source_format"] is None
     assert evaluation_record(scores, DataSource(path="/home/me/cats"), "test").dataset_name == "cats"
+
+
+def test_reports_need_no_installed_package(pixels, monkeypatch):
+    """A checkout on the path has no metadata of its own."""
+    find = importlib.metadata.Distribution.from_name
+
+    def from_name(name):
+        if name == "jet_hf":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", from_name)
+    scores = Evaluation(torch.tensor([3.0, 4.0]).double())
+    described = describe_evaluation(scores, DataSource(name="a/b"), "test", PixelSplit(pixels, 0, "PNG"))
+    assert described["versions"]["jet_hf"] == jet_hf.__version__
 
 
 def test_a_release_that_its_files_tell_is_named_without_being_given(tmp_path):

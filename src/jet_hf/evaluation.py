@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
+from . import __version__
 from .data import (
     RELEASES,
     Batch,
@@ -190,7 +191,8 @@ def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, 
         "num_noise_samples": evaluation.num_noise_samples,
         "bits_per_dim": evaluation.mean,
         "standard_error": error if math.isfinite(error) else None,
-        "versions": {name: version(name) for name in ("jet_hf", "torch", "transformers", "datasets", "accelerate")},
+        "versions": {"jet_hf": __version__}
+        | {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")},
     }
 
 

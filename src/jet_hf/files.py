@@ -25,7 +25,8 @@ def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator
     check_is_free(path, replaces)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    # Not named after the folder, whose name may be as long as the file system allows.
+    draft = Path(tempfile.mkdtemp(prefix=".draft.", dir=path.parent))
     try:
         draft.chmod(0o755)
         yield draft
@@ -36,8 +37,9 @@ def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` write a hidden draft, and gives it its name once all of it is on the disk."""
-    draft = path.with_name(f".{path.name}")
+    """Let `write` write a hidden draft, and give it its name once all of it is on the disk."""
+    name = os.fsencode(f".{path.name}")[: os.pathconf(path.parent, "PC_NAME_MAX")]
+    draft = path.with_name(os.fsdecode(name))
     write(draft)
     fsync(draft)
     os.replace(draft, path)
