@@ -19,6 +19,7 @@ import jet_hf
 from jet_hf import JetImageProcessor
 from jet_hf.data import DataSource, PixelSplit, UnknownSplitError
 from jet_hf.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record, held_out_split
+from jet_hf.model.likelihood_jet import scale_bytes
 from jet_hf.noise import uniform_noise
 
 
@@ -125,6 +126,18 @@ def test_numbers_that_cannot_work_are_refused(model, pixels, argument, value):
 def test_a_data_set_without_images_is_refused(model, pixels):
     with pytest.raises(ValueError, match="`dataset` has no images"):
         evaluate(model, pixels.select([]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_only_bytes_are_read(model, pixels, dtype):
+    """Images scaled to [0, 1] would become zeros, and score well."""
+    images = np.array(pixels["pixels"]) / (255 if dtype == "float32" else 1)
+    features = datasets.Features({"pixels": datasets.Array3D((3, 8, 8), dtype)})
+    scaled = datasets.Dataset.from_dict({"pixels": list(images.astype(dtype))}, features=features)
+    with pytest.raises(ValueError, match=r"must have a column `pixels` of uint8 arrays \(C, S, S\), got Array3D"):
+        evaluate(model, scaled)
+    with pytest.raises(ValueError, match=r"`pixels` must be bytes .*got torch.float64"):
+        scale_bytes(torch.from_numpy(images).double())
 
 
 def test_reports_say_which_release_and_which_lossy_format(pixels):

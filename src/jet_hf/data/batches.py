@@ -138,6 +138,9 @@ class _EvalOrder(Sampler):
 
 class _Pixels(Dataset):
     def __init__(self, dataset: datasets.Dataset):
+        feature = dataset.features.get(PIXELS)
+        if getattr(feature, "dtype", None) != "uint8" or len(getattr(feature, "shape", ())) != 3:
+            raise ValueError(f"`dataset` must have a column `{PIXELS}` of uint8 arrays (C, S, S), got {feature}.")
         self.dataset = dataset.with_format("numpy", columns=[PIXELS], dtype=np.uint8)
         labels = LABEL in dataset.column_names
         self.labels = dataset.with_format("numpy", columns=[LABEL], dtype=np.int64) if labels else None

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import torch
 
 from .configuration_jet import JetConfig
-from .likelihood_jet import LEVELS_PER_UNIT, scale_bytes
+from .likelihood_jet import LEVELS_PER_UNIT
 
 
 # Distance from the grid of bytes, in grey levels, that rounding may cause: of float32, and of bfloat16, whose values
@@ -157,7 +157,7 @@ def check_8bit_images(
         _check_grid(name, values.detach(), min(max(LEVEL_TOLERANCE, tolerance), MAX_LEVEL_TOLERANCE))
     if pixel_values.dtype == dtype:
         return values
-    exact = scale_bytes(_levels(values.detach()).round())
+    exact = _levels(values.detach()).round() / LEVELS_PER_UNIT - 1
     return values + (exact - values.detach())  # differentiable in the values
 
 
