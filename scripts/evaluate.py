@@ -18,8 +18,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.data import DataSource, UndecodableImagesError, load_pixels
-from jet_hf.evaluation import describe_evaluation, evaluate, evaluation_record, held_out_split, write_scores
+from jet_hf.data import DataSource, UndecodableImagesError, held_out_split, load_pixels
+from jet_hf.evaluation import describe_evaluation, evaluate, evaluation_record, write_scores
 from jet_hf.hub import add_evaluation
 
 

@@ -15,8 +15,8 @@ from conftest import ROOT, random_bytes, tiny_config, tiny_model
 from train_process import environment, write_images
 
 from jet_hf import JetImageProcessor
-from jet_hf.data import DataSource, PixelSplit, UnknownSplitError
-from jet_hf.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record, held_out_split
+from jet_hf.data import DataSource, PixelSplit, UnknownSplitError, held_out_split
+from jet_hf.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record
 from jet_hf.noise import uniform_noise
 
 

@@ -194,7 +194,7 @@ def test_a_stream_without_images_is_an_error(source, monkeypatch, map_style):
     empty = datasets.IterableDataset.from_generator(nothing, features=features)
     if map_style:
         empty = datasets.Dataset.from_dict({"image": []}, features)
-    monkeypatch.setattr("jet_hf.data.streaming.open_split", lambda *_: empty)
+    monkeypatch.setattr("jet_hf.data.streaming.open_split", lambda *_, **__: empty)
     with pytest.raises(ValueError, match=r"^split 'train' of .* holds no images\.$"):
         stream(source)
 
