@@ -61,7 +61,9 @@ def _rows(paths: list[str], stamps: list[Stamp], image_column: str | None, label
         for _, members in _samples(path):
             pictures, label = [], None
             for name, ending, data in members:
-                if ending == image_column or (image_column is None and is_picture(name)):
+                if os.path.basename(name).startswith("."):  # macOS adds files such as ._photo.jpg
+                    passed_over.add(name)
+                elif ending == image_column or (image_column is None and is_picture(name)):
                     pictures.append((name, data))
                 elif label_column is not None and ending == label_column:
                     label = _class_of(data, path, name)
@@ -87,12 +89,12 @@ def _samples(path: str) -> Iterator[tuple[str, Iterator[tuple[str, str, bytes]]]
 
 
 def _members(path: str) -> Iterator[tuple[str, str, bytes]]:
-    """Yield name, ending and data of the files in a tar; hidden ones, such as macOS adds, are left out."""
+    """Yield name, ending and data of the files in a tar."""
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             for member in tar:
                 base = os.path.basename(member.name)
-                if member.isfile() and not base.startswith("."):
+                if member.isfile():
                     yield member.name, base.partition(".")[2].lower(), tar.extractfile(member).read()
             if path.lower().endswith(".tar") and any(map(any, iter(partial(file.read, 2**20), b""))):
                 raise tarfile.ReadError("there are data behind its end, as in several tar files joined into one")
