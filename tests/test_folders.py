@@ -3,17 +3,31 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
+from train_process import environment
 
-from jet_hf import JetImageProcessor
-from jet_hf.data import DataSource, Shares, UnknownSplitError, held_out_split, load_pixels, open_split, stream_batches
+from jet_hf import JetConfig, JetForDensityEstimation, JetImageProcessor
+from jet_hf.data import (
+    DataSource,
+    Shares,
+    UnknownSplitError,
+    held_out_split,
+    load_pixels,
+    open_split,
+    stream_batches,
+    stream_fingerprint,
+)
 
 
 PROCESSOR = JetImageProcessor(size=2)
@@ -162,7 +176,7 @@ def test_the_numbers_of_pictures_found_used_and_passed_over_are_said(tmp_path, c
     kinds, names = "2 .txt, 1 .mov, 1 no suffix", "clip.MOV, list.txt, notes.txt and so on"
     assert information == [
         f"found 21 pictures in {folder}, using 21 as train; "
-        f"passed over 4 files that are not pictures by their suffix ({kinds}): {names}.",
+        f"passed over 4 files without the suffix of a picture ({kinds}): {names}.",
         f"split 'train' of {folder}: using 21 of 21 images.",
     ]
     assert not warnings
@@ -172,12 +186,42 @@ def test_the_numbers_of_pictures_found_used_and_passed_over_are_said(tmp_path, c
     assert information[0].startswith(f"found 21 pictures in {folder}, using 10 as train[:10]; passed over 4 files")
 
 
+@pytest.mark.parametrize("script", ["train", "evaluate", "prepare_imagenet"])
+def test_every_script_says_which_pictures_it_uses(tmp_path, script):
+    folder = write_pictures(tmp_path / "photos", *(f"train/{name}" for name in numbered(3)), "val/a.png", "b.png")
+    (folder / "notes.txt").write_text("no picture")
+    sizes = {"image_size": 4, "patch_size": 2, "hidden_size": 8, "num_attention_heads": 1, "num_coupling_layers": 1}
+    flags = {"dataset_path": folder, "output_dir": tmp_path / "out"}
+    if script == "train":
+        flags |= sizes | {"num_hidden_layers": 1, "train_batch_size": 2, "max_steps": 1, "num_samples": 1}
+    elif script == "prepare_imagenet":
+        flags |= {"image_size": 2, "num_shards": 1}
+    else:
+        model = JetForDensityEstimation(JetConfig(num_hidden_layers=1, **sizes))
+        model.save_pretrained(tmp_path / "model")
+        JetImageProcessor(size=4).save_pretrained(tmp_path / "model")
+        flags = {"dataset": folder, "model": tmp_path / "model"}
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *(f"--{k}={v}" for k, v in flags.items())]
+    process = subprocess.run(command, env=environment(tmp_path / "cache"), capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    found = f"found 5 pictures in {folder} (3 in train/, 1 in val/), using"
+    used = {"train": ["3 as train", "1 as validation"], "evaluate": ["1 as validation"]}.get(script, ["3 as train"])
+    for part in used:
+        assert (
+            f"{found} {part}; passed over 1 file without the suffix of a picture (1 .txt): notes.txt."
+            in process.stderr
+        )
+    assert "not using 1 picture beside the folders of splits: b.png" in process.stderr
+    if script == "evaluate":
+        assert json.loads(process.stdout)["num_images"] == 1
+
+
 def test_pictures_beside_the_folders_of_splits_are_named(tmp_path, caplog):
     folder = write_pictures(tmp_path / "photos", "train/a.png", "val/b.png", "cover.png", "more/c.png")
     information, warnings = logged(caplog, folder)
     assert information[0] == f"found 4 pictures in {folder} (1 in train/, 1 in val/), using 1 as train."
     (warning,) = warnings
-    assert "2 pictures beside the folders of splits are not used: cover.png, more/c.png" in warning
+    assert "not using 2 pictures beside the folders of splits: cover.png, more/c.png" in warning
 
 
 def test_entries_that_cannot_be_used_are_named_with_the_reason(tmp_path, caplog):
@@ -273,7 +317,7 @@ def test_metadata_that_do_not_fit_are_said(tmp_path, caplog):
     folder = write_pictures(tmp_path / "photos", "a.png")
     metadata(folder, [{"file_name": "a.png"}, {"file_name": "gone.png"}])
     _, (warning,) = logged(caplog, folder)
-    assert "the metadata name 1 files that are not there: gone.png" in warning
+    assert "the metadata name 1 missing file: gone.png" in warning
     metadata(folder, [{"file_name": "a.png", "kind": 1}, {"file_name": "a.png", "kind": 2}])
     with pytest.raises(ValueError, match=r"the metadata have 2 rows for a\.png, expected one row a picture"):
         open_split(DataSource(path=str(folder)), "train")
@@ -456,3 +500,32 @@ def test_columns_that_are_named_after_kinds_of_files_are_one_column(tmp_path, st
     binary = datasets.Features({"jpg": datasets.Value("binary"), "png": datasets.Value("binary")})
     datasets.Dataset.from_dict(rows, features=binary).to_parquet(tmp_path / "data" / "train.parquet")
     assert levels(tmp_path / "data", "train", streaming, 3) == [0, 1, 2]
+
+
+# The Hub, in place of which stand functions of `datasets`: no test needs a network
+
+
+@pytest.fixture
+def hub_data(monkeypatch):
+    """A data set on the Hub, with the revision of its files."""
+    saved = datasets.Dataset.from_dict({"image": [None]}, features=datasets.Features({"image": datasets.Image()}))
+    revision = ["1a2b"]
+
+    def load_builder(path: str, **options):
+        files = {"val": [f"hf://datasets/{path}@{revision[0]}/val.parquet"]}
+        return SimpleNamespace(config=SimpleNamespace(data_files=files), hash="of the builder")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(val=saved, eval=saved))
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_builder)
+    return revision
+
+
+def test_splits_of_the_hub_are_known_by_their_aliases_and_revision(hub_data):
+    source = DataSource(name="someone/photos")
+    assert held_out_split(source) == "validation"
+    assert len(open_split(source, "validation")) == len(open_split(source, "test")) == 1
+    assert len(open_split(source, "valid+test")) == 2
+    first = stream_fingerprint(source, "validation")
+    assert stream_fingerprint(source, "val") == first
+    hub_data[0] = "3c4d"
+    assert stream_fingerprint(source, "validation") != first

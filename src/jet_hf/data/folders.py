@@ -194,7 +194,7 @@ class FolderScan:
         if not count:
             return ""
         kinds = ", ".join(f"{number} {suffix}" for suffix, number in self.others.most_common(5))
-        return f"{count:,} {plural('file', count)} that are not pictures by their suffix ({kinds}): {self.other_names}"
+        return f"{count:,} {plural('file', count)} without the suffix of a picture ({kinds}): {self.other_names}"
 
     def describe_lost(self) -> str:
         """Return the entries that might be pictures and cannot be used, as part of a sentence; empty if none are."""

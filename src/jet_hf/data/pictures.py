@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
@@ -18,7 +17,7 @@ import pyarrow.parquet
 
 from ..files import fsync
 from .fingerprints import StoredFile
-from .folders import NUM_EXAMPLES, FolderScan, name_some, plural
+from .folders import FolderScan, name_some, plural
 from .splits import canonical_split
 
 
@@ -167,10 +166,10 @@ class PictureFolder:
     def warnings(self) -> Iterator[str]:
         """Return sentences on what may be missing."""
         if self.beside:
+            count = len(self.beside)
             yield (
-                f"{self.where}: {len(self.beside):,} {plural('picture', len(self.beside))} beside the folders of "
-                f"splits are not used: {self._examples(self.beside)}. The split `{ALL}` "
-                "has them too."
+                f"{self.where}: not using {count:,} {plural('picture', count)} beside the folders of splits: "
+                f"{self._examples(self.beside)}. The split `{ALL}` has every picture."
             )
         if lost := self.scan.describe_lost():
             yield f"{self.where}: passed over {lost}."
@@ -178,15 +177,11 @@ class PictureFolder:
             known = set(self.scan.pictures)
             names = self.metadata[FILE_NAME].to_pylist()
             if missing := [name for name in names if name not in known]:
+                count = len(missing)
                 yield (
-                    f"{self.where}: the metadata name {len(missing):,} files that are not there: "
-                    f"{name_some(missing, len(missing))}."
+                    f"{self.where}: the metadata name {count:,} missing {plural('file', count)}: "
+                    f"{name_some(missing, count)}."
                 )
-
-    def unlabeled(self, rows: np.ndarray, split: str) -> str:
-        """Return the names of some pictures of a split, as part of a sentence."""
-        names = [self.scan.pictures[self.splits[split][row]] for row in rows[:NUM_EXAMPLES]]
-        return name_some(names, len(rows))
 
     def _examples(self, rows: list[int]) -> str:
         return name_some((self.scan.pictures[row] for row in rows), len(rows))

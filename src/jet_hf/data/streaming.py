@@ -96,8 +96,10 @@ def stream_batches(
         if max_images is not None:
             dataset = dataset.select(range(min(max_images, len(dataset))))
         dataset = dataset.to_iterable_dataset(num_shards=min(MAX_SHARDS, len(dataset)))
-    elif max_images is not None:
-        dataset = dataset.take(max_images)
+    else:
+        logger.info("%s is read as a stream, the number of its images is not known.", where)
+        if max_images is not None:
+            dataset = dataset.take(max_images)
     if max_images is not None:
         logger.info("%s: using the first %d images at most, as was asked for.", where, max_images)
     labels = [] if num_classes is None else [label_column_of(source, dataset.features)]
