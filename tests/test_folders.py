@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
 from train_process import environment
@@ -110,6 +111,15 @@ def test_all_pictures_of_a_folder_are_used_whatever_they_are_called(tmp_path, ca
     assert np.abs(np.subtract(found, expected)).max() <= 2 * any("jp" in name for name in names)  # JPEG rounds
     with pytest.raises(UnknownSplitError):
         held_out_split(DataSource(path=str(folder)))
+
+
+def test_a_stream_mixes_the_pictures_of_all_folders(tmp_path):
+    folder = write_pictures(tmp_path / "photos", *(f"{album}/{i:02d}.png" for album in "abcd" for i in range(25)))
+    source = DataSource(path=str(folder), streaming=True)
+    batches = stream_batches(source, "train", PROCESSOR, Shares(20), 5, shuffle_buffer_size=5)
+    found = [batch.pixels[:, 0, 0, 0] for batch in batches]
+    assert sorted(torch.cat(found).tolist()) == list(range(100))
+    assert all(len(set((levels // 25).tolist())) == 4 for levels in found)
 
 
 @BOTH_WAYS

@@ -51,6 +51,7 @@ class Contents:
         release: Release that the format of the files tells.
         describe: Returns a sentence on a split of which so many images are used; by default there is none.
         warnings: Sentences on files that are not used.
+        sorted_by_folder: Whether images that lie in one folder follow each other.
         no_classes: Reason why there are no classes, for messages.
         problem: Reason why the splits cannot be told, for messages.
     """
@@ -62,6 +63,7 @@ class Contents:
     release: str | None = None
     describe: Callable[[str, int], str] | None = None
     warnings: tuple[str, ...] = ()
+    sorted_by_folder: bool = False
     no_classes: str = ""
     problem: str | None = None
 
@@ -131,6 +133,7 @@ def _contents_of_pictures(path: Path, source: "DataSource", scan: FolderScan) ->
         files,
         describe=folder.describe,
         warnings=tuple(folder.warnings()),
+        sorted_by_folder=True,
         no_classes=folder.no_classes,
         problem=folder.problem,
     )

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
+import pyarrow as pa
 
 
 # Relative name, path and size of a file; the path is `None` where the name stands for the content.
@@ -13,11 +14,11 @@ NUM_FILES_SAMPLED = 512
 NUM_BLOCKS, BLOCK_SIZE = 16, 4096
 
 
-def fingerprint_of_rows(digests: Iterable[bytes]) -> str:
+def fingerprint_of_rows(digests: pa.ChunkedArray) -> str:
     """Return the fingerprint of images whose digests, in order, are given."""
     total = hashlib.blake2b(digest_size=8)
-    for digest in digests:
-        total.update(digest)
+    for chunk in digests.chunks:
+        total.update(b"".join(chunk.to_pylist()))
     return total.hexdigest()
 
 

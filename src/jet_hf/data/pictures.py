@@ -205,7 +205,10 @@ def _read_metadata(scan: FolderScan) -> pa.Table | None:
         tables.append(table.set_column(table.column_names.index(FILE_NAME), FILE_NAME, pa.array(names, pa.string())))
     if not tables:
         return None
-    metadata = pa.concat_tables(tables, promote_options="permissive")
+    try:
+        metadata = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(f"{scan.root}: the metadata files do not fit together: {error}") from error
     (name, count), *_ = Counter(metadata[FILE_NAME].to_pylist()).most_common(1) or [("", 0)]
     if count > 1:
         raise ValueError(f"{scan.root}: the metadata have {count} rows for {name}, expected one row a picture.")
@@ -220,7 +223,7 @@ def _read_rows(path: str) -> pa.Table:
             return pa.csv.read_csv(path)
         block = pa.json.ReadOptions(block_size=max(1, os.path.getsize(path)))  # rows may be longer than the default
         return pa.json.read_json(path, read_options=block)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise ValueError(f"the metadata file {path} cannot be read: {error}") from error
 
 

@@ -373,8 +373,7 @@ def _keep_decoded(
     if limit.num_images == 0:
         raise ValueError(f"{limit.where} holds no images.")
     if digests is not None:
-        rows = digests.with_format("arrow")[:][DIGEST].to_pylist()
-        return PixelSplit(decoded, 0, None, fingerprint_of_rows(rows))
+        return PixelSplit(decoded, 0, None, fingerprint_of_rows(digests.with_format("arrow")[:][DIGEST]))
     table = decoded.with_format("arrow").select_columns(["format", "error", DIGEST])[:]
     undecodable = table["error"].drop_null().to_pylist()
     limit.check(undecodable)
@@ -393,5 +392,5 @@ def _keep_decoded(
     counts = pc.value_counts(table["format"].drop_null()).to_pylist()
     formats = [count["values"] for count in sorted(counts, key=lambda count: -count["counts"])]
     kept = [name for name in (PIXELS, LABEL) if name in decoded.column_names]
-    fingerprint = fingerprint_of_rows(table[DIGEST].filter(whole).to_pylist())
+    fingerprint = fingerprint_of_rows(table[DIGEST].filter(whole))
     return PixelSplit(decoded.select_columns(kept), len(undecodable), ", ".join(formats) or None, fingerprint)

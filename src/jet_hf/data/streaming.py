@@ -95,6 +95,9 @@ def stream_batches(
             raise ValueError(f"{where} holds no images.")
         if max_images is not None:
             dataset = dataset.select(range(min(max_images, len(dataset))))
+        if shuffle_buffer_size > 1 and source.contents.sorted_by_folder:
+            # A buffer alone does not mix the folders. These rows are paths: their order costs nothing.
+            dataset = dataset.shuffle(seed=seed, keep_in_memory=True)
         dataset = dataset.to_iterable_dataset(num_shards=min(MAX_SHARDS, len(dataset)))
     else:
         logger.info("%s is read as a stream, the number of its images is not known.", where)
