@@ -180,10 +180,10 @@ def logged(caplog, path: Path, split: str = "train", **options) -> tuple[list[st
 
 def test_the_numbers_of_pictures_found_used_and_passed_over_are_said(tmp_path, caplog):
     folder = write_pictures(tmp_path / "photos", *numbered(21))
-    for name in ("notes.txt", "clip.MOV", "list.txt", "raw"):
+    for name in ("notes.txt", "clip.MOV", "list.txt", ".DS_Store"):
         (folder / name).write_text("no picture")
     information, warnings = logged(caplog, folder)
-    kinds, names = "2 .txt, 1 .mov, 1 no suffix", "clip.MOV, list.txt, notes.txt and so on"
+    kinds, names = "2 .txt, 1 no suffix, 1 .mov", ".DS_Store, clip.MOV, list.txt and so on"
     assert information == [
         f"found 21 pictures in {folder}, using 21 as train; "
         f"passed over 4 files without the suffix of a picture ({kinds}): {names}.",
@@ -499,6 +499,23 @@ def test_shards_tell_their_split_by_a_whole_word_of_their_name_or_folder(tmp_pat
     (tmp_path / "data" / "train_val.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match=r"train_val\.parquet tells several splits, train and validation"):
         open_split(DataSource(path=str(tmp_path / "data")), "train")
+
+
+@BOTH_WAYS
+def test_numbered_shards_are_complete_or_refused(tmp_path, streaming):
+    features = datasets.Features({"image": datasets.Array3D((3, 2, 2), "uint8")})
+    data = datasets.Dataset.from_dict(
+        {"image": [np.full((3, 2, 2), i, np.uint8) for i in range(4)]}, features=features
+    )
+    for i in range(4):
+        data.select([i]).to_parquet(tmp_path / "data" / f"train-{i:05d}-of-00004.parquet")
+    assert levels(tmp_path / "data", "train", streaming, 4) == [0, 1, 2, 3]
+    (tmp_path / "data" / "train-00002-of-00004.parquet").rename(tmp_path / "elsewhere.parquet")
+    with pytest.raises(ValueError, match=r"1 of the 4 shards train-\*-of-\*\.parquet are missing; the first one is 2"):
+        levels(tmp_path / "data", "train", streaming, 3)
+    (tmp_path / "elsewhere.parquet").rename(tmp_path / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=r"the shards .* are of 1 and of 4: keep those of one preparation"):
+        levels(tmp_path / "data", "train", streaming, 4)
 
 
 @BOTH_WAYS

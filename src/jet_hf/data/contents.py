@@ -23,7 +23,7 @@ from .chrabaszcz import CHRABASZCZ, batches_of_splits, read_batches
 from .fingerprints import StoredFile
 from .folders import CHRABASZCZ_BATCH, TAR_SUFFIXES, FolderScan, Stamp, plural
 from .pictures import PictureFolder
-from .splits import UnknownSplitError, resolve_slices, split_of_file
+from .splits import UnknownSplitError, check_shards, resolve_slices, split_of_file
 from .tars import open_tars
 
 
@@ -98,10 +98,10 @@ def contents_of_path(source: "DataSource") -> Contents:
         return _contents_of_file(path, source)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _contents_of_saved(path)
-    record = preparation_record(path)
-    scan = FolderScan.of(path)
     if source.config is not None or _declares_files(path / "README.md"):
         return _contents_of_declared(path, source)
+    record = preparation_record(path)
+    scan = FolderScan.of(path)
     kinds = {kind: names for kind in ("pictures", "parquet", "tars", "batches") if (names := getattr(scan, kind))}
     if not kinds and not record:
         passed = "; ".join(filter(None, [scan.describe_others(), scan.describe_lost()])) or "it is empty"
@@ -157,14 +157,14 @@ def _contents_of_shards(source: "DataSource", scan: FolderScan, record: dict) ->
     kind = "parquet file" if scan.parquet else "tar file"
     total = len(scan.parquet or scan.tars)
     listed = ", ".join(f"{len(names):,} of {split}" for split, names in splits.items())
-    passed = [scan.describe_others(), scan.describe_lost()]
+    found = [f"found {total:,} {plural(kind, total)} ({listed})", *filter(None, [scan.describe_others()])]
+    lost = scan.describe_lost()
 
     def open_shards(split: str, streaming: bool) -> Images:
         if "num_images" not in record.get("splits", {}).get(split, {"num_images": None}):
             raise ValueError(f"the split {split!r} is not finished, run scripts/prepare_imagenet.py again.")
-        logger.info(
-            "; passed over ".join(filter(None, [f"found {total:,} {plural(kind, total)} ({listed})", *passed])) + "."
-        )
+        check_shards(splits[split])
+        logger.info(f"{'; passed over '.join(found)}.")
         paths = [scan.path(name) for name in splits[split]]
         if scan.tars:
             return open_tars(paths, source.image_column, source.label_column, streaming)
@@ -174,8 +174,8 @@ def _contents_of_shards(source: "DataSource", scan: FolderScan, record: dict) ->
         return _stored(scan.root, splits[split])
 
     unfinished = [name for name in record.get("splits", {}) if name not in splits]
-    known = [*splits, *unfinished]
-    return Contents(source.path, known, open_shards, files, record.get("release"))
+    warnings = (f"{source.path}: passed over {lost}.",) if lost else ()
+    return Contents(source.path, [*splits, *unfinished], open_shards, files, record.get("release"), warnings=warnings)
 
 
 def _contents_of_file(path: Path, source: "DataSource") -> Contents:
@@ -213,6 +213,7 @@ def _contents_of_declared(path: Path, source: "DataSource") -> Contents:
     cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / "folders" / Hasher.hash(stamps)
     names = [str(file.relative_to(path)) for file in files]
     load = partial(datasets.load_dataset, str(path), name=source.config, cache_dir=str(cache_dir))
+    logger.info("found %d files in %s, using those that its card names.", len(files), path)
     return _loaded(str(path), load, source.streaming, lambda split: _stored(str(path), names))
 
 

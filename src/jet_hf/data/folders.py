@@ -87,7 +87,7 @@ class FolderScan:
     @classmethod
     def of(cls, path: str | os.PathLike) -> "FolderScan":
         """
-        List a folder. Links are followed, hidden entries are not looked at.
+        List a folder. Links are followed; hidden pictures and hidden folders are passed over.
 
         Raises:
             ValueError: if the folder, or one inside of it, cannot be listed.
@@ -137,7 +137,7 @@ class FolderScan:
         # With a slash after folders the order is that of whole paths, which older versions read pictures in.
         for key, name, status in sorted(listed, key=lambda entry: entry[0]):
             path = prefix + name
-            if name.startswith("."):
+            if name.startswith(".") and (key.endswith("/") or is_picture(name)):
                 self._lose("hidden by a dot before the name", path)
             elif not _is_utf8(name):
                 self._lose("the name is not UTF-8", ascii(path))

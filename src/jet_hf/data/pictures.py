@@ -30,9 +30,10 @@ class PictureFolder:
     """
     The pictures of a folder by split.
 
-    Sub-folders of the top level whose whole name is that of a split (`train`, `Val`, `test`, ...) are the splits, and
-    must then hold all pictures. Without such sub-folders all pictures are the split `train`. The split `all` has every
-    picture. The top level is the first one that holds a picture or more than one folder.
+    Sub-folders of the top level whose whole name is that of a split (`train`, `Val`, `test`, ...) are the splits; a
+    single one must hold all pictures, beside several ones others are not used. Without such sub-folders all pictures
+    are the split `train`. The split `all` has every picture. The top level is the first one that holds a picture or
+    more than one folder.
 
     Args:
         scan: Listing of the folder.
@@ -90,16 +91,16 @@ class PictureFolder:
     def _find_classes(self, depth: int) -> None:
         """Take the folders that pictures lie in for classes, if all lie equally deep, below the folder of a split."""
         pictures = self.scan.pictures
-        parts = [rows for name, rows in self.splits.items() if name != ALL]
-        rows = list(chain(*parts)) or self.splits[ALL]
-        depths = {pictures[row].count("/"): pictures[row] for row in rows}
+        parts = [rows for name, rows in self.splits.items() if name != ALL] or [self.splits[ALL]]
+        names = [pictures[row] for rows in parts for row in rows]
+        depths = {name.count("/"): name for name in names}
         self.class_names, self.no_classes = [], ""
         if len(depths) > 1:
             shallow, deep = depths[min(depths)], depths[max(depths)]
             self.no_classes = f"Folders are no classes here, since pictures lie at several depths: {shallow}, {deep}."
         elif depths and min(depths) > depth:
-            names = {os.path.basename(os.path.dirname(pictures[row])) for row in rows}
-            self.class_names = sorted(names) if len(names) > 1 else []
+            classes = {os.path.basename(os.path.dirname(name)) for name in names}
+            self.class_names = sorted(classes) if len(classes) > 1 else []
 
     def files(self, split: str) -> Iterator[StoredFile]:
         """Return the relative name, the path and the size of each picture of a split."""

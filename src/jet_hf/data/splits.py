@@ -12,6 +12,7 @@ SPLIT_ALIASES = {
     "validation": {"validation", "valid", "val", "dev"},
     "test": {"test", "testing", "eval", "evaluation"},
 }
+_NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})")
 _SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}")
 _PART = re.compile(r"\s*([^\[\]+]+?)\s*(\[[^\]]*\])?\s*")
 
@@ -45,6 +46,29 @@ def split_of_file(path: str) -> str:
     if len(told) > 1:
         raise ValueError(f"the name of the file {path} tells several splits, {' and '.join(sorted(told))}: rename it.")
     return told.pop() if told else "train"
+
+
+def check_shards(paths: list[str]) -> None:
+    """
+    Check that shards which are numbered, such as `train-00003-of-00064.parquet`, are complete.
+
+    Raises:
+        ValueError: if one of them is missing, or there are those of several numberings.
+    """
+    numbers: dict[str, dict[int, set[int]]] = {}
+    for path in paths:
+        if match := _NUMBERED.search(path):
+            name = f"{path[: match.start()]}-*-of-*{path[match.end() :]}"
+            numbers.setdefault(name, {}).setdefault(int(match[2]), set()).add(int(match[1]))
+    for name, totals in numbers.items():
+        if len(totals) > 1:
+            counts = " and of ".join(map(str, sorted(totals)))
+            raise ValueError(f"the shards {name} are of {counts}: keep those of one preparation.")
+        ((total, found),) = totals.items()
+        if missing := sorted(set(range(total)) - found):
+            raise ValueError(
+                f"{len(missing)} of the {total} shards {name} are missing; the first one is {missing[0]}."
+            )
 
 
 def resolve_split(name: str, known: Collection[str], where: str) -> str:
