@@ -7,7 +7,6 @@ Scores a split of a data set in bits per dimension: JSON on stdout, a table on s
 """
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.data import DataSource, UndecodableImagesError, load_pixels
-from jet_hf.evaluation import describe_evaluation, evaluate, evaluation_record, held_out_split, write_scores
+from jet_hf.console import console
+from jet_hf.data import DataSource, UndecodableImagesError, held_out_split, load_pixels
+from jet_hf.evaluation import describe_evaluation, evaluate, evaluation_record, write_scores
 from jet_hf.hub import add_evaluation
 
 
@@ -74,7 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with console(ValueError, OSError, StrictDataclassError, UndecodableImagesError):
         main()
-    except (ValueError, OSError, StrictDataclassError, UndecodableImagesError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}" if os.environ.get("RANK", "0") == "0" else 1)

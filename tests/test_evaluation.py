@@ -17,8 +17,8 @@ from train_process import environment, write_images
 
 import jet_hf
 from jet_hf import JetImageProcessor
-from jet_hf.data import DataSource, PixelSplit, UnknownSplitError
-from jet_hf.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record, held_out_split
+from jet_hf.data import DataSource, PixelSplit, UnknownSplitError, held_out_split
+from jet_hf.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record
 from jet_hf.model.likelihood_jet import scale_bytes
 from jet_hf.noise import uniform_noise
 

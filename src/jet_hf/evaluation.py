@@ -15,16 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import __version__
-from .data import (
-    RELEASES,
-    Batch,
-    DataSource,
-    PixelSplit,
-    UnknownSplitError,
-    eval_batches,
-    known_release,
-    open_split,
-)
+from .data import RELEASES, Batch, DataSource, PixelSplit, eval_batches, known_release
 from .files import replace_text
 from .hub import EvaluationRecord
 from .model.likelihood_jet import scale_bytes
@@ -68,23 +59,6 @@ def check_processes(accelerator: Accelerator) -> None:
     """Raises ValueError if more processes were started than work together: each would do everything alone."""
     if int(os.environ.get("WORLD_SIZE", 1)) > accelerator.num_processes:
         raise ValueError("the processes do not see each other; on CPUs, set ACCELERATE_USE_CPU=true.")
-
-
-def held_out_split(source: DataSource) -> str:
-    """
-    The split to score where none is asked for: validation, or else test.
-
-    Raises:
-        UnknownSplitError: if there is neither.
-    """
-    for split in ("validation", "test"):
-        try:
-            open_split(source, split)
-        except UnknownSplitError as error:
-            reason = error
-            continue
-        return split
-    raise UnknownSplitError(f"there is neither a validation nor a test split, name the one to score: {reason}")
 
 
 @torch.no_grad()
@@ -217,8 +191,7 @@ def write_scores(path: str | os.PathLike, evaluation: Evaluation, source: DataSo
 def data_title(source: DataSource) -> str:
     """What a data set is called in reports: its release, which figures can be compared within, or else its name."""
     release = known_release(source)
-    # The path of a folder is no one else's business.
-    return RELEASES[release].title if release else source.name or Path(source.path).name
+    return RELEASES[release].title if release else source.title
 
 
 def evaluation_record(evaluation: Evaluation, source: DataSource, split: str) -> EvaluationRecord:

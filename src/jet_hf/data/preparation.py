@@ -26,6 +26,8 @@ from .. import __version__
 from ..files import check_is_free, replace_file, replace_text
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
+from .columns import find_image_column, find_label_column
+from .contents import PREPARATION_FILE, preparation_record
 from .decoding import (
     UndecodableImageError,
     decode_image,
@@ -35,15 +37,8 @@ from .decoding import (
 )
 from .pixels import LOSSY_FORMATS, UndecodableLimit
 from .releases import RELEASES, check_release
-from .sources import (
-    PREPARATION_FILE,
-    SPLIT_KEYWORDS,
-    DataSource,
-    find_image_column,
-    find_label_column,
-    open_split,
-    preparation_record,
-)
+from .sources import DataSource, open_split
+from .splits import canonical_split
 
 
 logger = logging.getLogger(__name__)
@@ -258,7 +253,7 @@ class _Shards:
 
 def _is_label(feature) -> bool:
     if isinstance(feature, datasets.ClassLabel):  # datasets takes the subfolders of splits for classes
-        return not set(feature.names) <= set().union(*SPLIT_KEYWORDS.values())
+        return not all(map(canonical_split, feature.names))
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
 
 
@@ -362,7 +357,7 @@ def dataset_card(record: dict) -> str:
     crop = "the central square of each image" if parameters["center_crop"] else "each whole image, squeezed,"
     # Without `configs`: with them the cache of `datasets` does not tell folders of one name apart.
     lines = ["---", "license: other", "task_categories: [unconditional-image-generation]"]
-    source = parameters["dataset_name"] or Path(parameters["dataset_path"]).name
+    source = parameters["dataset_name"] or Path(parameters["dataset_path"]).resolve().name
     config = f" ({parameters['dataset_config']})" if parameters["dataset_config"] else ""
     lines += ["---", "", f"# {source} at {size} x {size}", ""]
     lines += [

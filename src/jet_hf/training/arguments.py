@@ -60,9 +60,14 @@ class DataArguments:
         "Which release of a known data set this is, such as imagenet1k_vandenoord: checked by its number of "
         "validation images and said beside every figure, since figures of two releases cannot be compared.",
     )
-    train_split: str = _field("train", "Split to train on; datasets' slices such as train[:98%%] work too.")
+    train_split: str = _field(
+        "train",
+        "Split to train on, or a slice such as train[:98%%]; 'all': every picture of a folder, whatever its folders.",
+    )
     eval_split: str | None = _field(
-        None, "Split to evaluate on; by default validation or test, whichever there is. 'none': no evaluation."
+        None,
+        "Split to evaluate on; by default validation or test, whichever there is under any of their usual names, such "
+        "as val, dev or eval. 'none': no evaluation.",
     )
     image_column: str | None = _field(None, "Column of the images; found by itself where only one can be meant.")
     label_column: str | None = _field(

@@ -197,6 +197,7 @@ class TrainingRun:
             "model": {name: config[name] for name in JetConfig.__annotations__},
             "num_steps": self.num_steps,
             "num_train_images": self.data.num_train_images,
+            "data": self.data.fingerprint,
             "mixed_precision": self.accelerator.mixed_precision,
             **{name: getattr(self.arguments, name) for name in TRAJECTORY_FIELDS},
         }
@@ -207,11 +208,22 @@ class TrainingRun:
             return None
         path, manifest = self.checkpoint
         ours, theirs = self._trajectory(), manifest["trajectory"]
-        if changed := [name for name in ours if ours[name] != theirs.get(name)]:
-            listed = "; ".join(f"{name} was {theirs.get(name)}, is {ours[name]}" for name in changed)
+        if "data" not in theirs:  # of an earlier version
+            logger.warning(f"{path} does not say which images it was trained on: they cannot be compared with these.")
+            del ours["data"]
+        changed = [name for name in ours if ours[name] != theirs.get(name)]
+        if set(changed) - {"data", "num_train_images"}:
+            listed = "; ".join(f"{name} was {theirs.get(name)}, is {ours[name]}" for name in changed if name != "data")
             raise ValueError(
                 f"{path} cannot go on with other settings: {listed}. To start a new run from its weights, give it as "
                 "`model_name_or_path`."
+            )
+        if changed:
+            source, split = self.data.source, self.arguments.train_split
+            raise ValueError(
+                f"{path} cannot go on with other data: the images of the split {split!r} of "
+                f"{source.name or source.path} are not those that it was trained on, in the same order. To start a "
+                "new run from its weights, give it as `model_name_or_path`."
             )
         self.accelerator.load_state(str(path))
         self.accelerator.step = 0  # another number of accumulation steps must not start in the middle of a batch
@@ -237,6 +249,7 @@ class TrainingRun:
                 max_undecodable_share=arguments.max_undecodable_share,
                 pin_memory=pin_memory,
                 num_classes=self.model.config.num_classes,
+                max_images=arguments.max_train_images,
             )
         else:
             loader = train_batches(

@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """What a run starts from: processes and devices, model, data, number of steps."""
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -15,12 +16,15 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from ..data import DataSource, PixelSplit, UnknownSplitError, load_pixels
-from ..evaluation import check_processes, held_out_split
+from ..data import DataSource, PixelSplit, UnknownSplitError, held_out_split, load_pixels, stream_fingerprint
+from ..evaluation import check_processes
 from ..model.configuration_jet import JetConfig
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 from .arguments import TrainArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 def make_accelerator(arguments: TrainArguments) -> Accelerator:
@@ -95,12 +99,14 @@ class RunData:
         train: Pixels to train on; `None` where they are streamed.
         eval: Held-out pixels, if there are any.
         eval_split: Their split.
+        fingerprint: Short text that differs for other training images, wherever they lie.
     """
 
     source: DataSource
     train: PixelSplit | None
     eval: PixelSplit | None
     eval_split: str | None
+    fingerprint: str
 
     @property
     def num_train_images(self) -> int | None:
@@ -131,18 +137,20 @@ def load_data(
             )
         if eval_split is not None:
             held_out = load_pixels(source, eval_split, processor, max_images=arguments.max_eval_images, **options)
-    return RunData(source, train, held_out, eval_split)
+    fingerprint = train.fingerprint if train else stream_fingerprint(source, arguments.train_split)
+    return RunData(source, train, held_out, eval_split, fingerprint)
 
 
 def find_eval_split(source: DataSource, arguments: TrainArguments) -> str | None:
-    """The split to evaluate on: the one that is asked for, or validation, or test; `None` for none."""
+    """Return the split to evaluate on: the one that is asked for, or validation, or test; `None` for none."""
     if not arguments.eval_steps or arguments.eval_split == "none":
         return None
     if arguments.eval_split is not None:
         return arguments.eval_split
     try:
         return held_out_split(source)
-    except UnknownSplitError:
+    except UnknownSplitError as error:
+        logger.warning(f"no images are held out, so nothing is evaluated: {error}")
         return None
 
 
