@@ -6,7 +6,6 @@ Scores a split of a data set in bits per dimension: JSON on stdout, a table on s
     accelerate launch scripts/evaluate.py --model runs/imagenet64 --dataset valid_64x64.tar --num_noise_samples 16
 """
 
-import json
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from transformers import HfArgumentParser
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.data import DataSource, UndecodableImagesError, load_pixels
 from jet_hf.evaluation import describe_evaluation, evaluate, evaluation_record, held_out_split, write_scores
+from jet_hf.files import strict_json
 from jet_hf.hub import add_evaluation
 
 
@@ -68,7 +68,7 @@ def main() -> None:
         result = {"model": arguments.model, **describe_evaluation(evaluation, source, split, pixels)}
         result |= {name: getattr(arguments, name) for name in ("seed", "mixed_precision")}
         result |= {"num_processes": accelerator.num_processes, "images_per_second": speed}
-        print(json.dumps(result, indent=2))
+        print(strict_json(result, indent=2))
         print(*(f"{name:20} {value}" for name, value in result.items()), sep="\n", file=sys.stderr)
     accelerator.end_training()
 

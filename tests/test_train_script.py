@@ -20,6 +20,7 @@ from hub_server import HubServer
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors.torch import load_file
+from test_files import parse_strictly
 from train_process import TINY, TrainProcess, command, environment, run_to_end, write_images
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
@@ -234,6 +235,24 @@ def test_processes_and_accumulation_do_not_change_the_losses(root, images, plain
     output = run_to_end(root, dataset_path=images, output_dir=folder, resume_from_checkpoint="latest")
     assert "checkpoint-6, after 6 of 12 steps" in output
     assert rows(folder)[-1]["loss"] == pytest.approx(rows(plain)[-1]["loss"], rel=2e-5)
+
+
+def test_every_json_file_of_a_run_is_strict_and_files_of_earlier_releases_are_read(root, images):
+    """The standard error of one image is not a number."""
+    folder = root / "one-image"
+    fields = {"dataset_path": images, "output_dir": folder, "max_eval_images": 1, "max_steps": 4, "save_steps": 2}
+    run_to_end(root, **fields)
+    evaluations = folder / "evaluations.jsonl"
+    assert rows(folder, evaluations.name)[0]["standard_error"] is None
+    shutil.rmtree(folder / "checkpoint-4")
+    evaluations.write_text(evaluations.read_text().replace("null", "NaN"))
+    run_to_end(root, **fields, resume_from_checkpoint="latest")
+    written = [path for path in folder.rglob("*.json*") if path.is_file()]
+    assert {path.name for path in written} >= {"evaluations.jsonl", "metrics.jsonl", "checkpoint.json", "config.json"}
+    for path in written:
+        texts = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        for text in texts:
+            parse_strictly(text)
 
 
 def test_streaming_goes_on_bit_for_bit(root, images):

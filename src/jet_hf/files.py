@@ -1,6 +1,8 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Files and folders that appear under their final name only when they are whole."""
+"""Files and folders that appear under their final name only when they are whole, and strict JSON to fill them."""
 
+import json
+import math
 import os
 import shlex
 import shutil
@@ -47,6 +49,27 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 def replace_text(path: Path, text: str) -> None:
     """[`replace_file`] by a text."""
     replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def strict_json(value: object, **options) -> str:
+    """
+    Serialize a value as standard JSON, in which unknown numbers are null.
+
+    Python's own NaN and Infinity are not JSON: strict parsers, the Hub's among them, refuse the whole file.
+
+    Args:
+        value: Dictionaries, lists, strings, numbers, booleans and `None`.
+        options: Keyword arguments of `json.dumps`.
+    """
+    return json.dumps(_null_unless_finite(value), allow_nan=False, **options)
+
+
+def _null_unless_finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _null_unless_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null_unless_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def publish_folder(draft: Path, path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from ..files import replace_text
+from ..files import replace_text, strict_json
 from ..model.configuration_jet import JetConfig
 from ..training import TrainArguments, parse_arguments
 from .tables import Cell, Table
@@ -67,7 +67,7 @@ class Run:
     def write_failure(self, reason: str) -> None:
         """Notes why the run failed, so that it is not tried again unasked."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(self.folder / FAILURE_FILE, json.dumps({"reason": reason}) + "\n")
+        replace_text(self.folder / FAILURE_FILE, strict_json({"reason": reason}) + "\n")
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,9 @@ def read_state(run: Run) -> State:
         evaluations = read_lines(run.folder / "evaluations.jsonl")
         if not evaluations:
             return State(FAILED, "finished without an evaluation: there are no held-out images")
-        if not math.isfinite(evaluations[-1]["bits_per_dim"]):
-            return State(FAILED, f"diverged: {evaluations[-1]['bits_per_dim']} bits per dimension at the end")
+        bits = evaluations[-1]["bits_per_dim"]
+        if bits is None or not math.isfinite(bits):  # null, or the NaN and Infinity of earlier releases
+            return State(FAILED, f"diverged: {bits} bits per dimension at the end")
         return State(FINISHED, evaluation=evaluations[-1])
     if (run.folder / FAILURE_FILE).is_file():
         return State(FAILED, json.loads((run.folder / FAILURE_FILE).read_text())["reason"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..files import publish_folder
+from ..files import publish_folder, strict_json
 
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def save_checkpoint(
         if accelerator.is_main_process:
             files = sorted(path for path in draft.rglob("*") if path.is_file())
             checksums = {path.relative_to(draft).as_posix(): _checksum(path) for path in files}
-            (draft / MANIFEST).write_text(json.dumps({"step": step, **about, "files": checksums}, indent=2) + "\n")
+            (draft / MANIFEST).write_text(strict_json({"step": step, **about, "files": checksums}, indent=2) + "\n")
             publish_folder(draft, final)
     # The writers of tensors raise errors of their own kinds for a full disk.
     except Exception as error:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from PIL import Image
 
-from ..files import replace_text
+from ..files import replace_text, strict_json
 from .loop import StepMetrics
 
 
@@ -31,7 +31,7 @@ class JsonLines:
 
     def append(self, row: dict) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(strict_json(row) + "\n")
 
     def read(self) -> list[dict]:
         """All rows but an unfinished one."""
@@ -43,7 +43,7 @@ class JsonLines:
     def truncate(self, step: int) -> None:
         """Forgets rows of steps after `step`, which are about to be done again."""
         if self.path.exists():
-            replace_text(self.path, "".join(json.dumps(row) + "\n" for row in self.read() if row["step"] <= step))
+            replace_text(self.path, "".join(strict_json(row) + "\n" for row in self.read() if row["step"] <= step))
 
 
 class Monitor:

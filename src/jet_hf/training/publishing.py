@@ -2,6 +2,7 @@
 """The model of a run, made ready for `from_pretrained`, and shared on the Hub while training goes on."""
 
 import logging
+import math
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -130,7 +131,7 @@ class Publisher:
                 notes.append(f"{pixels.num_skipped} undecodable images of {split} were left out.")
         # The last evaluation, if it is of these weights.
         evaluations = [
-            score_record(source, self.data.eval_split, **{key: row[key] for key in row if key != "step"})
+            score_record(source, self.data.eval_split, **_known_numbers(row))
             for row in self.monitor.evaluations.read()[-1:]
             if row["step"] == step
         ]
@@ -158,3 +159,8 @@ class Publisher:
             dataset_id=arguments.dataset_name,
             has_samples=self.monitor.pictures.exists(),
         )
+
+
+def _known_numbers(row: dict) -> dict:
+    """Return the scores of a line of `evaluations.jsonl`, where null stands for a number that is not known."""
+    return {key: math.nan if value is None else value for key, value in row.items() if key != "step"}
