@@ -1,9 +1,8 @@
 #!/usr/bin/env python
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""
-Scores a split of a data set in bits per dimension: JSON on stdout, a table on stderr.
-    python scripts/evaluate.py --model runs/cifar10 --dataset uoft-cs/cifar10
-    accelerate launch scripts/evaluate.py --model runs/imagenet64 --dataset valid_64x64.tar --num_noise_samples 16
+"""Score a split of a dataset in bits per dimension: JSON on stdout, a table on stderr.
+python scripts/evaluate.py --model runs/cifar10 --dataset uoft-cs/cifar10
+accelerate launch scripts/evaluate.py --model runs/imagenet64 --dataset valid_64x64.tar --num_noise_samples 16
 """
 
 import os
@@ -21,6 +20,7 @@ from jet_hf.data import DataSource, UndecodableImagesError, load_pixels
 from jet_hf.evaluation import describe_evaluation, evaluate, evaluation_record, held_out_split, write_scores
 from jet_hf.files import strict_json
 from jet_hf.hub import add_evaluation
+from jet_hf.precision import resolve_precision
 
 
 @dataclass
@@ -37,7 +37,7 @@ class EvaluateArguments:
     max_images: int | None = field(default=None, metadata={"help": "Scores the first images only."})
     random_crops_per_image: int | None = field(default=None, metadata={"help": "Crops of full size that are scored."})
     seed: int = field(default=0, metadata={"help": "Draws crops, and the noise of each image, in any batches alike."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16, of the conditioners."})
+    mixed_precision: str = field(default="no", metadata={"help": "Of the conditioners: no or bf16."})
     scores_file: str | None = field(default=None, metadata={"help": "JSON file to write each image's score to."})
     write_model_card: bool = field(default=False, metadata={"help": "Add the score to the card in --model."})
 
@@ -46,7 +46,7 @@ def main() -> None:
     (arguments,) = HfArgumentParser(EvaluateArguments, description=__doc__).parse_args_into_dataclasses()
     if arguments.write_model_card and not (card := Path(arguments.model) / "README.md").is_file():
         raise ValueError(f"--write_model_card needs a folder with a card, there is no {card}.")
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    accelerator = Accelerator(mixed_precision=resolve_precision(arguments.mixed_precision))
     model = JetForDensityEstimation.from_pretrained(arguments.model)
     processor = JetImageProcessor.from_pretrained(arguments.model)
     columns = {name: getattr(arguments, name) for name in ("image_column", "label_column")}

@@ -29,7 +29,7 @@ def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        draft.chmod(0o755)
+        draft.chmod(0o777 & ~_umask())
         yield draft
         publish_folder(draft, path)
     except BaseException:
@@ -75,6 +75,8 @@ def _null_unless_finite(value: object) -> object:
 def publish_folder(draft: Path, path: Path) -> None:
     """Gives a finished folder its final name, once all of it is on the disk; what was there is replaced."""
     for file in [*draft.rglob("*"), draft]:
+        if file.is_file():
+            _open_to_others(file)
         fsync(file)
     replace_folder(draft, path)
     fsync(path.parent)
@@ -91,6 +93,7 @@ def publish_files(draft: Path, folder: Path, last: str) -> None:
     """
     files = sorted(draft.iterdir(), key=lambda file: file.name == last)
     for file in files:
+        _open_to_others(file)
         fsync(file)
     for file in files:
         os.replace(file, folder / file.name)
@@ -123,6 +126,18 @@ def check_is_free(path: str | os.PathLike, replaces: str | None = None) -> None:
     if replaces is None or not (path / replaces).is_file():
         known = "" if replaces is None else f", nor one with a file {replaces}"
         raise FileExistsError(f"{path} already exists and is not an empty folder{known}.")
+
+
+def _open_to_others(file: Path) -> None:
+    """Give a file the permissions of any new file; the writers of weights make theirs private."""
+    file.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    # It can only be read by setting it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def fsync(path: Path) -> None:

@@ -20,14 +20,6 @@ from .tables import Cell, Table
 FINISHED, FAILED, UNFINISHED, NOT_STARTED = "finished", "failed", "unfinished", "not started"
 SETTINGS_FILE, FAILURE_FILE, LOG_FILE = "sweep.yaml", "failure.json", "log.txt"
 
-# Fields that may differ between two starts of the same run: its numbers do not depend on them.
-FREE_FIELDS = {
-    *("output_dir", "resume_from_checkpoint", "save_steps", "save_total_limit", "logging_steps", "eval_steps"),
-    *("eval_batch_size", "sample_steps", "num_samples", "report_to", "dry_run", "push_to_hub", "hub_model_id"),
-    *("hub_private_repo", "preprocessing_num_workers", "dataloader_num_workers", "gradient_accumulation_steps"),
-    *("gradient_checkpointing", "torch_compile"),
-}
-
 
 @dataclass(frozen=True)
 class Run:
@@ -199,8 +191,8 @@ def changed_settings(run: Run) -> list[str]:
 
 
 def _settings(fields: dict) -> dict:
-    """Fields that decide a run's numbers; a field of the model that was not given counts as its default."""
-    known = {item.name: item.default for item in dataclasses.fields(TrainArguments) if item.name not in FREE_FIELDS}
+    """Return the fields that decide a run's numbers; a field of the model that was not given has its default."""
+    known = {item.name: item.default for item in dataclasses.fields(TrainArguments) if item.metadata["decides"]}
     values = {name: fields.get(name, default) for name, default in known.items()}
     given = {name: fields[name] for name in inspect.get_annotations(JetConfig) if fields.get(name) is not None}
     config = JetConfig(**given)
