@@ -1,12 +1,17 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""The process that started this one: accelerate's or torch's launcher."""
+"""accelerate's and torch's launchers: the one that started this process, and one that survives signals."""
 
 import os
+import signal
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from .signals import STOP_SIGNALS
 
 
 @dataclass(frozen=True)
@@ -40,3 +45,36 @@ def find_launcher() -> Launcher | None:
         if names & {"accelerate", "accelerate-launch", "accelerate.commands.launch"}:
             return Launcher(parent, None)
     return None
+
+
+def launch(arguments: list[str]) -> int:
+    """
+    Run `accelerate launch` and hand SIGINT and SIGTERM on to the training processes alone.
+
+    accelerate's own launcher ends with a traceback when it receives one, and torch's kills the training processes 30
+    seconds later, whether or not they have saved. Here it receives none, and ends when they have ended.
+
+    Args:
+        arguments: Command line of `accelerate launch`.
+
+    Returns:
+        The launcher's exit code.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
+    # In a session of its own, it does not receive the terminal's Ctrl-C.
+    process = subprocess.Popen(command, start_new_session=True)
+
+    def forward(number: int, frame) -> None:
+        with suppress(psutil.NoSuchProcess):
+            workers = psutil.Process(process.pid).children()
+            if not workers:
+                process.terminate()
+            for worker in workers:
+                worker.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
