@@ -8,10 +8,17 @@ Do what `accelerate launch` does, but let Ctrl-C and SIGTERM reach the training 
 The run saves its checkpoint, however long that takes, and ends in order, without a traceback of the launcher.
 """
 
+import signal
 import sys
 
-from jet_hf.training.launcher import launch
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends without a traceback
+
+    from jet_hf.training.launcher import launch
+
+    sys.exit(launch(sys.argv[1:]))
 
 
 if __name__ == "__main__":
-    sys.exit(launch(sys.argv[1:]))
+    main()

@@ -151,16 +151,19 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(root, images, straig
     assert_same_run(folder, straight)
 
 
-def test_sigterm_saves_and_ends_in_order(root, images, straight):
-    folder = root / "terminated"
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_in_order(root, images, straight, number):
+    folder = root / number.name
     options = {"dataset_path": images, "output_dir": folder, "use_ema": True, "ema_decay": 0.9, "save_steps": 0}
     options["dataloader_num_workers"] = 1  # the signal goes to all processes of a job
 
     def five_steps():
         return (folder / "metrics.jsonl").exists() and '"step": 5,' in (folder / "metrics.jsonl").read_text()
 
-    process = TrainProcess(root, **options).when(five_steps, signal.SIGTERM)
-    assert "stopped by SIGTERM" in process.wait(code=0)
+    process = TrainProcess(root, **options).when(five_steps, number)
+    output = process.wait(code=0)
+    assert f"stopped by {number.name} after step" in output and "Traceback" not in output
+    assert not process.running() and not [path for path in folder.iterdir() if path.name.startswith(".")]
     (checkpoint,) = folder.glob("checkpoint-*")
     stopped = int(checkpoint.name.split("-")[1])
     assert 5 <= stopped < 12 and rows(folder)[-1]["step"] == stopped

@@ -58,23 +58,37 @@ def launch(arguments: list[str]) -> int:
         arguments: Command line of `accelerate launch`.
 
     Returns:
-        The launcher's exit code.
+        The launcher's exit code, or that of a signal before it has started the training processes.
     """
-    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
-    # In a session of its own, it does not receive the terminal's Ctrl-C.
-    process = subprocess.Popen(command, start_new_session=True)
+    ended_by: list[int] = []
+    process: subprocess.Popen | None = None
 
     def forward(number: int, frame) -> None:
-        with suppress(psutil.NoSuchProcess):
-            workers = psutil.Process(process.pid).children()
-            if not workers:
-                process.terminate()
-            for worker in workers:
+        workers = []
+        if process is not None:
+            with suppress(psutil.NoSuchProcess):
+                workers = psutil.Process(process.pid).children()
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
                 worker.send_signal(number)
+        if not workers and not ended_by:
+            ended_by.append(number)
+            if process is not None:
+                process.terminate()  # it has no handler yet, and ends silently
 
     previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
-        return process.wait()
+        # In a session of its own, it does not receive the terminal's Ctrl-C.
+        command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
+        process = subprocess.Popen(command, start_new_session=True)
+        if ended_by:
+            process.terminate()
+        code = process.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if ended_by:
+        name = signal.Signals(ended_by[0]).name
+        print(f"stopped by {name} before the training processes started.", file=sys.stderr)
+        return 128 + ended_by[0]
+    return code if code >= 0 else 128 - code
