@@ -90,7 +90,10 @@ def compare_trajectories(checkpoint: Path, manifest: dict, ours: dict) -> None:
             "have changed since cannot be checked."
         )
     if changed := [name for name in ours if name in theirs and ours[name] != theirs[name]]:
-        listed = "; ".join(f"`{name}` was {theirs[name]} and is now {ours[name]}" for name in changed)
+        changes = {name: f"`{name}` was {theirs[name]} and is now {ours[name]}" for name in changed}
+        if "data" in changes:  # a fingerprint, which says nothing to anybody
+            changes["data"] = "the training images are not the same ones in the same order"
+        listed = "; ".join(changes.values())
         raise ValueError(
             f"cannot resume from {checkpoint}: {listed}. To start a new run from its weights, give it as "
             "`model_name_or_path`."
