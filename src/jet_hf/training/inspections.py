@@ -58,7 +58,8 @@ class Inspections:
         images = images and is_due(step, arguments.sample_steps, num_steps)
         if not evaluation and not images:
             return
-        with self.trainer.averaged_weights():
+        # Loaders draw seeds. A run that makes up for this must not end with other random states than one that need not.
+        with self.trainer.averaged_weights(), torch.random.fork_rng(devices=[]):
             if evaluation:
                 self.monitor.evaluation_done({"step": step, **self._evaluate()})
             if images:

@@ -302,7 +302,8 @@ class TrainingRun:
                 num_workers=arguments.dataloader_num_workers,
                 pin_memory=pin_memory,
             )
-        return iter(loader)
+        with torch.random.fork_rng(devices=[]):
+            return iter(loader)  # which draws a seed for its workers, once more on resuming
 
     def _loop(self) -> bool:
         """Train, save and evaluate; return whether the schedule was completed."""
@@ -354,6 +355,7 @@ class TrainingRun:
             self.monitor.say(f"{self._stop_reason()}: saving checkpoint-{step}; a second Ctrl-C ends without it")
 
         def write(folder: Path) -> None:
+            self.accelerator.step = 0  # as after resuming, so that checkpoints do not tell the two apart
             self.accelerator.save_state(str(folder))
             if self.trainer.ema:
                 dcp.save(self.trainer.ema, checkpoint_id=folder / "ema")
