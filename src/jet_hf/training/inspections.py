@@ -58,7 +58,7 @@ class Inspections:
         images = images and is_due(step, arguments.sample_steps, num_steps)
         if not evaluation and not images:
             return
-        # Loaders draw seeds. A run that makes up for this must not end with other random states than one that need not.
+        # Loaders draw seeds, by which a run that makes up for this would differ from one that need not.
         with self.trainer.averaged_weights(), torch.random.fork_rng(devices=[]):
             if evaluation:
                 self.monitor.evaluation_done({"step": step, **self._evaluate()})
