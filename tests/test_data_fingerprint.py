@@ -72,8 +72,19 @@ def test_a_run_does_not_go_on_with_other_data(begun, tmp_path, case):
         for i in range(5):
             (data / "train" / f"{i}.png").unlink()
     output = resume(begun, tmp_path / "run", data, code=1)
-    assert f"checkpoint-2 cannot go on with other data: the images of the split 'train' of {data} are not" in output
+    assert "checkpoint-2: the training images are not the same ones in the same order" in output
     assert "Traceback" not in output
+
+
+def test_a_run_does_not_compare_its_evaluations_with_those_of_other_images(begun, tmp_path):
+    root, images, options = begun
+    data = Path(shutil.copytree(images, tmp_path / "data"))
+    evaluated = options | {"eval_steps": 2}
+    run_to_end(root, dataset_path=data, output_dir=tmp_path / "run", **evaluated)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    next((data / "validation").rglob("*.png")).unlink()
+    output = run_to_end(root, 1, dataset_path=data, output_dir=tmp_path / "run", **evaluated)
+    assert "the held-out images are not the same ones in the same order" in output
 
 
 def test_a_run_goes_on_with_data_that_were_moved_to_the_same_weights(begun, tmp_path):
@@ -90,13 +101,13 @@ def test_another_data_set_of_as_many_images_is_refused_where_a_checkpoint_can_te
     run_to_end(tmp_path, dataset_path=ten, **options)
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
     output = run_to_end(tmp_path, 1, dataset_path=hundred, **options)
-    assert "cannot go on with other data" in output and "Traceback" not in output
+    assert "the training images are not the same ones in the same order" in output and "Traceback" not in output
     file = tmp_path / "run" / "checkpoint-2" / "checkpoint.json"
     manifest = json.loads(file.read_text())
     del manifest["trajectory"]["data"]  # as an earlier version wrote it
     file.write_text(json.dumps(manifest))
     output = run_to_end(tmp_path, dataset_path=ten, **options)
-    assert "does not say which images it was trained on" in output and "after 2 of 4 steps" in output
+    assert "which did not record data:" in output and "after 2 of 4 steps" in output
 
 
 def test_fingerprints_tell_pixels_classes_and_their_order_apart(tmp_path, isolated_cache):

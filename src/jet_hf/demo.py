@@ -5,7 +5,6 @@ Trains a small Jet on crops of real photographs and shows what it learnt about o
 The data path is the one of every training: a folder of images, `datasets`, batches of bytes.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from . import JetConfig, JetForDensityEstimation, JetImageProcessor
 from .baselines import codec_bits_per_dim, histogram_bits_per_dim
 from .data import Batch, DataSource, Shares, load_pixels, read_pixels, train_batches
 from .evaluation import Evaluation, evaluate
-from .files import new_folder
+from .files import new_folder, strict_json
 from .model.likelihood_jet import scale_bytes
 from .photographs import SPLITS, write_photographs
 from .plots import plot_image_rows, plot_learning_curve
@@ -100,7 +99,7 @@ def run_demo(arguments: DemoArguments) -> dict:
             "bits_per_dim": {name: summary(bits) for name, bits in rows.items()},
         }
         (folder / "results.md").write_text(table + "\n")
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        (folder / "results.json").write_text(strict_json(results, indent=2) + "\n")
     print(f"\n{table}\n\nTrained {len(history)} steps in {seconds:.0f} s.")
     print(f"Reconstructions are {'' if bytes_equal else 'NOT '}equal to the originals, byte for byte.")
     print(f"Wrote {output_dir}/: model/, samples.png, reconstructions.png, learning_curve.png, results.json")

@@ -1,7 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Scores a data set: bits per dimension with its standard error, on any number of processes."""
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .data import RELEASES, Batch, DataSource, PixelSplit, eval_batches, known_release
-from .files import replace_text
+from .files import replace_text, strict_json
 from .hub import EvaluationRecord
 from .model.likelihood_jet import scale_bytes
 from .model.validation_jet import check_whole, trusted_values
@@ -151,7 +150,7 @@ def _collect(scores: torch.Tensor, batch: Batch, draws: torch.Tensor) -> None:
 
 
 def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, pixels: PixelSplit) -> dict:
-    """What was scored and how it came out, ready for JSON; a standard error that is not known is `None`."""
+    """Return the facts of an evaluation and its results, ready for JSON; an unknown standard error is `None`."""
     release = known_release(source)
     error = evaluation.standard_error
     return {
@@ -185,7 +184,7 @@ def write_scores(path: str | os.PathLike, evaluation: Evaluation, source: DataSo
         "num_noise_samples": evaluation.num_noise_samples,
         "bits_per_dim": [round(bits, 4) for bits in evaluation.bits_per_dim.tolist()],
     }
-    replace_text(Path(path), json.dumps(content) + "\n")
+    replace_text(Path(path), strict_json(content) + "\n")
 
 
 def data_title(source: DataSource) -> str:

@@ -100,9 +100,10 @@ def _epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
 def outlive_termination(worker_id: int) -> None:
     """
-    For workers of a loader: a job that is pre-empted signals all its processes, but the one that trains needs batches
-    until it has saved.
+    Let a worker of a loader outlive SIGTERM and Ctrl-C, which schedulers and terminals send to all processes of a job:
+    the one that trains needs batches until it has saved.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_OF_GRACE))
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..files import check_is_free, replace_file, replace_text
+from ..files import check_is_free, replace_file, replace_text, strict_json
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
 from .columns import find_image_column, find_label_column
@@ -181,7 +181,7 @@ def _begin(folder: Path, arguments: PreparationArguments, num_shards: int, num_i
     versions = {"jet_hf": __version__, "pillow": PIL.__version__, "pyarrow": pa.__version__}
     record["splits"].setdefault(arguments.split, {"parameters": parameters, "versions": versions})
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    replace_text(folder / PREPARATION_FILE, json.dumps(record, indent=2) + "\n")
+    replace_text(folder / PREPARATION_FILE, strict_json(record, indent=2) + "\n")
 
 
 class _Shards:
@@ -215,7 +215,7 @@ class _Shards:
         with pq.ParquetWriter(draft, self.features.arrow_schema, write_statistics=False) as writer:
             for table in self._tables(index, record):
                 writer.write_table(table)
-            writer.add_key_value_metadata({METADATA_KEY: json.dumps(record, sort_keys=True)})
+            writer.add_key_value_metadata({METADATA_KEY: strict_json(record, sort_keys=True)})
 
     def _tables(self, index: int, record: dict) -> Iterator[pa.Table]:
         """Pixels and labels of a shard, a few hundred at a time."""
@@ -342,7 +342,7 @@ def _finish(folder: Path, arguments: PreparationArguments, records: list[dict], 
         "skipped": skipped,
         "source_format": result.source_format,
     }
-    replace_text(folder / PREPARATION_FILE, json.dumps(record, indent=2) + "\n")
+    replace_text(folder / PREPARATION_FILE, strict_json(record, indent=2) + "\n")
     replace_text(folder / "README.md", dataset_card(record))
     if skipped:
         logger.warning("%d images cannot be decoded and were skipped: %s.", len(skipped), "; ".join(skipped))

@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """What a run starts from: processes and devices, model, data, number of steps."""
 
+import hashlib
 import logging
 import os
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ..evaluation import check_processes
 from ..model.configuration_jet import JetConfig
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
+from ..precision import resolve_precision
 from .arguments import TrainArguments
 
 
@@ -32,9 +34,10 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
     The accelerator of a run: precision and trackers of its arguments, processes and devices of the launcher.
 
     Raises:
-        ValueError: for a tracker that is unknown or not installed, or processes that do not see each other.
+        ValueError: for a precision other than `no` and `bf16`, a tracker that is unknown or not installed, or
+            processes that do not see each other.
     """
-    precision = arguments.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    precision = resolve_precision(arguments.mixed_precision)
     installed = [str(tracker) for tracker in get_available_trackers()]
     for tracker in arguments.report_to or []:
         # accelerate passes over trackers that are not installed.
@@ -49,7 +52,7 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
         fsdp = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
     accelerator = Accelerator(
         fsdp_plugin=fsdp,
-        mixed_precision=arguments.mixed_precision,
+        mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=arguments.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
         ),
@@ -80,6 +83,15 @@ def make_model(arguments: TrainArguments) -> JetForDensityEstimation:
             "with a context of its own is trained by calling it with one, as any model of PyTorch."
         )
     return model
+
+
+def weights_digest(model: JetForDensityEstimation) -> str:
+    """Return a SHA-256 of a model's weights and permutations, whatever file they come from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def make_processor(config: JetConfig, arguments: TrainArguments) -> JetImageProcessor:
