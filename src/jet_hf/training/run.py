@@ -244,10 +244,8 @@ class TrainingRun:
 
     def _read_weights(self, models: list, folder: str) -> None:
         if models:
-            load_model(
-                self.model,
-                Path(folder) / "model.safetensors",
-            )
+            # On the CPU, from which they are copied: safetensors refuses an indexed CPU device such as cpu:0.
+            load_model(self.model, Path(folder) / "model.safetensors", device="cpu")
         models.clear()
 
     def _trajectory(self) -> dict:
@@ -366,8 +364,8 @@ class TrainingRun:
         about = {"trajectory": self._trajectory(), "num_processes": self.accelerator.num_processes}
         start = time.monotonic()
         save_checkpoint(self.output_dir, step, about, write, self.accelerator)
-        self._compare_with_grace(time.monotonic() - start)
         if self.accelerator.is_main_process:
+            self._compare_with_grace(time.monotonic() - start)
             prune_checkpoints(self.output_dir, self.arguments.save_total_limit)
 
     def _compare_with_grace(self, seconds: float) -> None:
