@@ -52,7 +52,7 @@ def test_an_argument_without_a_declaration_is_an_error_at_import():
 def test_a_checkpoint_holds_all_that_arguments_declare_to_decide(run_here, tmp_path):
     run_here(max_steps=2, save_steps=1)
     recorded = read_manifest(tmp_path / "run" / "checkpoint-1")["trajectory"]
-    assert declared_entries() - recorded.keys() <= {"data"}
+    assert declared_entries() <= recorded.keys()
     shutil.rmtree(tmp_path / "run" / "checkpoint-2")
     with pytest.raises(ValueError, match="`max_eval_images` was None and is now 3"):
         run_here(max_steps=2, max_eval_images=3, resume_from_checkpoint="latest")
