@@ -1,13 +1,11 @@
 #!/usr/bin/env python
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Scores a split of a data set in bits per dimension: JSON on stdout, a table on stderr.
+Score a split of a dataset in bits per dimension: JSON on stdout, a table on stderr.
     python scripts/evaluate.py --model runs/cifar10 --dataset uoft-cs/cifar10
     accelerate launch scripts/evaluate.py --model runs/imagenet64 --dataset valid_64x64.tar --num_noise_samples 16
 """
 
-import json
-import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -18,9 +16,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.data import DataSource, UndecodableImagesError, load_pixels
-from jet_hf.evaluation import describe_evaluation, evaluate, evaluation_record, held_out_split, write_scores
+from jet_hf.console import console
+from jet_hf.data import DataSource, UndecodableImagesError, held_out_split, load_pixels
+from jet_hf.evaluation import describe_evaluation, evaluate, evaluation_record, write_scores
+from jet_hf.files import strict_json
 from jet_hf.hub import add_evaluation
+from jet_hf.precision import resolve_precision
 
 
 @dataclass
@@ -37,7 +38,7 @@ class EvaluateArguments:
     max_images: int | None = field(default=None, metadata={"help": "Scores the first images only."})
     random_crops_per_image: int | None = field(default=None, metadata={"help": "Crops of full size that are scored."})
     seed: int = field(default=0, metadata={"help": "Draws crops, and the noise of each image, in any batches alike."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16, of the conditioners."})
+    mixed_precision: str = field(default="no", metadata={"help": "Of the conditioners: no or bf16."})
     scores_file: str | None = field(default=None, metadata={"help": "JSON file to write each image's score to."})
     write_model_card: bool = field(default=False, metadata={"help": "Add the score to the card in --model."})
 
@@ -46,7 +47,7 @@ def main() -> None:
     (arguments,) = HfArgumentParser(EvaluateArguments, description=__doc__).parse_args_into_dataclasses()
     if arguments.write_model_card and not (card := Path(arguments.model) / "README.md").is_file():
         raise ValueError(f"--write_model_card needs a folder with a card, there is no {card}.")
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    accelerator = Accelerator(mixed_precision=resolve_precision(arguments.mixed_precision))
     model = JetForDensityEstimation.from_pretrained(arguments.model)
     processor = JetImageProcessor.from_pretrained(arguments.model)
     columns = {name: getattr(arguments, name) for name in ("image_column", "label_column")}
@@ -68,13 +69,11 @@ def main() -> None:
         result = {"model": arguments.model, **describe_evaluation(evaluation, source, split, pixels)}
         result |= {name: getattr(arguments, name) for name in ("seed", "mixed_precision")}
         result |= {"num_processes": accelerator.num_processes, "images_per_second": speed}
-        print(json.dumps(result, indent=2))
+        print(strict_json(result, indent=2))
         print(*(f"{name:20} {value}" for name, value in result.items()), sep="\n", file=sys.stderr)
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    try:
+    with console(ValueError, OSError, StrictDataclassError, UndecodableImagesError):
         main()
-    except (ValueError, OSError, StrictDataclassError, UndecodableImagesError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}" if os.environ.get("RANK", "0") == "0" else 1)

@@ -11,12 +11,11 @@ Started again with the same arguments, it goes on where it was stopped; the shar
 """
 
 import argparse
-import logging
-import sys
 from concurrent.futures.process import BrokenProcessPool
 
 from transformers import HfArgumentParser
 
+from jet_hf.console import console
 from jet_hf.data import UndecodableImagesError
 from jet_hf.data.preparation import PreparationArguments, prepare
 
@@ -26,13 +25,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
 
 def main() -> None:
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
     parser = HfArgumentParser(PreparationArguments, description=__doc__, formatter_class=HelpFormatter)
     (arguments,) = parser.parse_args_into_dataclasses()
-    try:
-        result = prepare(arguments)
-    except (ValueError, OSError, UndecodableImagesError, BrokenProcessPool) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    result = prepare(arguments)
     print(
         f"{arguments.output_dir}: {result.num_images} images of {arguments.split} in {result.num_shards} shards, "
         f"{result.num_found} of which were there already; {result.num_skipped} undecodable ones were skipped."
@@ -40,4 +35,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with console(ValueError, OSError, UndecodableImagesError, BrokenProcessPool):
+        main()

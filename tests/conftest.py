@@ -19,6 +19,10 @@ ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="Kills in each loop of tests/test_kills.py.")
+
+
 def pytest_collection_modifyitems(items):
     """Parity with the original comes first: nothing else counts where it fails."""
     items.sort(key=lambda item: "test_parity" not in item.nodeid)

@@ -5,13 +5,16 @@ import logging
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_bytes, random_images, tiny_config, tiny_model
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from jet_hf import JetConfig
+from jet_hf import JetConfig, JetImageProcessor
+from jet_hf.density import bits_per_patch
+from jet_hf.sampling import interpolate, reconstruct
 
 
 NAN, INF = math.nan, math.inf
@@ -194,7 +197,7 @@ def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
         (torch.tensor(0.5), r"must have shape \(batch_size, 3, 8, 8\), got \(\)"),
         *[
             (BYTES.to(dtype), f"must be torch.float32, got {dtype}")
-            for dtype in (torch.uint8, torch.int64, torch.bool, torch.float16, torch.bfloat16, torch.float64)
+            for dtype in (torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.float64)
         ],
         (IMAGES.numpy(), "must be a torch.Tensor, got ndarray"),
         (IMAGES.tolist(), "must be a torch.Tensor, got list"),
@@ -208,18 +211,50 @@ def test_wrong_images(plain, call, images, message):
         function(plain, images)
 
 
+@pytest.mark.parametrize("call", ["encode", "decode"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_flow_takes_no_half_precision(plain, call, dtype):
+    function, name = CALLS[call]
+    with pytest.raises(ValueError, match=f"^`{name}` must be torch.float32, got {dtype}.*round away"):
+        function(plain, IMAGES.to(dtype))
+
+
+def normalized(mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (BYTES / 255 - mean) / std
+
+
+NARROWED = [torch.float32, torch.float16, torch.bfloat16]
+SCALERS = {
+    "model": lambda model, images: model(images),
+    "patches": lambda model, images: bits_per_patch(model, images, NOISE),
+    "reconstruct": lambda model, images: reconstruct(model, images),
+    "interpolate": lambda model, images: interpolate(model, images[0], images[1], 2),
+}
+
+
+@pytest.mark.parametrize("call", SCALERS)
 @pytest.mark.parametrize(
-    "images, got",
+    "images, reason",
     [
-        (BYTES.float(), "from 0 to 255"),
-        (BYTES / 255 * 2, "from 0 to 2"),
-        (with_value(IMAGES, 1.01), "from -1 to 1.01"),
-        (with_value(IMAGES, -1.01), "from -1.01 to "),
+        *[((BYTES / 255).to(dtype), r"`u / 255` in \[0, 1\]: scale them to \[-1, 1\]") for dtype in NARROWED],
+        (BYTES.float(), "whole numbers from 0 to 255: scale bytes"),
+        (BYTES / 255 * 2, "which lie in .* got values from 0 to 2: .* in another way"),
+        (with_value(IMAGES, 1.01), "got values from -1 to 1.01"),
+        (with_value(IMAGES, -1.01), "got values from -1.01 to "),
+        (normalized((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "normalized with ImageNet's mean"),
+        (normalized((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)), "with CLIP's mean"),
+        (normalized((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), "got values from -2 to 2: .* normalized in another way"),
+        *[(((BYTES + 0.5) / 127.5 - 1).to(dtype), "between the grey levels") for dtype in NARROWED],
+        ((BYTES.float().roll(1, 3) + BYTES) / 255 - 1, "between the grey levels, as resizing without rounding"),
+        (with_value(IMAGES, 0.1), r"between the grey levels.* Continuous values go to `encode` or `distribution\(\)"),
     ],
 )
-def test_images_off_the_scale_are_not_scored(plain, images, got):
-    with pytest.raises(ValueError, match=rf"^`pixel_values` must lie in \[-1, 1\], got values {got}"):
-        plain(images)
+def test_images_off_the_grid_of_bytes_are_not_scored(plain, call, images, reason):
+    with pytest.raises(
+        ValueError, match=rf"^`(pixel_values|images)` must be 8-bit images `u / 127.5 - 1`, .*{reason}"
+    ):
+        SCALERS[call](plain, images)
 
 
 def test_a_flow_encodes_what_a_density_model_does_not_score(plain):
@@ -264,6 +299,27 @@ def test_noise_at_the_edge_works(plain):
 def test_noise_and_generator_together(plain):
     with pytest.raises(ValueError, match="give `noise` or the `generator` that draws it, got both"):
         plain(IMAGES, noise=NOISE, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("generator", [3, [torch.Generator()], np.random.default_rng(0)])
+def test_only_torch_draws(plain, generator):
+    message = f"`generator` must be a torch.Generator.* got {type(generator).__name__}"
+    for call in (plain.sample, lambda number, generator: plain(IMAGES[:number], generator=generator)):
+        with pytest.raises(ValueError, match=message):
+            call(1, generator=generator)
+
+
+def test_numbers_of_numpy_are_numbers(plain):
+    def sample(num_samples, temperature):
+        generator = torch.Generator().manual_seed(0)
+        return plain.sample(num_samples, temperature=temperature, generator=generator)
+
+    assert torch.equal(sample(np.int64(2), np.float32(0.5)), sample(2, 0.5))
+    assert len(sample(np.uint8(1), np.int16(1))) == 1
+    assert JetImageProcessor(size=np.int64(8)).size == {"height": 8, "width": 8}
+    for number in (np.float64(2), np.True_, np.array(2)):
+        with pytest.raises(ValueError, match="`num_samples` must be a whole number"):
+            sample(number, 1.0)
 
 
 # Context and labels

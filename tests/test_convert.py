@@ -13,7 +13,7 @@ from conftest import FIXTURES, ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
-from jet_hf import JetConfig, JetForDensityEstimation, JetImageProcessor, JetModel
+from jet_hf import JetConfig, JetForDensityEstimation, JetImageProcessor
 from jet_hf.convert import CheckpointError, convert_big_vision, convert_checkpoint, convert_jet_pytorch
 
 
@@ -373,7 +373,7 @@ def test_converted_folder_is_whole_and_loads(tmp_path):
     assert not any(loading.values())
     assert all(torch.equal(model.state_dict()[name], weight) for name, weight in weights.items())
     assert model.config.hidden_size == config.hidden_size == 32
-    assert type(AutoModel.from_pretrained(folder)) is JetModel
+    assert type(AutoModel.from_pretrained(folder)) is JetForDensityEstimation
     processor = AutoImageProcessor.from_pretrained(folder)
     assert type(processor) is JetImageProcessor
     assert (processor.size, processor.num_channels) == ({"height": 16, "width": 16}, 3)

@@ -23,10 +23,9 @@ from jet_hf.data import (
     Shares,
     UndecodableImagesError,
     eval_batches,
-    load_image_folder,
     load_pixels,
-    to_pixels,
-    to_random_crops,
+    open_split,
+    read_pixels,
     train_batches,
 )
 from jet_hf.data import pixels as pixels_module
@@ -50,40 +49,42 @@ def photographs(tmp_path_factory):
 def test_photographs_of_the_two_splits_are_different_scenes(photographs):
     assert not set(SPLITS["train"]) & set(SPLITS["validation"])
     for split, names in SPLITS.items():
-        dataset = load_image_folder(photographs, split, cache_dir=photographs / "cache")
+        dataset = open_split(DataSource(path=str(photographs)), split)
         assert len(dataset) == len(names)
         for row, name in zip(dataset, sorted(names), strict=True):
-            assert np.array_equal(np.asarray(row["image"]), load_photograph(name))
-            assert row["image"].mode == "RGB" and min(row["image"].size) >= 300
+            image = Image.open(row["image"]["path"])
+            assert np.array_equal(np.asarray(image), load_photograph(name))
+            assert image.mode == "RGB" and min(image.size) >= 300
 
 
-def test_random_crops_are_pieces_of_their_photographs(photographs):
-    dataset = load_image_folder(photographs, "validation", cache_dir=photographs / "cache")
-    crops = to_random_crops(dataset, image_size=16, crops_per_image=3, seed=0)
-    assert crops.column_names == ["pixels"] and len(crops) == 6
-    (batch,) = eval_batches(crops, 6)
-    pixels = batch.pixels.numpy()
+@pytest.mark.parametrize("keep_in_memory", [False, True])
+def test_random_crops_are_pieces_of_their_photographs(photographs, keep_in_memory):
+    def crops(seed: int) -> np.ndarray:
+        options = {"random_crops_per_image": 3, "seed": seed, "keep_in_memory": keep_in_memory}
+        loaded = load_pixels(DataSource(path=str(photographs)), "validation", JetImageProcessor(size=16), **options)
+        assert loaded.dataset.column_names == ["pixels"] and bool(loaded.dataset.cache_files) != keep_in_memory
+        return read_pixels(loaded.dataset).numpy()
+
+    pixels = crops(seed=0)
     assert pixels.shape == (6, 3, 16, 16) and pixels.dtype == np.uint8
     for i, crop in enumerate(pixels):
-        photograph = np.asarray(dataset[i // 3]["image"]).transpose(2, 0, 1)
+        photograph = load_photograph(SPLITS["validation"][i // 3]).transpose(2, 0, 1)
         windows = np.lib.stride_tricks.sliding_window_view(photograph, (3, 16, 16))[0]
         assert (windows == crop).all(axis=(2, 3, 4)).any()
-    again, other = (to_random_crops(dataset, 16, 3, seed=seed).with_format("numpy")["pixels"][:] for seed in (0, 1))
-    assert np.array_equal(again, pixels) and not np.array_equal(other, pixels)
+    assert np.array_equal(crops(seed=0), pixels) and not np.array_equal(crops(seed=1), pixels)
 
 
 def test_crops_of_a_photograph_that_is_too_small_are_refused(photographs):
-    dataset = load_image_folder(photographs, "validation", cache_dir=photographs / "cache")
+    source, processor = DataSource(path=str(photographs)), JetImageProcessor(size=4000)
     with pytest.raises(Exception, match="fewer than the crop's 4000"):
-        to_random_crops(dataset, image_size=4000, crops_per_image=1, seed=0)
+        load_pixels(source, "validation", processor, random_crops_per_image=1)
 
 
 def test_pixels_are_those_of_the_image_processor(photographs):
-    dataset = load_image_folder(photographs, "validation", cache_dir=photographs / "cache")
     processor = JetImageProcessor(size=24)
-    (batch,) = eval_batches(to_pixels(dataset, processor), 2)
-    expected = processor([row["image"] for row in dataset], return_tensors="pt").pixel_values
-    assert torch.equal(batch.pixels / 127.5 - 1, expected)
+    (batch,) = eval_batches(load_pixels(DataSource(path=str(photographs)), "validation", processor).dataset, 2)
+    images = [load_photograph(name) for name in SPLITS["validation"]]
+    assert torch.equal(batch.pixels / 127.5 - 1, processor(images, return_tensors="pt").pixel_values)
 
 
 def numbered(count: int) -> datasets.Dataset:
@@ -237,10 +238,12 @@ def test_decoding_stops_as_soon_as_the_share_is_passed(tmp_path, monkeypatch):
 
 
 def test_a_file_that_cannot_be_read_is_no_undecodable_image(tmp_path):
-    features = datasets.Features({"image": datasets.Image()})
-    data = datasets.Dataset.from_dict({"image": [str(tmp_path / "gone.png")]}, features=features)
+    source = DataSource(path=str(tmp_path))
+    (tmp_path / "gone.png").write_bytes(encode(GOOD[0]))
+    assert source.contents.splits
+    (tmp_path / "gone.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
-        to_pixels(data, PROCESSOR)
+        load_pixels(source, "train", PROCESSOR)
 
 
 def nothing():

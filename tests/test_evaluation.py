@@ -1,5 +1,6 @@
 """Scores of data sets, and scripts/evaluate.py."""
 
+import importlib.metadata
 import json
 import math
 import runpy
@@ -14,9 +15,11 @@ import yaml
 from conftest import ROOT, random_bytes, tiny_config, tiny_model
 from train_process import environment, write_images
 
+import jet_hf
 from jet_hf import JetImageProcessor
-from jet_hf.data import DataSource, PixelSplit, UnknownSplitError
-from jet_hf.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record, held_out_split
+from jet_hf.data import DataSource, PixelSplit, UnknownSplitError, held_out_split
+from jet_hf.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record
+from jet_hf.model.likelihood_jet import scale_bytes
 from jet_hf.noise import uniform_noise
 
 
@@ -125,6 +128,18 @@ def test_a_data_set_without_images_is_refused(model, pixels):
         evaluate(model, pixels.select([]))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_only_bytes_are_read(model, pixels, dtype):
+    """Images scaled to [0, 1] would become zeros, and score well."""
+    images = np.array(pixels["pixels"]) / (255 if dtype == "float32" else 1)
+    features = datasets.Features({"pixels": datasets.Array3D((3, 8, 8), dtype)})
+    scaled = datasets.Dataset.from_dict({"pixels": list(images.astype(dtype))}, features=features)
+    with pytest.raises(ValueError, match=r"must have a column `pixels` of uint8 arrays \(C, S, S\), got Array3D"):
+        evaluate(model, scaled)
+    with pytest.raises(ValueError, match=r"`pixels` must be bytes .*got torch.float64"):
+        scale_bytes(torch.from_numpy(images).double())
+
+
 def test_reports_say_which_release_and_which_lossy_format(pixels):
     scores = Evaluation(torch.tensor([3.0], dtype=torch.float64), num_noise_samples=4)
     source = DataSource(name="someone/imagenet", release="imagenet1k_vandenoord")
@@ -138,6 +153,21 @@ def test_reports_say_which_release_and_which_lossy_format(pixels):
     plain = describe_evaluation(scores, DataSource(name="a/b"), "test", PixelSplit(pixels, 0, "PNG"))
     assert plain["release"] is None and plain["lossy_source_format"] is None
     assert evaluation_record(scores, DataSource(path="/home/me/cats"), "test").dataset_name == "cats"
+
+
+def test_reports_need_no_installed_package(pixels, monkeypatch):
+    """A checkout on the path has no metadata of its own."""
+    find = importlib.metadata.Distribution.from_name
+
+    def from_name(name):
+        if name == "jet_hf":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", from_name)
+    scores = Evaluation(torch.tensor([3.0, 4.0]).double())
+    described = describe_evaluation(scores, DataSource(name="a/b"), "test", PixelSplit(pixels, 0, "PNG"))
+    assert described["versions"]["jet_hf"] == jet_hf.__version__
 
 
 def test_a_release_that_its_files_tell_is_named_without_being_given(tmp_path):

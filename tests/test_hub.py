@@ -364,13 +364,13 @@ def test_push_to_hub_of_transformers(hub, client, output_dir, repo_id):
     assert [name for name in theirs if theirs[name] != ours.get(name)] == ["README.md"]
     assert card_metadata(theirs["README.md"].decode())["library_name"] == "transformers"
     load = """
-pixels = torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8)
+pixels = torch.arange(192).reshape(1, 3, 8, 8) / 127.5 - 1
 bits = JetForDensityEstimation.from_pretrained(repo_id)(pixels, noise=torch.full_like(pixels, 0.5)).bits_per_dim
 names = [type(auto.from_pretrained(repo_id)).__name__ for auto in (AutoModel, AutoImageProcessor)]
 result = [*names, bits.item()]
 """
-    pixels = torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8)
+    pixels = torch.arange(192).reshape(1, 3, 8, 8) / 127.5 - 1
     bits = tiny_model()(pixels, noise=torch.full_like(pixels, 0.5)).bits_per_dim
-    assert client(load, token=None, repo_id=repo_id) == ["JetModel", "JetImageProcessor", bits.item()]
+    assert client(load, token=None, repo_id=repo_id) == ["JetForDensityEstimation", "JetImageProcessor", bits.item()]
     client.push(output_dir, repo_id)
     assert hub.files(repo_id) == ours

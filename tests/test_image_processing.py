@@ -211,6 +211,13 @@ def test_exif_orientation(orientation, turn):
     np.testing.assert_array_equal(turned, to_chw(turn(stored)))
 
 
+@pytest.mark.parametrize("name", ["rotated.jpg", "junk_exif.jpg", "broken_exif.jpg"])
+def test_exif_data_that_cannot_be_read_are_passed_over(good, name):
+    processor = JetImageProcessor(do_resize=False, do_center_crop=False)
+    pixels, plain = (as_bytes(processor, Image.open(good[name]))[0] for name in (name, "plain.png"))
+    assert pixels.shape == plain.shape and np.abs(pixels.astype(int) - plain).mean() < 3  # JPEG
+
+
 # Arrays and tensors
 
 

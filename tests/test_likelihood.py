@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 from conftest import random_bytes, random_images, tiny_config, tiny_model
+from PIL import Image
 
-from jet_hf import JetForDensityEstimation
+from jet_hf import JetForDensityEstimation, JetImageProcessor
 
 
 @torch.no_grad()
@@ -142,3 +143,33 @@ def test_bytes_of_one_image_do_not_depend_on_its_batch():
     whole = model(x, noise=noise).bits_per_dim
     alone = torch.cat([model(x[i : i + 1], noise=noise[i : i + 1]).bits_per_dim for i in range(5)])
     torch.testing.assert_close(alone, whole, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_images_have_the_score_of_their_bytes(dtype):
+    """Every byte is told apart, so that `.to(model.device, model.dtype)`, as for other models, changes nothing."""
+    model = tiny_model(image_size=16, num_channels=1).to(dtype)
+    every_byte = torch.arange(256).reshape(1, 1, 16, 16)
+    exact = every_byte / 127.5 - 1
+    processor = JetImageProcessor(size=16, num_channels=1)
+    processed = processor(Image.fromarray(every_byte[0, 0].byte().numpy()), return_tensors="pt")
+    narrow = processed.to(model.device, model.dtype).pixel_values
+    assert narrow.dtype == dtype and not torch.equal(narrow.float(), exact)
+    noise = torch.rand(exact.shape, generator=torch.Generator().manual_seed(0))
+    for train in (False, True):
+        model.train(train)
+        output, expected = model(narrow, noise=noise), model(exact, noise=noise)
+        assert output.bits_per_dim.dtype == torch.float32
+        for name, value in output.items():
+            assert torch.equal(value, expected[name]), name
+
+
+def test_half_precision_images_have_gradients():
+    model = tiny_model()
+    images, noise = random_images(2, model.config), torch.full((2, 3, 8, 8), 0.5)
+    gradients = []
+    for pixel_values in (images, images.bfloat16()):
+        pixel_values.requires_grad_()
+        model(pixel_values, noise=noise).loss.backward()
+        gradients.append(pixel_values.grad)
+    assert torch.equal(gradients[0].bfloat16(), gradients[1])

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from conftest import ROOT, random_bytes, random_images, tiny_model
 from PIL import Image
 
 from jet_hf import JetImageProcessor
+from jet_hf.files import replace_text
 from jet_hf.sampling import (
     decode_steps,
     draw_latents,
@@ -53,8 +55,8 @@ def test_samples_are_decoded_latents_at_a_temperature(model, processor):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_images": 0}, "`num_images` must be at least 1, got 0"),
-        ({"num_images": 1, "batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"num_images": 0}, "`num_images` must be a whole number of at least 1, got 0"),
+        ({"num_images": 1, "batch_size": 0}, "`batch_size` must be a whole number of at least 1, got 0"),
         ({"num_images": 1, "temperature": -1.0}, "`temperature` must be zero or a positive number, got -1.0"),
     ],
 )
@@ -70,7 +72,7 @@ def test_reconstruction_is_measured(model, processor):
     assert torch.equal(torch.from_numpy(pixels_of(processor.post_process(result.pixel_values))).movedim(3, 1), pixels)
 
     class Lossy:  # a model that does not invert
-        encode, config = model.encode, model.config
+        encode, config, jet = model.encode, model.config, model.jet
 
         def decode(self, latents, labels=None):
             pixel_values, log_det = model.decode(latents)
@@ -93,7 +95,7 @@ def test_interpolation_keeps_to_the_great_circle(model):
     assert cosines.max() - cosines.min() < 1e-3 and cosines.max() < 0.999
     same = interpolate(model, first, first, num_steps=3)
     torch.testing.assert_close(same, (first + 0.5 / 127.5).expand(3, -1, -1, -1), atol=1e-4, rtol=0)
-    with pytest.raises(ValueError, match="`num_steps` must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="`num_steps` must be a whole number of at least 2, got 1"):
         interpolate(model, first, second, num_steps=1)
 
 
@@ -137,6 +139,12 @@ def test_script(saved, model, processor, tmp_path):
     result = run("--model", saved, "--interpolate", *inputs, "--num_images", "4", "--output_dir", tmp_path / "way")
     assert result.returncode == 0 and len(list((tmp_path / "way").iterdir())) == 5
 
+    longest = tmp_path / ("é" * (os.pathconf(tmp_path, "PC_NAME_MAX") // 2))
+    assert run("--model", saved, "--num_images", "1", "--output_dir", longest).returncode == 0
+    assert sorted(path.name for path in longest.iterdir()) == ["00000.png", "grid.png"]
+    replace_text(longest / longest.name, "text")
+    assert (longest / longest.name).read_text() == "text" and len(list(longest.iterdir())) == 3
+
 
 def test_script_refuses_in_one_line(saved, tmp_path):
     (tmp_path / "full").mkdir()
@@ -166,7 +174,7 @@ def test_decoding_can_be_watched(model):
     torch.testing.assert_close(again[2][1], model.jet.unpatchify(states.hidden_states[2]), rtol=0, atol=1e-5)
     assert torch.equal(again[5][1], model.decode(states.latents)[0])
     assert [done for done, _ in decode_steps(model, latents, num_steps=9)] == [0, 1, 2, 3, 4, 5]
-    with pytest.raises(ValueError, match="`num_steps` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`num_steps` must be a whole number of at least 1, got 0"):
         next(decode_steps(model, latents, num_steps=0))
 
 

@@ -184,6 +184,16 @@ def test_map_style_sources_are_streamed_too(tmp_path):
     assert stream(source, 2, 2) == images and images[:21] != images[21:42]
 
 
+@pytest.mark.parametrize("map_style", [False, True])
+def test_a_stream_of_the_first_images_holds_no_others(source, tmp_path, map_style):
+    if map_style:
+        features = datasets.Features({"pixels": datasets.Array3D((3, 2, 2), "uint8")})
+        rows = {"pixels": [np.full((3, 2, 2), i, np.uint8) for i in range(NUM_IMAGES)]}
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path)
+        source = DataSource(path=str(tmp_path))
+    assert set(stream(source, num_steps=3, max_images=5)) == set(range(5))
+
+
 def nothing():
     yield from ()
 
@@ -194,7 +204,7 @@ def test_a_stream_without_images_is_an_error(source, monkeypatch, map_style):
     empty = datasets.IterableDataset.from_generator(nothing, features=features)
     if map_style:
         empty = datasets.Dataset.from_dict({"image": []}, features)
-    monkeypatch.setattr("jet_hf.data.streaming.open_split", lambda *_: empty)
+    monkeypatch.setattr("jet_hf.data.streaming.open_split", lambda *_, **__: empty)
     with pytest.raises(ValueError, match=r"^split 'train' of .* holds no images\.$"):
         stream(source)
 

@@ -20,6 +20,7 @@ from hub_server import HubServer
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors.torch import load_file
+from test_files import parse_strictly
 from train_process import TINY, TrainProcess, command, environment, run_to_end, write_images
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
@@ -150,16 +151,19 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(root, images, straig
     assert_same_run(folder, straight)
 
 
-def test_sigterm_saves_and_ends_in_order(root, images, straight):
-    folder = root / "terminated"
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_in_order(root, images, straight, number):
+    folder = root / number.name
     options = {"dataset_path": images, "output_dir": folder, "use_ema": True, "ema_decay": 0.9, "save_steps": 0}
     options["dataloader_num_workers"] = 1  # the signal goes to all processes of a job
 
     def five_steps():
         return (folder / "metrics.jsonl").exists() and '"step": 5,' in (folder / "metrics.jsonl").read_text()
 
-    process = TrainProcess(root, **options).when(five_steps, signal.SIGTERM)
-    assert "stopped by SIGTERM" in process.wait(code=0)
+    process = TrainProcess(root, **options).when(five_steps, number)
+    output = process.wait(code=0)
+    assert f"stopped by {number.name} after step" in output and "Traceback" not in output
+    assert not process.running() and not [path for path in folder.iterdir() if path.name.startswith(".")]
     (checkpoint,) = folder.glob("checkpoint-*")
     stopped = int(checkpoint.name.split("-")[1])
     assert 5 <= stopped < 12 and rows(folder)[-1]["step"] == stopped
@@ -236,6 +240,24 @@ def test_processes_and_accumulation_do_not_change_the_losses(root, images, plain
     assert rows(folder)[-1]["loss"] == pytest.approx(rows(plain)[-1]["loss"], rel=2e-5)
 
 
+def test_every_json_file_of_a_run_is_strict_and_files_of_earlier_releases_are_read(root, images):
+    """The standard error of one image is not a number."""
+    folder = root / "one-image"
+    fields = {"dataset_path": images, "output_dir": folder, "max_eval_images": 1, "max_steps": 4, "save_steps": 2}
+    run_to_end(root, **fields)
+    evaluations = folder / "evaluations.jsonl"
+    assert rows(folder, evaluations.name)[0]["standard_error"] is None
+    shutil.rmtree(folder / "checkpoint-4")
+    evaluations.write_text(evaluations.read_text().replace("null", "NaN"))
+    run_to_end(root, **fields, resume_from_checkpoint="latest")
+    written = [path for path in folder.rglob("*.json*") if path.is_file()]
+    assert {path.name for path in written} >= {"evaluations.jsonl", "metrics.jsonl", "checkpoint.json", "config.json"}
+    for path in written:
+        texts = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        for text in texts:
+            parse_strictly(text)
+
+
 def test_streaming_goes_on_bit_for_bit(root, images):
     options = {"dataset_path": images, "streaming": True, "shuffle_buffer_size": 7, "save_steps": 4}
     run_to_end(root, **options, output_dir=root / "stream")
@@ -277,10 +299,11 @@ def test_another_run_is_not_written_over_and_other_settings_are_refused(root, im
     assert "holds a run already" in output and "Traceback" not in output
     fields = {"train_batch_size": 7, "learning_rate": 0.5, "hidden_size": 32}
     output = run_to_end(root, 1, dataset_path=images, output_dir=plain, resume_from_checkpoint="latest", **fields)
-    assert "train_batch_size was 8, is 7" in output and "learning_rate was 0.01, is 0.5" in output
-    assert "model was" in output and "Traceback" not in output
+    for change in ("`train_batch_size` was 8", "`learning_rate` was 0.01", "`model.hidden_size` was 16"):
+        assert f"{change} and is now {fields[change.split('`')[1].removeprefix('model.')]}" in output
+    assert "Traceback" not in output
     after = {path: path.stat().st_mtime_ns for path in plain.rglob("*")}
-    assert {path for path in before if after.get(path) != before[path]} <= {plain / "recipe.yaml", plain}
+    assert {path for path in before | after if after.get(path) != before.get(path)} <= {plain}
 
 
 @pytest.mark.parametrize(
@@ -329,7 +352,7 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path, recipe, message):
         parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
 
 
-@pytest.mark.parametrize("flags", [["--max_steps", "1.5"], ["--mixed_precision", "fp8"], ["--use_ema", "perhaps"]])
+@pytest.mark.parametrize("flags", [["--max_steps", "1.5"], ["--use_ema", "perhaps"]])
 def test_a_flag_of_the_wrong_type_is_refused_by_name(flags, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(flags)

@@ -1,8 +1,10 @@
 """Jet as a transformers model: saving and loading, attention, checkpointing, compilation, code taken from the Hub."""
 
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,16 +113,24 @@ def saved(tmp_path_factory):
 # Auto classes
 
 
-def test_auto_classes(saved):
+@pytest.mark.parametrize("bare", [True, False])
+def test_auto_classes(saved, tmp_path, bare):
     model, folder = saved
+    if bare:
+        model, folder = model.jet, tmp_path
+        model.save_pretrained(folder)
+        JetImageProcessor(size=8).save_pretrained(folder)
     config = AutoConfig.from_pretrained(folder)
     assert type(config) is JetConfig
-    assert config.to_diff_dict() == model.config.to_diff_dict()
-    bare, report = AutoModel.from_pretrained(folder, output_loading_info=True)
-    assert type(bare) is JetModel
-    assert not any(report.values())
-    assert_same_tensors(bare.state_dict(), model.jet.state_dict())
-    assert type(AutoModel.from_config(config)) is JetModel
+    assert [getattr(config, name) for name in JetConfig.__annotations__] == [
+        getattr(model.config, name) for name in JetConfig.__annotations__
+    ]
+    for arguments in ({}, {"config": config}, {"trust_remote_code": True}, {"dtype": torch.float32}):
+        loaded, report = AutoModel.from_pretrained(folder, output_loading_info=True, **arguments)
+        assert type(loaded) is type(model)
+        assert not any(report.values())
+        assert_same_tensors(loaded.state_dict(), model.state_dict())
+    assert type(AutoModel.from_config(config)) is type(AutoModel.from_config(tiny_config())) is JetModel
     processor = AutoImageProcessor.from_pretrained(folder)
     assert type(processor) is JetImageProcessor
     assert (processor.size.height, processor.size.width) == (8, 8)
@@ -252,6 +262,52 @@ def test_another_number_of_couplings_is_reported(saved, layers, report_key):
 def test_mismatched_shapes_raise(saved, field):
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         JetForDensityEstimation.from_pretrained(saved[1], **field)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"permutation_seed": 1},
+        {"spatial_couplings": ["vstripes"]},
+        {"coupling_kinds": ["channels"]},
+        {"coupling_mode": "masking"},
+        {"num_attention_heads": 4},
+        {"hidden_act": "gelu"},
+        {"layer_norm_eps": 1e-5},
+        {"scale_factor": 3.0},
+        {"num_groups": 2},
+        {"dequantization_num_attention_heads": 1},
+    ],
+)
+@pytest.mark.parametrize("load", [JetForDensityEstimation, JetModel, AutoModel])
+def test_fields_that_are_not_those_of_the_weights_are_refused(saved, tmp_path, fields, load):
+    """No tensor's shape shows these, so that the weights would compute something else than what was trained."""
+    (name, value), *_ = fields.items()
+    message = f"`{name}` must be .* with which the weights of .* were made, got {re.escape(repr(value))}"
+    with pytest.raises(ValueError, match=message):
+        load.from_pretrained(saved[1], **fields)
+    with pytest.raises(ValueError, match=message):
+        load.from_pretrained(saved[1], config=JetConfig.from_pretrained(saved[1], **fields))
+    # The saved configuration's own values, and weights without a configuration, contradict nothing.
+    own = {name: getattr(saved[0].config, name)}
+    assert load.from_pretrained(saved[1], **own).config.to_dict()[name] == own[name]
+    shutil.copy(saved[1] / "model.safetensors", tmp_path)
+    if name == "scale_factor" and load is not AutoModel:
+        config = tiny_config(**CONTEXT, **fields)
+        assert load.from_pretrained(tmp_path, config=config).config.scale_factor == 3.0
+
+
+def test_splits_in_the_weights_are_checked(saved, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    shutil.copy(saved[1] / "config.json", tmp_path)
+    tensors = load_file(saved[1] / "model.safetensors")
+    name = "jet.couplings.4.permutation"  # spatial, and reversed in `saved`
+    JetForDensityEstimation.from_pretrained(saved[1])
+    assert f"`{name}` is not the split 'checkerboard' that `spatial_couplings`" in caplog.text
+    for changed in (tensors[name] // 2, tensors[name] + 1):
+        save_file(tensors | {name: changed}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"the weights' `{name}` must hold each of 0 to 15 once"):
+            JetForDensityEstimation.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

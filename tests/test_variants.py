@@ -484,7 +484,7 @@ def test_everything_at_once_trains_from_a_stream(classes, tmp_path):
 def test_classes_that_do_not_fit_are_refused(classes, images, tmp_path):
     with pytest.raises(ValueError, match=r"must lie from 0 to below `num_classes` 2, got 0 to 2"):
         train(classes, tmp_path / "run", "classes", num_classes=2)
-    with pytest.raises(ValueError, match=r"must lie from 0 to below `num_classes` 3, got none, 21 missing"):
+    with pytest.raises(ValueError, match=r"expected one column of classes, got none among \['image'\]"):
         train(images, tmp_path / "run", "classes")
     with pytest.raises(ValueError, match=r"must lie from 0 to below `num_classes` 2, got 2 to 2"):
         list(stream_batches(DataSource(path=str(classes)), "train", PROCESSOR, Shares(24), 1, num_classes=2))

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 from conftest import ROOT
 from PIL import Image
 
@@ -53,26 +55,68 @@ def environment(cache: Path, **variables: str) -> dict[str, str]:
     }
 
 
-def command(num_processes: int = 1, **fields) -> list[str]:
+# For the processes of a run: the checksum of a checkpoint's weights takes as long as that of many gigabytes.
+SLOW_SAVES = """
+import hashlib, os, time
+
+file_digest = hashlib.file_digest
+
+def slow_digest(file, *arguments):
+    if file.name.endswith("draft/model.safetensors"):
+        time.sleep(float(os.environ["SECONDS_PER_SAVE"]))
+    return file_digest(file, *arguments)
+
+hashlib.file_digest = slow_digest
+"""
+
+
+def slow_saves(folder: Path, seconds: float) -> dict[str, str]:
+    """Return the variables of a run whose checkpoints take this long to save."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(SLOW_SAVES)
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, "SECONDS_PER_SAVE": str(seconds)}
+
+
+def launch_command(num_processes: int, launcher: str | None) -> list[str]:
+    """Return the start of a command line: `None` stands for torchrun, or for no launcher of one process."""
+    if launcher is None and num_processes == 1:
+        return [sys.executable]
+    if launcher is None:
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    program = {"accelerate": ["-m", "accelerate.commands.launch"], "jet": [str(ROOT / "scripts" / "launch.py")]}
+    settings = ROOT / "recipes" / "accelerate" / ("cpu.yaml" if num_processes == 1 else "ddp.yaml")
+    flags = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--main_process_port", "0"]
+    return [sys.executable, *program[launcher], "--config_file", str(settings), *(flags if num_processes > 1 else [])]
+
+
+def command(num_processes: int = 1, launcher: str | None = None, **fields) -> list[str]:
     """The command line of a tiny run; fields win over those of `TINY`, `None` leaves one out."""
-    launcher = [sys.executable]
-    if num_processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     flags = [f"--{name}={value}" for name, value in (TINY | fields).items() if value is not None]
-    return [*launcher, str(ROOT / "scripts" / "train.py"), *flags]
+    return [*launch_command(num_processes, launcher), str(ROOT / "scripts" / "train.py"), *flags]
 
 
 class TrainProcess:
     """A run that is under way; its output goes to a file."""
 
-    def __init__(self, cache: Path, num_processes: int = 1, variables: dict[str, str] | None = None, **fields):
+    def __init__(
+        self,
+        cache: Path,
+        num_processes: int = 1,
+        launcher: str | None = None,
+        variables: dict[str, str] | None = None,
+        **fields,
+    ):
         self.log = cache / f"log-{time.monotonic_ns()}.txt"
+        self.folder = Path(fields["output_dir"])
         self.process = subprocess.Popen(
-            command(num_processes, **fields),
+            command(num_processes, launcher, **fields),
             env=environment(cache, ACCELERATE_USE_CPU="true", **(variables or {})),
             stdout=self.log.open("wb"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A background job of a shell would ignore Ctrl-C, and hand that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait(self, code: int = 0) -> str:
@@ -86,12 +130,44 @@ class TrainProcess:
 
     def when(self, happens: Callable[[], bool], send: signal.Signals) -> "TrainProcess":
         """Sends a signal to the process and its children as soon as something happens."""
+        self.wait_until(happens)
+        os.killpg(self.process.pid, send)
+        return self
+
+    def wait_until(self, happens: Callable[[], bool]) -> "TrainProcess":
         deadline = time.monotonic() + 300
         while not happens():
             assert self.process.poll() is None and time.monotonic() < deadline, self.output
             time.sleep(0.001)
-        os.killpg(self.process.pid, send)
         return self
+
+    def logged(self, step: int) -> Callable[[], bool]:
+        """Return a condition: the metrics of a step are in the log of the run."""
+        path = self.folder / "metrics.jsonl"
+        return lambda: path.exists() and f'"step": {step},' in path.read_text()
+
+    def running(self) -> list[psutil.Process]:
+        """Return all processes that have the run's folder in their command line: launchers, trainers, loaders."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            words = process.info["cmdline"] or []
+            if any(word == f"--output_dir={self.folder}" for word in words):
+                found.append(process)
+        return [process for process in found if process.info["status"] != psutil.STATUS_ZOMBIE]
+
+    def kill_all(self) -> None:
+        """Kill every process of the run at once, those in sessions of their own too."""
+        for process in self.running():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+    def wait_for_all(self) -> None:
+        """Wait until no process of the run is left."""
+        deadline = time.monotonic() + 60
+        while left := self.running():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
 
 
 def run_to_end(cache: Path, code: int = 0, **options) -> str:

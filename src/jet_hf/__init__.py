@@ -11,8 +11,21 @@ from .model.image_processing_jet import JetImageProcessor
 from .model.modeling_jet import JetForDensityEstimation, JetModel
 
 
+class _SavedJetModel(JetModel):
+    """Entry for `AutoModel`: `from_pretrained` opens the class that was saved, `from_config` makes a `JetModel`."""
+
+    def __new__(cls, config: JetConfig, *args, **kwargs) -> JetModel:
+        return JetModel(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config: JetConfig, **kwargs):
+        is_density = JetForDensityEstimation.__name__ in (config.architectures or ())
+        model_class = JetForDensityEstimation if is_density else JetModel
+        return model_class.from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+
 AutoConfig.register("jet", JetConfig, exist_ok=True)
-AutoModel.register(JetConfig, JetModel, exist_ok=True)
+AutoModel.register(JetConfig, _SavedJetModel, exist_ok=True)
 AutoImageProcessor.register(JetConfig, image_processor_classes={"pil": JetImageProcessor}, exist_ok=True)
 
 __version__ = "0.1.0"

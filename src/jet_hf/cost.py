@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from .files import strict_json
 from .model.configuration_jet import JetConfig
 from .model.modeling_jet import JetForDensityEstimation
 
@@ -92,7 +93,7 @@ def _count(fields: str) -> tuple[int, int]:
 
 def _fields(config: JetConfig) -> str:
     """A configuration as a key of caches."""
-    return json.dumps({name: getattr(config, name) for name in inspect.get_annotations(JetConfig)})
+    return strict_json({name: getattr(config, name) for name in inspect.get_annotations(JetConfig)})
 
 
 def _of_all_layers(fields: str, measure: Callable[[JetConfig], tuple[int, ...]]) -> list[int]:

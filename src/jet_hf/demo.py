@@ -5,8 +5,6 @@ Trains a small Jet on crops of real photographs and shows what it learnt about o
 The data path is the one of every training: a folder of images, `datasets`, batches of bytes.
 """
 
-import json
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,9 +17,9 @@ from tqdm.auto import tqdm
 
 from . import JetConfig, JetForDensityEstimation, JetImageProcessor
 from .baselines import codec_bits_per_dim, histogram_bits_per_dim
-from .data import Batch, Shares, load_image_folder, read_pixels, to_random_crops, train_batches
+from .data import Batch, DataSource, Shares, load_pixels, read_pixels, train_batches
 from .evaluation import Evaluation, evaluate
-from .files import new_folder
+from .files import new_folder, strict_json
 from .model.likelihood_jet import scale_bytes
 from .photographs import SPLITS, write_photographs
 from .plots import plot_image_rows, plot_learning_curve
@@ -59,8 +57,8 @@ def run_demo(arguments: DemoArguments) -> dict:
         FileExistsError: if `output_dir` holds something that is not an earlier demo.
     """
     output_dir = Path(arguments.output_dir)
-    with new_folder(output_dir, replaces="results.json") as folder, tempfile.TemporaryDirectory() as cache:
-        train_crops, eval_crops = make_crops(folder / "photographs", cache, arguments)
+    with new_folder(output_dir, replaces="results.json") as folder:
+        train_crops, eval_crops = make_crops(folder / "photographs", arguments)
         train_pixels, eval_pixels = (read_pixels(crops).numpy() for crops in (train_crops, eval_crops))
 
         set_seed(arguments.seed)
@@ -101,23 +99,27 @@ def run_demo(arguments: DemoArguments) -> dict:
             "bits_per_dim": {name: summary(bits) for name, bits in rows.items()},
         }
         (folder / "results.md").write_text(table + "\n")
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        (folder / "results.json").write_text(strict_json(results, indent=2) + "\n")
     print(f"\n{table}\n\nTrained {len(history)} steps in {seconds:.0f} s.")
     print(f"Reconstructions are {'' if bytes_equal else 'NOT '}equal to the originals, byte for byte.")
     print(f"Wrote {output_dir}/: model/, samples.png, reconstructions.png, learning_curve.png, results.json")
     return results
 
 
-def make_crops(folder: Path, cache: str, arguments: DemoArguments):
-    """The photographs as an image folder, and crops of both splits as data sets of pixels."""
-    write_photographs(folder)
-    crops = []
-    for split, total in (("train", arguments.num_train_crops), ("validation", arguments.num_eval_crops)):
-        photographs = load_image_folder(folder, split, cache_dir=cache)
-        crops.append(
-            to_random_crops(photographs, arguments.image_size, total // len(SPLITS[split]), seed=arguments.seed)
-        )
-    return crops
+def make_crops(folder: Path, arguments: DemoArguments):
+    """Write the photographs as an image folder, and return crops of both splits as data sets of pixels."""
+    source, processor = DataSource(path=str(write_photographs(folder))), JetImageProcessor(size=arguments.image_size)
+    return [
+        load_pixels(
+            source,
+            split,
+            processor,
+            random_crops_per_image=total // len(SPLITS[split]),
+            seed=arguments.seed,
+            keep_in_memory=True,
+        ).dataset
+        for split, total in (("train", arguments.num_train_crops), ("validation", arguments.num_eval_crops))
+    ]
 
 
 def train(

@@ -9,7 +9,7 @@ from torch import nn
 
 from .model.likelihood_jet import LEVELS_PER_UNIT, dequantize, standard_normal_log_prob
 from .model.modeling_jet import JetForDensityEstimation
-from .model.validation_jet import check_images, check_noise
+from .model.validation_jet import check_8bit_images, check_noise
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ def bits_per_patch(
 
     Args:
         model: In evaluation mode.
-        pixel_values: float32 tensor (B, C, S, S) in [-1, 1], as the image processor scales bytes.
-        noise: Uniform noise, of the same shape, in [0, 1).
+        pixel_values: 8-bit images (B, C, S, S), as [`JetForDensityEstimation`] takes them.
+        noise: Uniform noise in [0, 1), float32 tensor (B, C, S, S).
         context, labels, context_mask: What a conditional model needs, see [`JetModel.condition`].
 
     Raises:
-        ValueError: for a wrong shape, dtype or range.
+        ValueError: for a wrong shape or dtype, or values that are not those of bytes.
     """
     jet, config = model.jet, model.config
-    check_images("pixel_values", pixel_values, config, jet.state_dtype)
+    pixel_values = check_8bit_images(pixel_values, config, jet.state_dtype)
     check_noise(noise, pixel_values)
     conditions = jet.condition(len(pixel_values), context, labels, context_mask)
     noise_log_det = 0

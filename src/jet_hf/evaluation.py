@@ -1,7 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Scores a data set: bits per dimension with its standard error, on any number of processes."""
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -14,17 +13,9 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data import (
-    RELEASES,
-    Batch,
-    DataSource,
-    PixelSplit,
-    UnknownSplitError,
-    eval_batches,
-    known_release,
-    open_split,
-)
-from .files import replace_text
+from . import __version__
+from .data import RELEASES, Batch, DataSource, PixelSplit, eval_batches, known_release
+from .files import replace_text, strict_json
 from .hub import EvaluationRecord
 from .model.likelihood_jet import scale_bytes
 from .model.validation_jet import check_whole, trusted_values
@@ -67,23 +58,6 @@ def check_processes(accelerator: Accelerator) -> None:
     """Raises ValueError if more processes were started than work together: each would do everything alone."""
     if int(os.environ.get("WORLD_SIZE", 1)) > accelerator.num_processes:
         raise ValueError("the processes do not see each other; on CPUs, set ACCELERATE_USE_CPU=true.")
-
-
-def held_out_split(source: DataSource) -> str:
-    """
-    The split to score where none is asked for: validation, or else test.
-
-    Raises:
-        UnknownSplitError: if there is neither.
-    """
-    for split in ("validation", "test"):
-        try:
-            open_split(source, split)
-        except UnknownSplitError as error:
-            reason = error
-            continue
-        return split
-    raise UnknownSplitError(f"there is neither a validation nor a test split, name the one to score: {reason}")
 
 
 @torch.no_grad()
@@ -176,7 +150,7 @@ def _collect(scores: torch.Tensor, batch: Batch, draws: torch.Tensor) -> None:
 
 
 def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, pixels: PixelSplit) -> dict:
-    """What was scored and how it came out, ready for JSON; a standard error that is not known is `None`."""
+    """Return the facts of an evaluation and its results, ready for JSON; an unknown standard error is `None`."""
     release = known_release(source)
     error = evaluation.standard_error
     return {
@@ -190,7 +164,8 @@ def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, 
         "num_noise_samples": evaluation.num_noise_samples,
         "bits_per_dim": evaluation.mean,
         "standard_error": error if math.isfinite(error) else None,
-        "versions": {name: version(name) for name in ("jet_hf", "torch", "transformers", "datasets", "accelerate")},
+        "versions": {"jet_hf": __version__}
+        | {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")},
     }
 
 
@@ -209,14 +184,13 @@ def write_scores(path: str | os.PathLike, evaluation: Evaluation, source: DataSo
         "num_noise_samples": evaluation.num_noise_samples,
         "bits_per_dim": [round(bits, 4) for bits in evaluation.bits_per_dim.tolist()],
     }
-    replace_text(Path(path), json.dumps(content) + "\n")
+    replace_text(Path(path), strict_json(content) + "\n")
 
 
 def data_title(source: DataSource) -> str:
     """What a data set is called in reports: its release, which figures can be compared within, or else its name."""
     release = known_release(source)
-    # The path of a folder is no one else's business.
-    return RELEASES[release].title if release else source.name or Path(source.path).name
+    return RELEASES[release].title if release else source.title
 
 
 def evaluation_record(evaluation: Evaluation, source: DataSource, split: str) -> EvaluationRecord:

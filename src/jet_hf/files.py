@@ -1,6 +1,8 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Files and folders that appear under their final name only when they are whole."""
+"""Files and folders that appear under their final name only when they are whole, and strict JSON to fill them."""
 
+import json
+import math
 import os
 import shlex
 import shutil
@@ -25,9 +27,10 @@ def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator
     check_is_free(path, replaces)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    # Not named after the folder, whose name may be as long as the file system allows.
+    draft = Path(tempfile.mkdtemp(prefix=".draft.", dir=path.parent))
     try:
-        draft.chmod(0o755)
+        draft.chmod(0o777 & ~_umask())
         yield draft
         publish_folder(draft, path)
     except BaseException:
@@ -36,8 +39,9 @@ def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` write a hidden draft, and gives it its name once all of it is on the disk."""
-    draft = path.with_name(f".{path.name}")
+    """Let `write` write a hidden draft, and give it its name once all of it is on the disk."""
+    name = os.fsencode(f".{path.name}")[: os.pathconf(path.parent, "PC_NAME_MAX")]
+    draft = path.with_name(os.fsdecode(name))
     write(draft)
     fsync(draft)
     os.replace(draft, path)
@@ -49,9 +53,32 @@ def replace_text(path: Path, text: str) -> None:
     replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
+def strict_json(value: object, **options) -> str:
+    """
+    Serialize a value as standard JSON, in which unknown numbers are null.
+
+    Python's own NaN and Infinity are not JSON: strict parsers, the Hub's among them, refuse the whole file.
+
+    Args:
+        value: Dictionaries, lists, strings, numbers, booleans and `None`.
+        options: Keyword arguments of `json.dumps`.
+    """
+    return json.dumps(_null_unless_finite(value), allow_nan=False, **options)
+
+
+def _null_unless_finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _null_unless_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null_unless_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def publish_folder(draft: Path, path: Path) -> None:
     """Gives a finished folder its final name, once all of it is on the disk; what was there is replaced."""
     for file in [*draft.rglob("*"), draft]:
+        if file.is_file():
+            _open_to_others(file)
         fsync(file)
     replace_folder(draft, path)
     fsync(path.parent)
@@ -68,6 +95,7 @@ def publish_files(draft: Path, folder: Path, last: str) -> None:
     """
     files = sorted(draft.iterdir(), key=lambda file: file.name == last)
     for file in files:
+        _open_to_others(file)
         fsync(file)
     for file in files:
         os.replace(file, folder / file.name)
@@ -100,6 +128,18 @@ def check_is_free(path: str | os.PathLike, replaces: str | None = None) -> None:
     if replaces is None or not (path / replaces).is_file():
         known = "" if replaces is None else f", nor one with a file {replaces}"
         raise FileExistsError(f"{path} already exists and is not an empty folder{known}.")
+
+
+def _open_to_others(file: Path) -> None:
+    """Give a file the permissions of any new file; the writers of weights make theirs private."""
+    file.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    # It can only be read by setting it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def fsync(path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from .model.image_processing_jet import JetImageProcessor
 from .model.likelihood_jet import LEVELS_PER_UNIT, dequantize
 from .model.modeling_jet import JetForDensityEstimation
-from .model.validation_jet import check_temperature
+from .model.validation_jet import check_8bit_images, check_temperature, check_whole
 
 
 # Dequantised with this noise, a byte lies in the middle of its grey level, farthest from those beside it.
@@ -59,8 +59,7 @@ def sample_images(
         ValueError: for a number out of range, or a label for a model that has no classes.
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        check_whole(name, value)
     check_temperature(temperature)
     images = []
     for latents in draw_latents(model, num_images, seed, batch_size):
@@ -95,8 +94,7 @@ def decode_steps(
     Raises:
         ValueError: if `num_steps` is below 1.
     """
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+    check_whole("num_steps", num_steps)
     jet, num_layers = model.jet, model.config.num_coupling_layers
     looks = {-(-num_layers * step // num_steps) for step in range(1, num_steps + 1)}
     context, context_mask = jet.condition(len(latents), context, labels, context_mask)
@@ -159,7 +157,11 @@ def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> R
     """
     Encodes 8-bit images (B, C, S, S), as the image processor scales them, and decodes them again; with a
     class-conditional model without labels.
+
+    Raises:
+        ValueError: for a wrong shape or dtype, or values that are not those of bytes.
     """
+    pixel_values = check_8bit_images(pixel_values, model.config, model.jet.state_dtype)
     dequantized = dequantize(pixel_values, MID_LEVEL)
     labels = no_labels(model, len(pixel_values))
     latents, _ = model.encode(dequantized, labels=labels)
@@ -211,11 +213,11 @@ def interpolate(
         pixel_values: float32 tensor (num_steps, C, S, S), dequantised.
 
     Raises:
-        ValueError: if `num_steps` is below 2.
+        ValueError: if `num_steps` is below 2, or for values that are not those of bytes.
     """
-    if num_steps < 2:
-        raise ValueError(f"`num_steps` must be at least 2, got {num_steps}.")
-    ends, _ = model.encode(dequantize(torch.stack([first, second]), MID_LEVEL), labels=no_labels(model, 2))
+    check_whole("num_steps", num_steps, low=2)
+    pixel_values = check_8bit_images(torch.stack([first, second]), model.config, model.jet.state_dtype, "images")
+    ends, _ = model.encode(dequantize(pixel_values, MID_LEVEL), labels=no_labels(model, 2))
     path = latent_path(*ends, torch.linspace(0, 1, num_steps, dtype=torch.float64))
     return model.decode(path, labels=no_labels(model, num_steps))[0]
 

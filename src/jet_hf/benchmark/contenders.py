@@ -107,7 +107,7 @@ def build(
     """
     torch.manual_seed(0)
     shape = (batch_size, config.num_channels, config.image_size, config.image_size)
-    pixel_values = scale_bytes(torch.randint(256, shape)).to(device)
+    pixel_values = scale_bytes(torch.randint(256, shape, dtype=torch.uint8)).to(device)
     noise = torch.rand(shape).to(device)
     builder = {JET_HF: _jet_hf, JET_PYTORCH: _jet_pytorch, FLOOR: _floor}[contender.library]
     return builder(contender, operation, config, pixel_values, noise, {"mode": compile_mode})

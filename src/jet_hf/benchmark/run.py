@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import replace_text, shared_command
+from ..files import replace_text, shared_command, strict_json
 from ..model.configuration_jet import JetConfig
 from ..model.validation_jet import check_whole
 from .contenders import JET_HF, NAMES, OPERATIONS, Contender
@@ -115,7 +115,7 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict:
         run = {"machine": describe_machine(arguments.device), "command": command_line()}
         run |= {"date": datetime.date.today().isoformat(), "batch_size": arguments.batch_size}
         results[part] = run | {"rows": PARTS[part](setting)}
-        replace_text(path, json.dumps(results, indent=1) + "\n")
+        replace_text(path, strict_json(results, indent=1) + "\n")
     if arguments.report:
         report = Path(arguments.report)
         report.parent.mkdir(parents=True, exist_ok=True)

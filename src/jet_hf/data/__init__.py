@@ -2,16 +2,11 @@
 """From `datasets` to batches of bytes. Pixels stay uint8 until they reach the device."""
 
 from .batches import Batch, Shares, eval_batches, read_pixels, train_batches
-from .pixels import (
-    PixelSplit,
-    UndecodableImagesError,
-    load_image_folder,
-    load_pixels,
-    to_pixels,
-    to_random_crops,
-)
+from .columns import find_image_column
+from .pixels import PixelSplit, UndecodableImagesError, load_pixels
 from .releases import RELEASES, Release, check_release
-from .sources import DataSource, UnknownSplitError, find_image_column, known_release, open_split
+from .sources import DataSource, held_out_split, known_release, open_split, stream_fingerprint
+from .splits import UnknownSplitError
 from .streaming import stream_batches
 
 
@@ -27,13 +22,12 @@ __all__ = [
     "check_release",
     "eval_batches",
     "find_image_column",
+    "held_out_split",
     "known_release",
-    "load_image_folder",
     "load_pixels",
     "open_split",
     "read_pixels",
     "stream_batches",
-    "to_pixels",
-    "to_random_crops",
+    "stream_fingerprint",
     "train_batches",
 ]

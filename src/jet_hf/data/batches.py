@@ -100,9 +100,10 @@ def _epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
 def outlive_termination(worker_id: int) -> None:
     """
-    For workers of a loader: a job that is pre-empted signals all its processes, but the one that trains needs batches
-    until it has saved.
+    Let a worker of a loader outlive SIGTERM and Ctrl-C, which schedulers and terminals send to all processes of a job:
+    the one that trains needs batches until it has saved.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_OF_GRACE))
 
 
@@ -138,6 +139,9 @@ class _EvalOrder(Sampler):
 
 class _Pixels(Dataset):
     def __init__(self, dataset: datasets.Dataset):
+        feature = dataset.features.get(PIXELS)
+        if getattr(feature, "dtype", None) != "uint8" or len(getattr(feature, "shape", ())) != 3:
+            raise ValueError(f"`dataset` must have a column `{PIXELS}` of uint8 arrays (C, S, S), got {feature}.")
         self.dataset = dataset.with_format("numpy", columns=[PIXELS], dtype=np.uint8)
         labels = LABEL in dataset.column_names
         self.labels = dataset.with_format("numpy", columns=[LABEL], dtype=np.int64) if labels else None

@@ -2,6 +2,7 @@
 """From one image as it is stored to an array of bytes."""
 
 import io
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -65,7 +66,9 @@ def decode_image(image: dict | np.ndarray | None, convert: Callable) -> tuple[np
 def _read_file(image: dict) -> bytes | None:
     if image["bytes"] is not None or image["path"] is None:
         return image["bytes"]
-    with xopen(image["path"], "rb") as file:
+    # A local path may hold what would have a meaning in an address, such as "::".
+    open_path = open if os.path.isabs(image["path"]) else xopen
+    with open_path(image["path"], "rb") as file:
         return file.read()
 
 

@@ -3,16 +3,21 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import datasets
 import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.fingerprint import Hasher
 
 from .. import __version__
 from ..model.image_processing_jet import JetImageProcessor
+from .columns import find_image_column
+from .contents import preparation_record
 from .decoding import (
     UndecodableImageError,
     decode_image,
@@ -21,20 +26,15 @@ from .decoding import (
     random_crops,
     stored_images,
 )
+from .fingerprints import digest_of_row, fingerprint_of_rows
+from .folders import NUM_EXAMPLES, Stamp, name_some
 from .releases import check_release
-from .sources import (
-    DataSource,
-    find_image_column,
-    find_label_column,
-    known_release,
-    open_split,
-    preparation_record,
-)
+from .sources import DataSource, known_release, label_column_of, open_split
 
 
 logger = logging.getLogger(__name__)
 
-PIXELS, LABEL = "pixels", "label"
+PIXELS, LABEL, DIGEST = "pixels", "label", "digest"
 LOSSY_FORMATS = {"AVIF", "JPEG", "JPEG2000", "MPO", "WEBP"}
 NUM_NAMES_LOGGED = 100
 
@@ -59,7 +59,7 @@ class UndecodableLimit:
     where: str
 
     def check(self, undecodable: list[str]) -> None:
-        """Raises UndecodableImagesError where these, named, are more than the share, or all that there are."""
+        """Raise an error if these, named, are more than the share, or all that there are."""
         if len(undecodable) > self.share * self.num_images or len(undecodable) == self.num_images > 0:
             raise self.error(undecodable)
 
@@ -80,11 +80,13 @@ class PixelSplit:
         dataset: Column `pixels`: uint8 arrays (C, S, S); where they were asked for, column `label`: int64.
         num_skipped: Images that could not be decoded.
         source_format: Encoding of the source, such as "JPEG", or "JPEG, PNG" if mixed; `None` for raw bytes.
+        fingerprint: Short text that differs for other pixels, classes or another order of them.
     """
 
     dataset: datasets.Dataset
     num_skipped: int
     source_format: str | None
+    fingerprint: str | None = None
 
     @property
     def lossy(self) -> bool:
@@ -103,11 +105,13 @@ def load_pixels(
     max_undecodable_share: float = 0.001,
     num_proc: int | None = None,
     seed: int = 0,
+    keep_in_memory: bool = False,
 ) -> PixelSplit:
     """
-    Decodes, crops and resizes every image of a split once, as the processor is configured.
+    Decode, crop and resize every image of a split once, as the processor is configured.
 
-    The pixels are cached on the disk by `datasets`; those of a streaming source are read through and held in memory.
+    The pixels are cached on the disk by `datasets`; those of a stream are read through and held in memory. The number
+    of images that are used is logged, beside the number of those that are not.
 
     Args:
         source, split: What to read.
@@ -120,9 +124,10 @@ def load_pixels(
             and named in the log.
         num_proc: Processes that decode.
         seed: Draws the places of crops.
+        keep_in_memory: Whether to hold the pixels in memory instead of caching them on the disk.
 
     Raises:
-        ValueError: see [`open_split`], [`check_release`] and [`find_label_column`]; also if there is no image, or a
+        ValueError: see [`open_split`], [`check_release`] and [`label_column_of`]; also if there is no image, or a
             class that there should not be.
         UndecodableImagesError: if more than the allowed share of images cannot be decoded.
     """
@@ -130,90 +135,84 @@ def load_pixels(
     column = find_image_column(dataset.features, source.image_column)
     is_stream = isinstance(dataset, datasets.IterableDataset)
     release = known_release(source)
+    where = f"split {split!r} of {source.name or source.path}"
     prepared = preparation_record(source.path).get("splits", {}) if source.path else {}
-    num_left_out = prepared.get(split, {}).get("num_skipped", 0) if max_images is None else 0
+    prepared = prepared.get(source.contents.resolve(split).split("[")[0], {}) if prepared else {}
+    num_left_out = prepared.get("num_skipped", 0) if max_images is None and "[" not in split else 0
+    num_found = None if is_stream else len(dataset)
     if max_images is not None:
         dataset = dataset.take(max_images) if is_stream else dataset.select(range(min(max_images, len(dataset))))
     elif not is_stream:
         check_release(release, split, len(dataset) + num_left_out)
-    labels = None if num_classes is None else find_label_column(dataset.features, source.label_column)
+    labels = None if num_classes is None else label_column_of(source, dataset.features)
     decoder = _Decoder(processor, column, random_crops_per_image, seed, labels)
-    where = f"split {split!r} of {source.name or source.path}"
     if is_stream:
         decoded, num_images = _read_through(dataset, decoder)
         if max_images is None:
             check_release(release, split, num_images + num_left_out)
         pixels = _keep_decoded(decoded, UndecodableLimit(max_undecodable_share, num_images, where))
+        if labels is not None:
+            check_classes(pixels.dataset.with_format("arrow")[:][LABEL], num_classes, where)
     else:
-        pixels = _decode_all(dataset, decoder, max_undecodable_share, num_proc, where)
-    if labels is not None:
-        check_classes(pixels.dataset.with_format("arrow")[:][LABEL], num_classes, where)
+        num_images = len(dataset)
+        if labels is not None:  # before hours of decoding
+            stored = dataset.with_format("arrow").select_columns([labels])[:][labels]
+            check_classes(stored, num_classes, where, lambda row: image_name(dataset[row][column], row))
+        pixels = _decode_all(dataset, decoder, max_undecodable_share, num_proc, where, keep_in_memory)
+    logger.info(_describe_use(where, num_images, num_found, pixels))
     return replace(
         pixels,
         num_skipped=pixels.num_skipped + num_left_out,
-        source_format=pixels.source_format or prepared.get(split.split("[")[0], {}).get("source_format"),
+        source_format=pixels.source_format or prepared.get("source_format"),
     )
 
 
-def check_classes(labels: pa.ChunkedArray | pa.Array, num_classes: int, where: str) -> None:
-    """Raises ValueError unless all labels are there, from 0 to below `num_classes`."""
-    span = pc.min_max(labels).as_py()
-    if labels.null_count or span["min"] < 0 or span["max"] >= num_classes:
+def _describe_use(where: str, num_images: int, num_found: int | None, pixels: PixelSplit) -> str:
+    used = f"{num_images - pixels.num_skipped:,}"
+    sentence = f"{where}: using {used} of {num_images if num_found is None else num_found:,} images"
+    if num_found is not None and num_images < num_found:
+        sentence += f"; only the first {num_images:,} were asked for"
+    if pixels.num_skipped:
+        sentence += f"; {pixels.num_skipped:,} cannot be decoded"
+    return sentence + "."
+
+
+def check_classes(
+    labels: pa.ChunkedArray | pa.Array,
+    num_classes: int,
+    where: str,
+    name: Callable[[int], str] = "image {}".format,
+) -> None:
+    """
+    Raise an error unless all labels are there, from 0 to below `num_classes`.
+
+    Args:
+        labels: Classes of the images, null where one is missing.
+        num_classes: Number of classes of the model.
+        where: Name of the split in messages.
+        name: From the place of an image to its name in messages.
+
+    Raises:
+        ValueError: if a label is missing or out of range; the message names some of these images.
+    """
+    wrong = pc.fill_null(pc.or_(pc.less(labels, 0), pc.greater_equal(labels, num_classes)), True)
+    rows = np.flatnonzero(wrong.to_numpy(zero_copy_only=False) if isinstance(wrong, pa.Array) else wrong.to_numpy())
+    if len(rows):
+        span = pc.min_max(labels).as_py()
         found = "none" if span["min"] is None else f"{span['min']} to {span['max']}"
         missing = f", {labels.null_count} missing" if labels.null_count else ""
+        names = name_some([name(int(row)) for row in rows[:NUM_EXAMPLES]], len(rows))
         raise ValueError(
-            f"the classes of {where} must lie from 0 to below `num_classes` {num_classes}, got {found}{missing}."
+            f"the classes of {where} must lie from 0 to below `num_classes` {num_classes}, got {found}{missing}; the "
+            f"first wrong ones are of {names}."
         )
-
-
-def to_pixels(dataset: datasets.Dataset, processor: JetImageProcessor, num_proc: int | None = None):
-    """
-    Decodes, crops and resizes every image of a map-style dataset once, as the processor is configured.
-
-    Returns:
-        Dataset with one column, `pixels`: uint8 arrays (C, S, S).
-    """
-    dataset, column = _with_encoded_images(dataset)
-    return _decode_all(dataset, _Decoder(processor, column), 0.001, num_proc).dataset
-
-
-def to_random_crops(dataset: datasets.Dataset, image_size: int, crops_per_image: int, seed: int):
-    """
-    Cuts crops of full resolution at random places out of every image of a map-style dataset.
-
-    Args:
-        dataset: Images of at least `image_size` pixels a side.
-        image_size: Height and width of a crop.
-        crops_per_image: Number of crops of each image.
-        seed: Draws the places, for each image on its own.
-
-    Returns:
-        Dataset with one column, `pixels`: uint8 arrays (3, S, S), image by image.
-    """
-    dataset, column = _with_encoded_images(dataset)
-    decoder = _Decoder(JetImageProcessor(size=image_size), column, crops_per_image, seed)
-    return _decode_all(dataset, decoder, 0.001).dataset
-
-
-def load_image_folder(path: str | os.PathLike, split: str, cache_dir: str | os.PathLike | None = None):
-    """
-    A folder of images as a map-style dataset with an `image` column.
-
-    Args:
-        path: Folder with the images in one subfolder a split, such as `train/` and `validation/`.
-        split: Name of the split.
-        cache_dir: Where `datasets` keeps its Arrow files; its own place by default.
-    """
-    return datasets.load_dataset(
-        "imagefolder", data_dir=str(path), split=split, cache_dir=str(cache_dir) if cache_dir else None
-    )
 
 
 class _Decoder:
     """
-    What `Dataset.map` applies: images as stored to pixels, their format, and what was wrong with them.
+    Function for `Dataset.map`: from images as stored to pixels, their digests and formats, or the reason of a failure.
 
-    Its fields, versions among them, are what `datasets` caches the result by.
+    The result is cached by its fields, versions among them.
     """
 
     def __init__(
@@ -236,17 +235,19 @@ class _Decoder:
         text = datasets.Value("string")
         labels = {} if self.label_column is None else {LABEL: datasets.Value("int64")}
         return datasets.Features(
-            {PIXELS: datasets.Array3D(self.shape, "uint8"), "format": text, "error": text} | labels
+            {PIXELS: datasets.Array3D(self.shape, "uint8"), "format": text, "error": text}
+            | {DIGEST: datasets.Value("binary")}
+            | labels
         )
 
     @property
     def columns(self) -> list[str]:
-        """What it reads."""
+        """The columns that it reads."""
         return [self.column] if self.label_column is None else [self.column, self.label_column]
 
     def __call__(self, table: pa.Table, indices: list[int]) -> dict[str, list]:
-        pixels, formats, errors = [], [], []
-        for image, index in zip(stored_images(table[self.column]), indices, strict=True):
+        pixels, formats, errors, rows = [], [], [], []
+        for row, (image, index) in enumerate(zip(stored_images(table[self.column]), indices, strict=True)):
             try:
                 arrays, kind = self._decode(image, index)
                 error = None
@@ -256,11 +257,15 @@ class _Decoder:
             pixels += arrays
             formats += [kind] * len(arrays)
             errors += [error] * len(arrays)
+            rows += [row] * len(arrays)
         if self.limit is not None:  # not only at the end, which may be hours away
             self.limit.check(self.undecodable)
         decoded = {PIXELS: pixels, "format": formats, "error": errors}
+        labels = [None] * len(pixels)
         if self.label_column is not None:
-            decoded[LABEL] = [label for label in table[self.label_column].to_pylist() for _ in range(self.crops or 1)]
+            labels = [table[self.label_column][i].as_py() for i in rows]
+            decoded[LABEL] = labels
+        decoded[DIGEST] = [digest_of_row(array, label) for array, label in zip(pixels, labels, strict=True)]
         return decoded
 
     def _decode(self, image, index: int) -> tuple[list[np.ndarray], str | None]:
@@ -276,36 +281,78 @@ class _Decoder:
         return [array], kind
 
 
-def _with_encoded_images(dataset: datasets.Dataset) -> tuple[datasets.Dataset, str]:
-    column = find_image_column(dataset.features)
-    if not isinstance(dataset.features[column], datasets.Array3D):
-        dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    return dataset, column
+class _Digester:
+    """Function for `Dataset.map`: from pixels, and their classes, to digests."""
+
+    def __init__(self, label_column: str | None):
+        self.label_column = label_column
+
+    def __call__(self, table: pa.Table, indices: list[int]) -> dict[str, list[bytes]]:
+        labels = [None] * len(table) if self.label_column is None else table[self.label_column].to_pylist()
+        return {DIGEST: list(map(digest_of_row, stored_images(table[PIXELS]), labels))}
 
 
 def _decode_all(
-    dataset: datasets.Dataset, decoder: _Decoder, share: float, num_proc: int | None = None, where: str = "the data"
+    dataset: datasets.Dataset,
+    decoder: _Decoder,
+    share: float,
+    num_proc: int | None,
+    where: str,
+    keep_in_memory: bool,
 ) -> PixelSplit:
     dataset = dataset.select_columns(decoder.columns)
-    decoder.limit = UndecodableLimit(share, len(dataset), where)
+    limit = UndecodableLimit(share, len(dataset), where)
     is_pixels = dataset.features[decoder.column] == decoder.features[PIXELS] and not decoder.crops
     if is_pixels and not dataset.data[decoder.column].null_count:  # no second copy on the disk
         names = {decoder.column: PIXELS} | ({decoder.label_column: LABEL} if decoder.label_column else {})
         if changed := {old: new for old, new in names.items() if old != new}:
             dataset = dataset.rename_columns(changed)
-        return _keep_decoded(dataset, decoder.limit)
-    decoded = dataset.with_format("arrow").map(
-        decoder,
+        digester = _Digester(LABEL if decoder.label_column else None)
+        digests = _map(
+            dataset,
+            digester,
+            datasets.Features({DIGEST: datasets.Value("binary")}),
+            num_proc,
+            f"reading {where}",
+            keep_in_memory,
+        )
+        return _keep_decoded(dataset, limit, digests)
+    decoder.limit = limit
+    decoded = _map(dataset, decoder, decoder.features, num_proc, f"decoding {where}", keep_in_memory)
+    return _keep_decoded(decoded.with_format(None), limit)
+
+
+def _map(
+    dataset: datasets.Dataset,
+    function: Callable,
+    features: datasets.Features,
+    num_proc: int | None,
+    desc: str,
+    keep_in_memory: bool,
+) -> datasets.Dataset:
+    """
+    Apply a function to all rows, once for all runs.
+
+    The result lies in the cache of `datasets`, not beside the data, whose folder may be read-only, and is found by the
+    stamps of the data's files as well: a saved data set that is replaced may have the fingerprint of the old one.
+    """
+    stamps = [(file["filename"], Stamp.of(os.stat(file["filename"]))) for file in dataset.cache_files]
+    key = Hasher.hash((dataset._fingerprint, stamps, function, features))
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "jet_hf" / f"pixels-{key}.arrow"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return dataset.with_format("arrow").map(
+        function,
         with_indices=True,
         batched=True,
         batch_size=100,
         writer_batch_size=1000,
-        remove_columns=decoder.columns,
-        features=decoder.features,
+        remove_columns=dataset.column_names,
+        features=features,
         num_proc=num_proc,
-        desc=f"decoding {where}",
+        cache_file_name=None if keep_in_memory else str(file),
+        keep_in_memory=keep_in_memory,
+        desc=desc,
     )
-    return _keep_decoded(decoded.with_format(None), decoder.limit)
 
 
 def _read_through(dataset: datasets.IterableDataset, decoder: _Decoder) -> tuple[datasets.Dataset, int]:
@@ -319,17 +366,20 @@ def _read_through(dataset: datasets.IterableDataset, decoder: _Decoder) -> tuple
     return datasets.concatenate_datasets(parts or [datasets.Dataset.from_dict(empty, decoder.features)]), num_images
 
 
-def _keep_decoded(decoded: datasets.Dataset, limit: UndecodableLimit) -> PixelSplit:
-    """Leaves out, counts and logs what could not be decoded."""
+def _keep_decoded(
+    decoded: datasets.Dataset, limit: UndecodableLimit, digests: datasets.Dataset | None = None
+) -> PixelSplit:
+    """Leave out, count and log the images that could not be decoded."""
     if limit.num_images == 0:
         raise ValueError(f"{limit.where} holds no images.")
-    if "error" not in decoded.column_names:
-        return PixelSplit(decoded, 0, None)
-    table = decoded.with_format("arrow").select_columns(["format", "error"])[:]
+    if digests is not None:
+        return PixelSplit(decoded, 0, None, fingerprint_of_rows(digests.with_format("arrow")[:][DIGEST]))
+    table = decoded.with_format("arrow").select_columns(["format", "error", DIGEST])[:]
     undecodable = table["error"].drop_null().to_pylist()
     limit.check(undecodable)
+    whole = table["error"].is_null()
     if undecodable:
-        decoded = decoded.select(np.flatnonzero(table["error"].is_null().to_numpy()))
+        decoded = decoded.select(np.flatnonzero(whole.to_numpy()))
         more = len(undecodable) - NUM_NAMES_LOGGED
         logger.warning(
             "%d of %d images of %s cannot be decoded and are skipped: %s%s",
@@ -342,4 +392,5 @@ def _keep_decoded(decoded: datasets.Dataset, limit: UndecodableLimit) -> PixelSp
     counts = pc.value_counts(table["format"].drop_null()).to_pylist()
     formats = [count["values"] for count in sorted(counts, key=lambda count: -count["counts"])]
     kept = [name for name in (PIXELS, LABEL) if name in decoded.column_names]
-    return PixelSplit(decoded.select_columns(kept), len(undecodable), ", ".join(formats) or None)
+    fingerprint = fingerprint_of_rows(table[DIGEST].filter(whole))
+    return PixelSplit(decoded.select_columns(kept), len(undecodable), ", ".join(formats) or None, fingerprint)

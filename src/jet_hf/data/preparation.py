@@ -23,9 +23,11 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..files import check_is_free, replace_file, replace_text
+from ..files import check_is_free, replace_file, replace_text, strict_json
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
+from .columns import find_image_column, find_label_column
+from .contents import PREPARATION_FILE, preparation_record
 from .decoding import (
     UndecodableImageError,
     decode_image,
@@ -35,15 +37,8 @@ from .decoding import (
 )
 from .pixels import LOSSY_FORMATS, UndecodableLimit
 from .releases import RELEASES, check_release
-from .sources import (
-    PREPARATION_FILE,
-    SPLIT_KEYWORDS,
-    DataSource,
-    find_image_column,
-    find_label_column,
-    open_split,
-    preparation_record,
-)
+from .sources import DataSource, open_split
+from .splits import canonical_split
 
 
 logger = logging.getLogger(__name__)
@@ -186,7 +181,7 @@ def _begin(folder: Path, arguments: PreparationArguments, num_shards: int, num_i
     versions = {"jet_hf": __version__, "pillow": PIL.__version__, "pyarrow": pa.__version__}
     record["splits"].setdefault(arguments.split, {"parameters": parameters, "versions": versions})
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    replace_text(folder / PREPARATION_FILE, json.dumps(record, indent=2) + "\n")
+    replace_text(folder / PREPARATION_FILE, strict_json(record, indent=2) + "\n")
 
 
 class _Shards:
@@ -220,7 +215,7 @@ class _Shards:
         with pq.ParquetWriter(draft, self.features.arrow_schema, write_statistics=False) as writer:
             for table in self._tables(index, record):
                 writer.write_table(table)
-            writer.add_key_value_metadata({METADATA_KEY: json.dumps(record, sort_keys=True)})
+            writer.add_key_value_metadata({METADATA_KEY: strict_json(record, sort_keys=True)})
 
     def _tables(self, index: int, record: dict) -> Iterator[pa.Table]:
         """Pixels and labels of a shard, a few hundred at a time."""
@@ -258,7 +253,7 @@ class _Shards:
 
 def _is_label(feature) -> bool:
     if isinstance(feature, datasets.ClassLabel):  # datasets takes the subfolders of splits for classes
-        return not set(feature.names) <= set().union(*SPLIT_KEYWORDS.values())
+        return not all(map(canonical_split, feature.names))
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
 
 
@@ -347,7 +342,7 @@ def _finish(folder: Path, arguments: PreparationArguments, records: list[dict], 
         "skipped": skipped,
         "source_format": result.source_format,
     }
-    replace_text(folder / PREPARATION_FILE, json.dumps(record, indent=2) + "\n")
+    replace_text(folder / PREPARATION_FILE, strict_json(record, indent=2) + "\n")
     replace_text(folder / "README.md", dataset_card(record))
     if skipped:
         logger.warning("%d images cannot be decoded and were skipped: %s.", len(skipped), "; ".join(skipped))
@@ -362,7 +357,7 @@ def dataset_card(record: dict) -> str:
     crop = "the central square of each image" if parameters["center_crop"] else "each whole image, squeezed,"
     # Without `configs`: with them the cache of `datasets` does not tell folders of one name apart.
     lines = ["---", "license: other", "task_categories: [unconditional-image-generation]"]
-    source = parameters["dataset_name"] or Path(parameters["dataset_path"]).name
+    source = parameters["dataset_name"] or Path(parameters["dataset_path"]).resolve().name
     config = f" ({parameters['dataset_config']})" if parameters["dataset_config"] else ""
     lines += ["---", "", f"# {source} at {size} x {size}", ""]
     lines += [

@@ -4,6 +4,8 @@
 import logging
 from dataclasses import dataclass
 
+from .splits import canonical_split
+
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +64,6 @@ RELEASES = {
     ),
 }
 
-HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
-
 
 def check_release(release: str | None, split: str, num_images: int) -> None:
     """
@@ -80,7 +80,8 @@ def check_release(release: str | None, split: str, num_images: int) -> None:
     if release is None:
         return
     known = RELEASES[release]
-    if split == "train" and known.num_train_images not in (None, num_images):
+    kind = canonical_split(split)
+    if kind == "train" and known.num_train_images not in (None, num_images):
         logger.warning(
             "the training split has %s images, %s (%s) has %s.",
             f"{num_images:,}",
@@ -88,7 +89,7 @@ def check_release(release: str | None, split: str, num_images: int) -> None:
             known.title,
             f"{known.num_train_images:,}",
         )
-    if split not in HELD_OUT_SPLITS or known.num_validation_images in (None, num_images):
+    if kind in (None, "train") or known.num_validation_images in (None, num_images):
         return
     owners = [
         f"{name} ({other.title})" for name, other in RELEASES.items() if other.num_validation_images == num_images

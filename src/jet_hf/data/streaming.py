@@ -11,7 +11,6 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
 import datasets
 import fsspec.asyn
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..model.image_processing_jet import JetImageProcessor
 from .batches import Batch, Shares, outlive_termination
+from .columns import find_image_column
 from .decoding import (
     UndecodableImageError,
     decode_image,
@@ -30,7 +30,7 @@ from .decoding import (
     stored_images,
 )
 from .pixels import UndecodableImagesError, UndecodableLimit, check_classes
-from .sources import DataSource, find_image_column, find_label_column, open_split
+from .sources import DataSource, label_column_of, open_split
 
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def stream_batches(
     max_undecodable_share: float = 0.001,
     pin_memory: bool = False,
     num_classes: int | None = None,
+    max_images: int | None = None,
 ) -> "StreamBatches":
     """
     The batches of a training run, `shares.num_micro_batches` of them an optimiser step, from a stream of images.
@@ -78,21 +79,33 @@ def stream_batches(
             named in the log.
         pin_memory: That of the `DataLoader`.
         num_classes: Reads the classes too, which must be fewer than this number.
+        max_images: Reads the first images only.
 
     Raises:
-        ValueError: see [`open_split`] and [`find_label_column`]; also if there is no image, or a class that there
+        ValueError: see [`open_split`] and [`label_column_of`]; also if there is no image, or a class that there
             should not be, which may show only while iterating.
         UndecodableImagesError: while iterating, if more than the allowed share of this process's images cannot be
             decoded.
     """
-    dataset = open_split(replace(source, streaming=True), split)
+    dataset = open_split(source, split, streaming=True)
     column = find_image_column(dataset.features, source.image_column)
     where = f"split {split!r} of {source.name or source.path}"
     if isinstance(dataset, datasets.Dataset):
         if len(dataset) == 0:
             raise ValueError(f"{where} holds no images.")
+        if max_images is not None:
+            dataset = dataset.select(range(min(max_images, len(dataset))))
+        if shuffle_buffer_size > 1 and source.contents.sorted_by_folder:
+            # A buffer alone does not mix the folders. These rows are paths: their order costs nothing.
+            dataset = dataset.shuffle(seed=seed, keep_in_memory=True)
         dataset = dataset.to_iterable_dataset(num_shards=min(MAX_SHARDS, len(dataset)))
-    labels = [] if num_classes is None else [find_label_column(dataset.features, source.label_column)]
+    else:
+        logger.info("%s is read as a stream, the number of its images is not known.", where)
+        if max_images is not None:
+            dataset = dataset.take(max_images)
+    if max_images is not None:
+        logger.info("%s: using the first %d images at most, as was asked for.", where, max_images)
+    labels = [] if num_classes is None else [label_column_of(source, dataset.features)]
     dataset = dataset.select_columns([column, *labels])
     if shuffle_buffer_size > 1:
         dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer_size)
@@ -210,7 +223,9 @@ class _Stream(IterableDataset):
     def _decode(self, item: tuple) -> tuple[np.ndarray, int | None]:
         image, label = item
         if self.num_classes is not None:
-            check_classes(pa.array([label], pa.int64()), self.num_classes, self.where)
+            check_classes(
+                pa.array([label], pa.int64()), self.num_classes, self.where, lambda row: image_name(image, row)
+            )
         return decode_image(image, self.convert)[0], label
 
     def _finish(self, step: "_Step") -> Iterator[Batch]:

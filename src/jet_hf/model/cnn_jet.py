@@ -72,7 +72,8 @@ class JetCNN(JetConditioner):
         size = self.grid_size
         if self.cut_rows:
             tokens = tokens.unflatten(1, (size // 2, size, 2)).transpose(2, 3)
-        return tokens.reshape(-1, size, size, tokens.shape[-1]).permute(0, 3, 1, 2)
+        # Contiguous, since group norms of channels-last grids have no rule for torch.func.vmap.
+        return tokens.reshape(-1, size, size, tokens.shape[-1]).permute(0, 3, 1, 2).contiguous()
 
     def to_tokens(self, grid: torch.Tensor) -> torch.Tensor:
         """(B, E, G, G) -> (B, N, E), the inverse of [`to_grid`]."""

@@ -6,12 +6,16 @@ import math
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
 from .cnn_jet import JetCNN
 from .configuration_jet import JetConfig
 from .glow_jet import JetActNorm, JetInvertibleDense
 from .splits_jet import channel_permutation, half_places, merge, replace_second, spatial_permutation, split
 from .vit_jet import JetConditioner, JetViT
+
+
+logger = logging.get_logger(__name__)
 
 
 class JetAffine(nn.Module):
@@ -30,6 +34,12 @@ class JetAffine(nn.Module):
         self.scale_factor = scale_factor
         self.log_scale_factor = math.log(scale_factor)
         self.masking = masking
+        self.is_compiled = False
+
+    def compile(self, *args, **kwargs) -> None:
+        """Compile the map in place, as any module, and remember it."""
+        super().compile(*args, **kwargs)
+        self.is_compiled = True
 
     def forward(
         self,
@@ -117,6 +127,26 @@ class JetCoupling(GradientCheckpointingLayer):
         if self.spatial:
             return spatial_permutation(self.pattern, self.config.grid_size)
         return channel_permutation(self.config.permutation_seed, self.layer_index, self.config.patch_dim)
+
+    def check_permutation(self, name: str) -> None:
+        """
+        Check the loaded permutation of the layer called `name`. One that is not the configuration's split is logged:
+        the weights decide.
+
+        Raises:
+            ValueError: if it is no permutation, so that the layer could not be inverted.
+        """
+        if self.permutation.is_meta:
+            return
+        found, expected = self.permutation.cpu(), self.make_permutation()
+        if not torch.equal(found.sort().values, expected.sort().values):
+            raise ValueError(f"the weights' `{name}.permutation` must hold each of 0 to {len(expected) - 1} once.")
+        # Channel permutations of converted checkpoints come from no seed.
+        if self.spatial and not torch.equal(found, expected):
+            logger.warning(
+                f"the weights' `{name}.permutation` is not the split {self.pattern!r} that `spatial_couplings` of the "
+                "configuration asks for: the weights' one is used."
+            )
 
     def forward(
         self,

@@ -2,20 +2,31 @@
 """Image processor of Jet: from images of any kind to the model's 8-bit grid, and back. Pillow and NumPy only."""
 
 import warnings
+from numbers import Integral
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
-from .validation_jet import check_whole
+from .validation_jet import check_whole, is_number
 
 
 # Images that were scaled in float32 and not dequantised lie up to this many grey levels below their byte.
 LEVEL_TOLERANCE = 2e-5
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def area_weights(in_size: int, out_size: int) -> np.ndarray:
@@ -91,12 +102,24 @@ def channels_first(array: np.ndarray, num_channels: int | None, data_format: str
     return array.transpose(2, 0, 1) if last else array
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """
+    Return the image turned as its EXIF orientation says; EXIF data that cannot be read says nothing. (Pillow's
+    `exif_transpose` also writes the data anew, which fails for damaged ones.)
+    """
+    try:
+        method = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))
+    except Exception:  # parsers of damaged data raise errors of all kinds
+        method = None
+    return image if method is None else image.transpose(method)
+
+
 def pil_to_array(image: Image.Image, num_channels: int) -> np.ndarray:
     """
     Any mode of PIL image as uint8 (C, H, W), with the EXIF orientation applied, transparency laid over white, and
     16-bit values scaled to bytes.
     """
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.array(image).astype(np.float64)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 65535):
@@ -208,6 +231,8 @@ class JetImageProcessor(PilBackend):
         super().__init__(**kwargs)
 
     def _standardize_kwargs(self, size=None, num_channels=None, **kwargs) -> dict:
+        if is_number(size, Integral):
+            size = int(size)  # transformers takes no number of NumPy's
         if isinstance(size, list | tuple) and len(size) != 2:
             raise ValueError(f"`size` must be one number, or height and width, got {size}.")
         kwargs = super()._standardize_kwargs(size=size, **kwargs)
@@ -253,7 +278,7 @@ class JetImageProcessor(PilBackend):
                 raise ValueError(f"an image must have at least one pixel, got {image.width} x {image.height}.")
             if do_convert_rgb and num_channels in (1, 3):
                 return pil_to_array(image, num_channels)
-            array, input_data_format = np.array(ImageOps.exif_transpose(image)), ChannelDimension.LAST
+            array, input_data_format = np.array(upright(image)), ChannelDimension.LAST
         else:
             array = to_numpy(image)
         array = channels_first(to_bytes(array), num_channels, input_data_format)

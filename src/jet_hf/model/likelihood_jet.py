@@ -11,7 +11,14 @@ LEVELS_PER_UNIT = 127.5
 
 
 def scale_bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """Bytes, as uint8, on the model's scale: `u / 127.5 - 1`, float32."""
+    """
+    Return bytes `u`, a uint8 tensor, on the model's scale: `u / 127.5 - 1`, float32.
+
+    Raises:
+        ValueError: for another dtype, whose values may have been scaled already.
+    """
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"`pixels` must be bytes (torch.uint8), got {pixels.dtype}.")
     return pixels / LEVELS_PER_UNIT - 1
 
 

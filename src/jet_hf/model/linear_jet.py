@@ -43,14 +43,15 @@ def _suits_onednn(x: torch.Tensor, weight: torch.Tensor, with_gelu: bool) -> boo
         and x.dtype == weight.dtype
         and (with_gelu or x.numel() * weight.shape[0] >= SMALL_PRODUCT)
         and not torch.is_autocast_enabled("cpu")
-        and not _differentiates_otherwise()
+        and not _is_transformed()
         and torch.backends.mkldnn.is_available()
     )
 
 
-def _differentiates_otherwise() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+def _is_transformed() -> bool:
+    """Return whether a transform of torch.func, forward-mode differentiation or tracing is at work."""
+    differentiates = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return differentiates or torch.jit.is_tracing()
 
 
 def is_bare(layer: nn.Module) -> bool:
@@ -61,7 +62,7 @@ def is_bare(layer: nn.Module) -> bool:
         and "forward" not in vars(layer)  # accelerate's hooks, which fetch offloaded weights
         and not any(hooks)
         and not torch.compiler.is_compiling()
-        and not _differentiates_otherwise()
+        and not _is_transformed()
     )
 
 
@@ -70,7 +71,7 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling():
         if x.device.type == "cpu" and x.dtype == torch.float32:
             return x * torch.sigmoid(x * (LINEAR + CUBIC * x * x))
-    elif _is_plain_on_cpu(x) and not torch.is_grad_enabled() and not _differentiates_otherwise():
+    elif _is_plain_on_cpu(x) and not torch.is_grad_enabled() and not _is_transformed():
         return _gelu_in_pieces(x)
     return gelu(x, approximate="tanh")
 
@@ -123,10 +124,10 @@ class GELULinear(torch.autograd.Function):
             activated = _gelu_in_pieces(x, grad_x)
         else:
             activated = gelu(x, approximate="tanh")
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])
         grad_weight = grad_bias = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (rows.t() @ activated.flatten(0, -2)).to(weight.dtype)
+            grad_weight = (rows.t() @ activated.reshape(-1, activated.shape[-1])).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(dim=0).to(weight.dtype)
         if not in_pieces:

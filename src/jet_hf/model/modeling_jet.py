@@ -17,8 +17,10 @@ from .likelihood_jet import bits_per_dim, dequantize, standard_normal_log_prob
 from .pretrained_jet import JetDensityEstimationOutput, JetModelOutput, JetPreTrainedModel
 from .splits_jet import patchify, unpatchify
 from .validation_jet import (
+    check_8bit_images,
     check_context,
     check_context_mask,
+    check_generator,
     check_guidance_scale,
     check_images,
     check_labels,
@@ -173,15 +175,23 @@ class JetModel(JetPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         context, context_mask = conditions
         state = self.patchify(images)
-        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Reentrant checkpointing gives no gradients to the weights of a layer whose inputs need none, and
-            # compilation would make a graph of its own for the first layer.
+        if self.training and torch.is_grad_enabled() and self._follows_state():
             state.requires_grad_()
         log_det = torch.zeros(images.shape[0], dtype=images.dtype, device=images.device)
         for coupling in reversed(self.couplings) if inverse else self.couplings:
             state, layer_log_det = coupling(state, context, inverse, context_mask, guidance_scale)
             log_det = log_det.to(layer_log_det.device) + layer_log_det
         return self.unpatchify(state), log_det
+
+    def _follows_state(self) -> bool:
+        """
+        Return whether the first layer's input must require gradients as those of the others do: reentrant
+        checkpointing computes none for the weights of a layer whose input requires none, and compilation would make a
+        second graph for it.
+        """
+        return not torch.compiler.is_compiling() and (
+            self.couplings[0].gradient_checkpointing or self.couplings[0].affine.is_compiled
+        )
 
     @property
     def actnorm_initialized(self) -> bool:
@@ -291,20 +301,22 @@ class JetForDensityEstimation(JetPreTrainedModel):
         where the configuration says so, with that of a flow: the variational bound of Ho et al. (2019).
 
         Args:
-            pixel_values: float32 tensor (B, C, S, S) in [-1, 1]: 8-bit values `u` as `u / 127.5 - 1`, as
-                [`JetImageProcessor`] makes them.
+            pixel_values: Tensor (B, C, S, S) of 8-bit images: bytes `u` as `u / 127.5 - 1`, as [`JetImageProcessor`]
+                makes them. float32; float16 and bfloat16 values become exactly those of the bytes that they stand for,
+                so that `processor(...).to(model.device, model.dtype)` gives the float32 score. Continuous values go
+                to [`encode`] or [`distribution`].
             context, labels, context_mask: What a conditional model needs, see [`JetModel.condition`].
-            noise: Uniform noise, of the shape and dtype of `pixel_values`, in [0, 1): the dequantisation noise itself,
-                or what the dequantisation flow starts from. Drawn when not given.
+            noise: Uniform noise, float32 tensor (B, C, S, S) in [0, 1): the dequantization noise itself, or the input
+                of the dequantization flow. Drawn when not given.
             generator: Draws the noise; with the same seed, results repeat bit for bit.
             output_hidden_states: Whether to return the flow's state after each coupling layer.
 
         Raises:
-            ValueError: for a wrong shape, dtype, range or non-finite values, a context or labels that are missing or
-                unexpected, or both noise and a generator.
+            ValueError: for a wrong shape or dtype, values that are not those of bytes, a context or labels that are
+                missing or unexpected, or both noise and a generator.
         """
-        check_images("pixel_values", pixel_values, self.config, self.jet.state_dtype)
-        check_values("pixel_values", pixel_values, low=-1, high=1)
+        pixel_values = check_8bit_images(pixel_values, self.config, self.jet.state_dtype)
+        check_generator(generator)
         if noise is None:
             noise = self._draw(torch.rand, pixel_values.shape, pixel_values.device, generator)
         elif generator is not None:
@@ -361,6 +373,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         """
         check_whole("num_samples", num_samples)
         check_temperature(temperature)
+        check_generator(generator)
         shape = (num_samples, self.config.num_channels, self.config.image_size, self.config.image_size)
         latents = temperature * self._draw(torch.randn, shape, self.jet.input_device, generator)
         return self.decode(latents, context, labels, context_mask, guidance_scale)[0]

@@ -2,6 +2,7 @@
 """What the models share: outputs, initialisation, and what transformers asks of a family of models."""
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,21 @@ from .vit_jet import JetAttention, JetCrossAttention, JetMLP, JetViT
 # Standard deviation of a standard normal that is truncated at two standard deviations.
 TRUNCATED_STD = 0.87962566103423978
 RECOMPILE_LIMIT = 64
+# Fields that decide what the weights compute, but no tensor's shape, by which transformers would notice another value.
+FIELDS_OF_THE_WEIGHTS = (
+    "coupling_kinds",
+    "spatial_couplings",
+    "coupling_mode",
+    "permutation_seed",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "num_groups",
+    "scale_factor",
+    "dequantization_num_attention_heads",
+)
+# Arguments of `from_pretrained` that say where a repository's files are.
+PLACE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def lecun_normal_(weight: torch.Tensor):
@@ -100,6 +116,24 @@ class JetPreTrainedModel(PreTrainedModel):
     # A negative index in `output_hidden_states` counts coupling layers, not the blocks inside one.
     _can_record_outputs["hidden_states"].num_hidden_layers_key = "num_coupling_layers"
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """
+        Load a model, as in transformers.
+
+        Raises:
+            ValueError: for a field given here that was saved with another value and that no tensor's shape shows, such
+                as `permutation_seed`: the configuration would not be that of the weights. Also for weights with splits
+                that cannot be inverted.
+        """
+        if pretrained_model_name_or_path is not None:
+            _check_fields_of_the_weights(cls.config_class, pretrained_model_name_or_path, config, kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        for name, module in (loaded[0] if isinstance(loaded, tuple) else loaded).named_modules():
+            if isinstance(module, JetCoupling):
+                module.check_permutation(name)
+        return loaded
+
     def set_attn_implementation(self, *args, **kwargs):
         """As in transformers; the dequantisation flow follows, whose configuration is one of its own."""
         super().set_attn_implementation(*args, **kwargs)
@@ -176,3 +210,27 @@ class JetPreTrainedModel(PreTrainedModel):
             init.copy_(module.permutation, module.make_permutation())
         else:
             super()._init_weights(module)
+
+
+def _check_fields_of_the_weights(config_class, name_or_path, config, arguments: dict) -> None:
+    """Raise ValueError for fields of `config` or `arguments` that contradict the configuration saved with weights."""
+    given = arguments if config is None or isinstance(config, str | os.PathLike) else config.to_dict()
+    given = {name: given[name] for name in FIELDS_OF_THE_WEIGHTS if name in given}
+    if not given:
+        return
+    try:
+        place = {name: arguments[name] for name in PLACE_ARGUMENTS if name in arguments}
+        saved, _ = config_class.get_config_dict(name_or_path, **place)
+    except OSError:
+        saved = {}
+    if not saved:  # weights without a configuration
+        return
+    for name, value in given.items():
+        expected = saved.get(name, getattr(config_class, name))
+        if isinstance(expected, tuple | list):
+            expected, value = list(expected), list(value)
+        if value != expected:
+            raise ValueError(
+                f"`{name}` must be {expected!r}, with which the weights of {name_or_path} were made, got {value!r}. "
+                "They would compute something else with another value."
+            )

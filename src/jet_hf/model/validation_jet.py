@@ -4,14 +4,27 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral, Real
 
 import torch
 
 from .configuration_jet import JetConfig
+from .likelihood_jet import LEVELS_PER_UNIT
 
 
-# Scaling bytes in float32 may overshoot [-1, 1] by rounding; a grey level is 8 times wider than this.
-RANGE_TOLERANCE = 1e-3
+# Distance from the grid of bytes, in grey levels, that rounding may cause: of float32, and of bfloat16, whose values
+# nearest to two neighboring levels are still apart.
+LEVEL_TOLERANCE = 1e-3
+MAX_LEVEL_TOLERANCE = 0.25
+NARROWER_DTYPES = {
+    torch.float32: (torch.float16, torch.bfloat16),
+    torch.float64: (torch.float16, torch.bfloat16, torch.float32),
+}
+# Means and standard deviations, per channel on the scale [0, 1], that other models normalize images with.
+KNOWN_STATISTICS = {
+    "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
 
 _values_are_trusted = ContextVar("values_are_trusted", default=False)
 
@@ -30,8 +43,9 @@ def trusted_values() -> Iterator[None]:
 
 
 def _skips_values(values: torch.Tensor) -> bool:
-    # Compiled graphs have no checks, and tensors on "meta" no values.
-    return torch.compiler.is_compiling() or values.is_meta or _values_are_trusted.get()
+    # Compiled, exported and traced graphs have no checks, and tensors on "meta" no values.
+    is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return is_recorded or values.is_meta or _values_are_trusted.get()
 
 
 def _describe(value: object) -> str:
@@ -39,25 +53,61 @@ def _describe(value: object) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
+class _Extremes(torch.autograd.Function):
+    """Smallest and largest value of a tensor; under `torch.func.vmap`, of all samples together."""
+
+    @staticmethod
+    def forward(values: torch.Tensor) -> torch.Tensor:
+        return torch.stack(torch.aminmax(values))
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: torch.Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info, in_dims: tuple, values: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _Extremes.apply(values), None
+
+
 def _extremes(values: torch.Tensor) -> list[float]:
-    """Smallest and largest of the values."""
-    return torch.stack(torch.aminmax(values.detach())).tolist()
+    """Return the smallest and the largest of the values."""
+    return _Extremes.apply(values.detach()).tolist()
 
 
-def check_whole(name: str, value: int | None) -> None:
-    """`value` must be a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+def is_number(value: object, kind: type = Real) -> bool:
+    """Return whether `value` is a number of Python's or NumPy's; truth values are not."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value: int | None, low: int = 1) -> None:
+    """Raise ValueError unless `value` is a whole number of at least `low`."""
+    if not is_number(value, Integral) or value < low:
+        raise ValueError(f"`{name}` must be a whole number of at least {low}, got {value!r}.")
 
 
 def check_temperature(temperature: float) -> None:
-    """`temperature` must be a finite number of at least 0."""
-    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+    """Raise ValueError unless `temperature` is a finite number of at least 0."""
+    if not is_number(temperature) or not 0 <= temperature < float("inf"):
         raise ValueError(f"`temperature` must be zero or a positive number, got {temperature!r}.")
 
 
-def check_images(name: str, images: torch.Tensor, config: JetConfig, dtype: torch.dtype) -> None:
-    """`images` must be a tensor (B, C, S, S) of the flow's dtype, with B at least 1."""
+def check_generator(generator: torch.Generator | None) -> None:
+    """Raise ValueError unless `generator` is `None` or a `torch.Generator`."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            "`generator` must be a torch.Generator, such as torch.Generator().manual_seed(0), got "
+            f"{type(generator).__name__}."
+        )
+
+
+def check_images(
+    name: str,
+    images: torch.Tensor,
+    config: JetConfig,
+    dtype: torch.dtype,
+    also_accepted: tuple[torch.dtype, ...] = (),
+) -> None:
+    """Raise ValueError unless `images` is a tensor (B, C, S, S) of the flow's dtype, with B at least 1."""
     if not isinstance(images, torch.Tensor):
         raise ValueError(f"`{name}` must be a torch.Tensor, got {type(images).__name__}.")
     expected = (config.num_channels, config.image_size, config.image_size)
@@ -65,22 +115,105 @@ def check_images(name: str, images: torch.Tensor, config: JetConfig, dtype: torc
         raise ValueError(
             f"`{name}` must have shape (batch_size, {', '.join(map(str, expected))}), got {tuple(images.shape)}."
         )
-    if images.dtype != dtype:
+    if images.dtype != dtype and images.dtype not in also_accepted:
         raise ValueError(
             f"`{name}` must be {dtype}, got {images.dtype}. The flow's state stays {dtype} whatever dtype the weights "
             "have: a narrower dtype would round away the dequantisation noise, and bytes must be scaled to [-1, 1]."
         )
 
 
-def check_values(name: str, values: torch.Tensor, low: float | None = None, high: float | None = None) -> None:
-    """`values` must be finite and, where `low` and `high` are given, within them. Compiled graphs skip this check."""
-    if _skips_values(values):
-        return
-    smallest, largest = _extremes(values)
-    if not abs(smallest) + abs(largest) < float("inf"):
+def check_values(name: str, values: torch.Tensor) -> None:
+    """Raise ValueError for NaN or infinite values. Compiled graphs skip this check."""
+    if not _skips_values(values) and not _are_finite(*_extremes(values)):
         raise ValueError(f"`{name}` must be finite, got NaN or infinite values.")
-    if low is not None and (smallest < low - RANGE_TOLERANCE or largest > high + RANGE_TOLERANCE):
-        raise ValueError(f"`{name}` must lie in [{low}, {high}], got values from {smallest:g} to {largest:g}.")
+
+
+def _are_finite(smallest: float, largest: float) -> bool:
+    return abs(smallest) + abs(largest) < float("inf")
+
+
+def check_8bit_images(
+    pixel_values: torch.Tensor, config: JetConfig, dtype: torch.dtype, name: str = "pixel_values"
+) -> torch.Tensor:
+    """
+    Return 8-bit images in the flow's dtype. The values of a narrower dtype become those of the bytes that they stand
+    for: half precision tells all bytes apart.
+
+    Args:
+        pixel_values: Tensor (B, C, S, S) of the values `u / 127.5 - 1` of bytes `u`; float16, bfloat16 or the flow's
+            dtype.
+        config: Configuration of the model.
+        dtype: Dtype of the flow.
+        name: Name of the argument in messages.
+
+    Raises:
+        ValueError: for a wrong shape or dtype, or values that are not those of bytes; the message names the likely
+            reason. Compiled graphs do not look at values.
+    """
+    check_images(name, pixel_values, config, dtype, NARROWER_DTYPES.get(dtype, ()))
+    values = pixel_values.to(dtype)
+    if not _skips_values(values):
+        tolerance = LEVELS_PER_UNIT * torch.finfo(pixel_values.dtype).eps
+        _check_grid(name, values.detach(), min(max(LEVEL_TOLERANCE, tolerance), MAX_LEVEL_TOLERANCE))
+    if pixel_values.dtype == dtype:
+        return values
+    exact = _levels(values.detach()).round() / LEVELS_PER_UNIT - 1
+    return values + (exact - values.detach())  # differentiable in the values
+
+
+def _levels(values: torch.Tensor) -> torch.Tensor:
+    """Return values on the scale [-1, 1] in grey levels, from 0 to 255."""
+    return (values + 1) * LEVELS_PER_UNIT
+
+
+def _distance_from_levels(levels: torch.Tensor) -> float:
+    """Return the largest distance from a whole number of grey levels."""
+    return _extremes((levels - levels.round()).abs())[1]
+
+
+def _check_grid(name: str, values: torch.Tensor, tolerance: float) -> None:
+    """Raise ValueError unless `values` are those of bytes on the scale [-1, 1], to `tolerance` grey levels."""
+    smallest, largest = _extremes(values)
+    if not _are_finite(smallest, largest):
+        raise ValueError(f"`{name}` must be finite, got NaN or infinite values.")
+    levels_outside = max(-1 - smallest, largest - 1) * LEVELS_PER_UNIT
+    if levels_outside <= tolerance and _distance_from_levels(_levels(values)) <= tolerance:
+        return
+    # bfloat16 is too coarse to tell by their grid how values were scaled.
+    is_coarse = tolerance == MAX_LEVEL_TOLERANCE
+    continuous = "Continuous values go to `encode` or `distribution().log_prob`."
+    expected = f"`{name}` must be 8-bit images `u / 127.5 - 1`"
+    if smallest >= 0 and largest <= 1 and (is_coarse or _distance_from_levels(255 * values) <= 2 * tolerance):
+        reason = f"got values `u / 255` in [0, 1]: scale them to [-1, 1] by `2 * x - 1`. {continuous}"
+    elif smallest >= 0 and largest > 1 and _distance_from_levels(values) <= tolerance:
+        reason = f"got whole numbers from {smallest:g} to {largest:g}: scale bytes by `u / 127.5 - 1`."
+    elif statistics := not is_coarse and _normalized_with(values, tolerance):
+        reason = (
+            f"got values from {smallest:g} to {largest:g}, normalized with {statistics} mean and standard deviation: "
+            "a Jet takes those of its own JetImageProcessor."
+        )
+    elif levels_outside < 1:
+        reason = (
+            "got values between the grey levels, as resizing without rounding and dequantization leave them: round "
+            f"images to bytes before scaling. {continuous}"
+        )
+    else:
+        reason = (
+            f"which lie in [-1, 1], got values from {smallest:g} to {largest:g}: were they scaled or normalized in "
+            f"another way? {continuous}"
+        )
+    raise ValueError(f"{expected}, {reason}")
+
+
+def _normalized_with(values: torch.Tensor, tolerance: float) -> str | None:
+    """Return whose mean and standard deviation the values (B, 3, S, S) of bytes were normalized with."""
+    if values.shape[-3] != 3:
+        return None
+    for owner, statistics in KNOWN_STATISTICS.items():
+        mean, std = (torch.tensor(channels, device=values.device)[:, None, None] for channels in statistics)
+        if _distance_from_levels(255 * (values * std + mean)) <= 2 * tolerance:
+            return owner
+    return None
 
 
 def check_noise(noise: torch.Tensor, pixel_values: torch.Tensor) -> None:
@@ -134,7 +267,7 @@ def check_context_mask(context_mask: torch.Tensor | None, context: torch.Tensor 
         raise ValueError(f"`context_mask` must be {expected}, got {_describe(context_mask)}.")
     if _skips_values(context_mask):
         return
-    if not context_mask.bool().any(dim=1).all():
+    if not _extremes(context_mask.int().amax(dim=1))[0]:
         raise ValueError("`context_mask` must leave each image at least one token of its context, got none for some.")
 
 
@@ -165,7 +298,7 @@ def check_guidance_scale(guidance_scale: float | None, config: JetConfig) -> Non
     """`guidance_scale` must be a finite number of at least 0, and there must be a context to guide."""
     if guidance_scale is None:
         return
-    if not isinstance(guidance_scale, int | float) or not 0 <= guidance_scale < float("inf"):
+    if not is_number(guidance_scale) or not 0 <= guidance_scale < float("inf"):
         raise ValueError(f"`guidance_scale` must be zero or a positive number, got {guidance_scale!r}.")
     if config.context_width is None:
         raise ValueError("`guidance_scale` was given, but this model has neither classes nor a context to guide by.")

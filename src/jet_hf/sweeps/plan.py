@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from ..files import replace_text
+from ..files import replace_text, strict_json
 from ..model.configuration_jet import JetConfig
 from ..training import TrainArguments, parse_arguments
 from .tables import Cell, Table
@@ -19,14 +19,6 @@ from .tables import Cell, Table
 
 FINISHED, FAILED, UNFINISHED, NOT_STARTED = "finished", "failed", "unfinished", "not started"
 SETTINGS_FILE, FAILURE_FILE, LOG_FILE = "sweep.yaml", "failure.json", "log.txt"
-
-# Fields that may differ between two starts of the same run: its numbers do not depend on them.
-FREE_FIELDS = {
-    *("output_dir", "resume_from_checkpoint", "save_steps", "save_total_limit", "logging_steps", "eval_steps"),
-    *("eval_batch_size", "sample_steps", "num_samples", "report_to", "dry_run", "push_to_hub", "hub_model_id"),
-    *("hub_private_repo", "preprocessing_num_workers", "dataloader_num_workers", "gradient_accumulation_steps"),
-    *("gradient_checkpointing", "torch_compile"),
-}
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class Run:
     def write_failure(self, reason: str) -> None:
         """Notes why the run failed, so that it is not tried again unasked."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(self.folder / FAILURE_FILE, json.dumps({"reason": reason}) + "\n")
+        replace_text(self.folder / FAILURE_FILE, strict_json({"reason": reason}) + "\n")
 
 
 @dataclass(frozen=True)
@@ -167,8 +159,9 @@ def read_state(run: Run) -> State:
         evaluations = read_lines(run.folder / "evaluations.jsonl")
         if not evaluations:
             return State(FAILED, "finished without an evaluation: there are no held-out images")
-        if not math.isfinite(evaluations[-1]["bits_per_dim"]):
-            return State(FAILED, f"diverged: {evaluations[-1]['bits_per_dim']} bits per dimension at the end")
+        bits = evaluations[-1]["bits_per_dim"]
+        if bits is None or not math.isfinite(bits):  # null, or the NaN and Infinity of earlier releases
+            return State(FAILED, f"diverged: {bits} bits per dimension at the end")
         return State(FINISHED, evaluation=evaluations[-1])
     if (run.folder / FAILURE_FILE).is_file():
         return State(FAILED, json.loads((run.folder / FAILURE_FILE).read_text())["reason"])
@@ -198,8 +191,8 @@ def changed_settings(run: Run) -> list[str]:
 
 
 def _settings(fields: dict) -> dict:
-    """Fields that decide a run's numbers; a field of the model that was not given counts as its default."""
-    known = {item.name: item.default for item in dataclasses.fields(TrainArguments) if item.name not in FREE_FIELDS}
+    """Return the fields that decide a run's numbers; a field of the model that was not given has its default."""
+    known = {item.name: item.default for item in dataclasses.fields(TrainArguments) if item.metadata["decides"]}
     values = {name: fields.get(name, default) for name, default in known.items()}
     given = {name: fields[name] for name in inspect.get_annotations(JetConfig) if fields.get(name) is not None}
     config = JetConfig(**given)

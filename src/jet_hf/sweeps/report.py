@@ -2,10 +2,9 @@
 """A sweep's report in Markdown: the paper's figures beside ours, the paper's claims beside what the runs show."""
 
 import inspect
-import json
 from pathlib import Path
 
-from ..files import replace_text
+from ..files import replace_text, strict_json
 from ..markdown import markdown_table
 from ..model.configuration_jet import JetConfig
 from ..training import TrainArguments
@@ -159,7 +158,7 @@ def same_models(rows: list[dict]) -> list[list[str]]:
         if row["image_size"] is not None:
             given = {name: row[name] for name in fields if name != "permutation_seed"}
             splits = JetConfig(**given).layer_splits
-            key = json.dumps(given | {"coupling_kinds": splits, "spatial_couplings": None})
+            key = strict_json(given | {"coupling_kinds": splits, "spatial_couplings": None})
             groups.setdefault(key, {})[row["cell"]] = None
     return [list(names) for names in groups.values() if len(names) > 1]
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from .. import cost
-from ..files import replace_text
+from ..files import replace_text, strict_json
 from ..model.configuration_jet import JetConfig
 from ..training.plan import release_images
 from ..training.setup import count_steps
@@ -71,7 +71,7 @@ def planned_steps(run: Run) -> int | None:
 def count_model(config: JetConfig) -> tuple[int, int]:
     """Parameters, and training operations of one image; counted once for all seeds."""
     fields = {name: getattr(config, name) for name in inspect.get_annotations(JetConfig)}
-    return _count_fields(json.dumps(fields | {"permutation_seed": 0}))
+    return _count_fields(strict_json(fields | {"permutation_seed": 0}))
 
 
 @cache
@@ -83,7 +83,7 @@ def _count_fields(fields: str) -> tuple[int, int]:
 def write_results(folder: Path, rows: list[dict]) -> Path:
     """Writes the rows of a table."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / RESULTS_FILE, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    replace_text(folder / RESULTS_FILE, "".join(strict_json(row) + "\n" for row in rows))
     return folder / RESULTS_FILE
 
 

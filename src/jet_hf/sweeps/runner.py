@@ -168,7 +168,8 @@ def launch_command(run: Run, train_script: Path, accelerate_config: str | None, 
 
 def child_environment(slot: int, num_parallel: int) -> dict[str, str]:
     """Variables of the run in a slot: its share of the GPUs, or of the CPU's cores, unless these are set already."""
-    environment = dict(os.environ)
+    # torch's launcher would kill a run 30 seconds after SIGTERM.
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{GRACE_SECONDS:.0f}", **os.environ}
     if num_parallel > 1:
         devices = torch.cuda.device_count()
         if devices >= num_parallel:

@@ -3,14 +3,19 @@
 
 from .arguments import TrainArguments, parse_arguments
 from .checkpoints import CheckpointError
+from .lock import RunLockedError
 from .loop import NonFiniteLossError, StepMetrics, Trainer
 from .optim import build_optimizer, build_scheduler
-from .run import RunResult, TrainingRun, train
+from .run import EXPECTED_ERRORS, RunResult, TrainingRun, train
+from .signals import RunInterrupted
 
 
 __all__ = [
+    "EXPECTED_ERRORS",
     "CheckpointError",
     "NonFiniteLossError",
+    "RunInterrupted",
+    "RunLockedError",
     "RunResult",
     "StepMetrics",
     "TrainArguments",

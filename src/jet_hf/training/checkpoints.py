@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..files import publish_folder
+from ..files import publish_folder, strict_json
 
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,45 @@ def find_checkpoint(output_dir: Path, wanted: str) -> tuple[Path, dict] | None:
     return None
 
 
+def compare_trajectories(checkpoint: Path, manifest: dict, ours: dict) -> None:
+    """
+    Make sure that a checkpoint belongs to this run.
+
+    Args:
+        checkpoint, manifest: See [`find_checkpoint`].
+        ours: Settings of this run that must match for a resumed run to be bit-identical.
+
+    Raises:
+        ValueError: if a setting is not that of the checkpoint; the message names it.
+    """
+    ours, theirs = _flat(ours), _flat(manifest["trajectory"])
+    if unknown := [name for name in ours if name not in theirs]:
+        logger.warning(
+            f"{checkpoint} was written by an earlier release, which did not record {', '.join(unknown)}: whether they "
+            "have changed since cannot be checked."
+        )
+    if changed := [name for name in ours if name in theirs and ours[name] != theirs[name]]:
+        changes = {name: f"`{name}` was {theirs[name]} and is now {ours[name]}" for name in changed}
+        # Fingerprints say nothing to a reader.
+        for name, images in (("data", "training"), ("eval_data", "held-out")):
+            if name in changes:
+                changes[name] = f"the {images} images are not the same ones in the same order"
+        listed = "; ".join(changes.values())
+        raise ValueError(
+            f"cannot resume from {checkpoint}: {listed}. To start a new run from its weights, give it as "
+            "`model_name_or_path`."
+        )
+
+
+def _flat(settings: dict) -> dict:
+    """Return nested settings as one level, with names such as `model.hidden_size`."""
+    flat = {}
+    for name, value in settings.items():
+        inner = _flat(value) if isinstance(value, dict) else None
+        flat |= {name: value} if inner is None else {f"{name}.{key}": item for key, item in inner.items()}
+    return flat
+
+
 def save_checkpoint(
     output_dir: Path, step: int, about: dict, write: Callable[[Path], None], accelerator: Accelerator
 ) -> Path:
@@ -100,7 +139,7 @@ def save_checkpoint(
         if accelerator.is_main_process:
             files = sorted(path for path in draft.rglob("*") if path.is_file())
             checksums = {path.relative_to(draft).as_posix(): _checksum(path) for path in files}
-            (draft / MANIFEST).write_text(json.dumps({"step": step, **about, "files": checksums}, indent=2) + "\n")
+            (draft / MANIFEST).write_text(strict_json({"step": step, **about, "files": checksums}, indent=2) + "\n")
             publish_folder(draft, final)
     # The writers of tensors raise errors of their own kinds for a full disk.
     except Exception as error:

@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""What people watch while a model trains: a progress bar, metrics.jsonl, trackers, pictures."""
+"""Progress bar, metrics log, trackers and sample images of a training run."""
 
 import json
 import resource
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from PIL import Image
 
-from ..files import replace_text
+from ..files import replace_file, replace_text, strict_json
 from .loop import StepMetrics
 
 
@@ -31,7 +31,7 @@ class JsonLines:
 
     def append(self, row: dict) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(strict_json(row) + "\n")
 
     def read(self) -> list[dict]:
         """All rows but an unfinished one."""
@@ -43,7 +43,7 @@ class JsonLines:
     def truncate(self, step: int) -> None:
         """Forgets rows of steps after `step`, which are about to be done again."""
         if self.path.exists():
-            replace_text(self.path, "".join(json.dumps(row) + "\n" for row in self.read() if row["step"] <= step))
+            replace_text(self.path, "".join(strict_json(row) + "\n" for row in self.read() if row["step"] <= step))
 
 
 class Monitor:
@@ -139,12 +139,16 @@ class Monitor:
             )
         self.accelerator.log({f"eval/{key}": row[key] for key in ("bits_per_dim", "standard_error")}, step=row["step"])
 
+    def picture(self, name: str, step: int) -> Path:
+        """Return the path of an image of a step."""
+        return self.pictures / f"{name}-{step:08d}.png"
+
     def save_picture(self, name: str, step: int, picture: Image.Image) -> None:
         """Writes `samples/NAME-STEP.png` and shows it to the trackers that take images."""
         if not self.accelerator.is_main_process:
             return
         self.pictures.mkdir(exist_ok=True)
-        picture.save(self.pictures / f"{name}-{step:08d}.png")
+        replace_file(self.picture(name, step), picture.save)
         pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         pixels = pixels.reshape(1, picture.height, picture.width, -1).numpy()
         for tracker in self.accelerator.trackers:

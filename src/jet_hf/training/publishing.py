@@ -2,10 +2,11 @@
 """The model of a run, made ready for `from_pretrained`, and shared on the Hub while training goes on."""
 
 import logging
+import math
 import shutil
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -45,16 +46,24 @@ class Publisher:
         self.processor, self.data, self.monitor = processor, data, monitor
         self.output_dir = Path(arguments.output_dir)
         self.push_draft = self.output_dir / ".push.draft"
-        self.worker = ThreadPoolExecutor(1)
-        self.last_push: Future | None = None
+        self.last_push: Thread | None = None
         if arguments.push_to_hub and self.accelerator.is_main_process and (problem := check_login()):
             logger.warning(f"pushing to the Hub will fail: {problem} Training goes on; each push tries again.")
 
-    def close(self) -> None:
-        """Waits for a push that is under way."""
-        self.worker.shutdown()
-        if self.accelerator.is_main_process:
-            shutil.rmtree(self.push_draft, ignore_errors=True)
+    def close(self, wait: bool = True) -> None:
+        """Wait for the push that is under way, or else leave it behind: the end of the process ends it."""
+        if not self.accelerator.is_main_process:
+            return
+        if wait:
+            self._finish_last_push()
+        elif self.last_push is not None and self.last_push.is_alive():
+            logger.warning("a push to the Hub was still running and is given up.")
+            return
+        shutil.rmtree(self.push_draft, ignore_errors=True)
+
+    def _finish_last_push(self) -> None:
+        if self.last_push is not None:
+            self.last_push.join()
 
     def export(self, folder: Path) -> None:
         """The model as `from_pretrained` takes it, its processor, code, and card; all processes call it."""
@@ -71,22 +80,26 @@ class Publisher:
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
+        """Write the finished model to the run's folder; all processes call it."""
         draft = self.output_dir / ".model.draft"
         self.export(draft)
         if self.accelerator.is_main_process:
             publish_files(draft, self.output_dir, last="config.json")
             self.monitor.say(f"wrote the finished model to {self.output_dir}")
-            if self.arguments.push_to_hub:
-                if self.last_push:
-                    self.last_push.result()
-                self._upload(self.output_dir, "the finished model")
+        self.accelerator.wait_for_everyone()
+
+    def push_finished(self) -> None:
+        """Push the finished model, if the run is to be shared; all processes call it."""
+        if self.arguments.push_to_hub and self.accelerator.is_main_process:
+            self._finish_last_push()
+            self._upload(self.output_dir, "the finished model")
         self.accelerator.wait_for_everyone()
 
     def push_beside_training(self, what: str) -> None:
         """Pushes the model as it is, beside training; not while an earlier push still runs."""
         if not self.arguments.push_to_hub:
             return
-        busy = self.accelerator.is_main_process and self.last_push is not None and not self.last_push.done()
+        busy = self.accelerator.is_main_process and self.last_push is not None and self.last_push.is_alive()
         if self.accelerator.num_processes > 1:
             busy = bool(self.accelerator.reduce(torch.tensor(int(busy), device=self.accelerator.device)).item())
         if busy:
@@ -96,7 +109,9 @@ class Publisher:
         if self.accelerator.is_main_process:
             if self.monitor.metrics.path.exists():
                 shutil.copyfile(self.monitor.metrics.path, self.push_draft / "metrics.jsonl")
-            self.last_push = self.worker.submit(self._upload, self.push_draft, what)
+            # A daemon: a process that is told to stop does not wait for the Hub.
+            self.last_push = Thread(target=self._upload, args=(self.push_draft, what), daemon=True)
+            self.last_push.start()
 
     def _upload(self, folder: Path, what: str) -> None:
         try:
@@ -130,7 +145,7 @@ class Publisher:
                 notes.append(f"{pixels.num_skipped} undecodable images of {split} were left out.")
         # The last evaluation, if it is of these weights.
         evaluations = [
-            score_record(source, self.data.eval_split, **{key: row[key] for key in row if key != "step"})
+            score_record(source, self.data.eval_split, **_known_numbers(row))
             for row in self.monitor.evaluations.read()[-1:]
             if row["step"] == step
         ]
@@ -158,3 +173,8 @@ class Publisher:
             dataset_id=arguments.dataset_name,
             has_samples=self.monitor.pictures.exists(),
         )
+
+
+def _known_numbers(row: dict) -> dict:
+    """Return the scores of a line of `evaluations.jsonl`, where null stands for a number that is not known."""
+    return {key: math.nan if value is None else value for key, value in row.items() if key != "step"}

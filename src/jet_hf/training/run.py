@@ -1,10 +1,10 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""A whole training run: data, model, steps, checkpoints, evaluations, pictures, the finished model, the Hub."""
+"""A whole training run: data, model, steps, checkpoints, evaluations, images, the finished model, the Hub."""
 
 import logging
-import math
-import signal
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,51 +15,46 @@ from accelerate import PartialState
 from safetensors.torch import load_model
 
 from ..cost import peak_flops, training_flops
-from ..data import Batch, Shares, read_pixels, stream_batches, train_batches
-from ..evaluation import evaluate
+from ..data import Batch, Shares, UndecodableImagesError, stream_batches, train_batches
+from ..files import replace_text
 from ..model.configuration_jet import JetConfig
-from ..model.likelihood_jet import scale_bytes
-from ..sampling import image_grid, reconstruct, sample_images
 from .arguments import TrainArguments
-from .checkpoints import clear_drafts, find_checkpoint, list_checkpoints, prune_checkpoints, save_checkpoint
+from .checkpoints import (
+    CheckpointError,
+    clear_drafts,
+    compare_trajectories,
+    find_checkpoint,
+    list_checkpoints,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from .inspections import Inspections, is_due
+from .launcher import find_launcher
+from .lock import RunLock, RunLockedError
 from .loop import NonFiniteLossError, Trainer
 from .monitor import Monitor
 from .plan import describe
+from .processes import on_main_process
 from .publishing import Publisher
-from .setup import count_steps, load_data, make_accelerator, make_model, make_processor
+from .setup import count_steps, load_data, make_accelerator, make_model, make_processor, weights_digest
+from .signals import RunInterrupted, StopSignals
 
 
 logger = logging.getLogger(__name__)
 
-# Fields that decide every number of a run; a checkpoint goes on only with the same ones.
-TRAJECTORY_FIELDS = (
-    "train_split",
-    "streaming",
-    "shuffle_buffer_size",
-    "center_crop",
-    "random_crops_per_image",
-    "max_train_images",
-    "train_batch_size",
-    "learning_rate",
-    "weight_decay",
-    "warmup_ratio",
-    "max_grad_norm",
-    "use_ema",
-    "ema_decay",
-    "label_dropout",
-    "seed",
-)
+# Errors whose messages are for the user, whatever signal came before them.
+EXPECTED_ERRORS = (ValueError, OSError, UndecodableImagesError, CheckpointError, NonFiniteLossError, RunLockedError)
 
 
 @dataclass(frozen=True)
 class RunResult:
     """
-    How a run ended.
+    Result of a training run.
 
     Args:
         output_dir: Folder of the run.
-        step: Optimiser steps done.
-        finished: Whether the schedule came to its end; otherwise the run was asked to stop.
+        step: Number of optimizer steps completed.
+        finished: Whether the schedule was completed. Otherwise a signal ended the run after a checkpoint.
     """
 
     output_dir: Path
@@ -72,32 +67,56 @@ class TrainingRun:
     A run of `scripts/train.py`.
 
     Args:
-        arguments: All that it is told.
+        arguments: Parsed training arguments.
 
     Raises:
-        ValueError: for arguments, data or an `output_dir` that do not fit; before anything is written.
+        RunLockedError: if another run works in `output_dir`.
+        ValueError: for arguments, data or an `output_dir` that do not fit, before anything is written.
+        RunInterrupted: for SIGINT or SIGTERM before the first step, or for a second SIGINT.
         CheckpointError, NonFiniteLossError, UndecodableImagesError: from [`run`], with the last checkpoint in place.
     """
 
     def __init__(self, arguments: TrainArguments):
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
-        self.accelerator = make_accelerator(arguments)
+        self.signals, self.launcher = StopSignals(), find_launcher()
+        self.lock = RunLock(self.output_dir)
+        self.completed = self.warned_of_grace = False
+        with self._stoppable():
+            self.accelerator = make_accelerator(arguments)
+            self.lock.acquire()
+            try:
+                self._load()
+            except BaseException:
+                self.lock.release()
+                raise
+
+    def _load(self) -> None:
+        """Find the checkpoint, and build the model and the datasets."""
+        arguments = self.arguments
         self.shares = Shares(
             arguments.train_batch_size,
             arguments.gradient_accumulation_steps,
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        self.checkpoint = self._find_checkpoint()
+        self.checkpoint = on_main_process(self._find_checkpoint)
         self.model = make_model(arguments)
+        self.initial_weights = self._digest_of_initial_weights()
         self.processor = make_processor(self.model.config, arguments)
         self.data = load_data(arguments, self.processor, self.accelerator, self.model.config.num_classes)
         self.num_steps = count_steps(arguments, self.data.num_train_images)
-        self.stop_requested = False
+        if self.checkpoint is not None:
+            compare_trajectories(*self.checkpoint, self._trajectory())
+
+    def _digest_of_initial_weights(self) -> str | None:
+        """Return a digest of the weights that fine-tuning starts from; new weights follow from the seed."""
+        if self.arguments.model_name_or_path is None:
+            return None
+        return on_main_process(lambda: weights_digest(self.model))
 
     def _find_checkpoint(self) -> tuple[Path, dict] | None:
-        """The checkpoint to go on from; refuses to write over another run."""
+        """Return the checkpoint to resume from, and its manifest; refuse to overwrite another run."""
         wanted, found = self.arguments.resume_from_checkpoint, None
         if wanted is not None:
             found = find_checkpoint(self.output_dir, wanted)
@@ -111,17 +130,52 @@ class TrainingRun:
                     f"`output_dir` {self.output_dir} holds a run already ({', '.join(results)}): give "
                     "`resume_from_checkpoint` latest to go on with it, or another folder."
                 )
-        # No process writes before all have looked.
-        self.accelerator.wait_for_everyone()
         return found
 
     def run(self) -> RunResult:
-        """Trains to the end of the schedule, or until SIGTERM; writes everything to `output_dir`."""
+        """
+        Train to the end of the schedule, and write everything to `output_dir`.
+
+        SIGINT and SIGTERM end the run after the current step, with a checkpoint.
+        """
+        try:
+            with self._stoppable():
+                return self._run()
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"{error} Last checkpoint: {self._last_checkpoint()}.") from error
+        finally:
+            self.lock.release()
+
+    def _run(self) -> RunResult:
+        self._begin()
+        stopping = self.signals.deferred
+        try:
+            with stopping():
+                if self._loop():
+                    self.publisher.finish()
+                    self.completed = True
+            if self.completed and self.arguments.push_to_hub:
+                if self.signals.requested is not None:
+                    raise RunInterrupted(self.signals.requested)
+                self.publisher.push_finished()
+        except Exception as error:
+            # A process that was told to stop may be gone before another one's last exchange with it.
+            if self.signals.requested is None or isinstance(error, EXPECTED_ERRORS):
+                raise
+            raise RunInterrupted(self.signals.requested) from error
+        finally:
+            with stopping():
+                self.monitor.close()
+                self.publisher.close(wait=self.signals.requested is None)
+                self.accelerator.end_training()
+        return RunResult(self.output_dir, self.trainer.step_count, self.completed)
+
+    def _begin(self) -> None:
+        """Write the recipe, load the checkpoint, and open the logs."""
         arguments, accelerator = self.arguments, self.accelerator
         if accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             clear_drafts(self.output_dir)
-            (self.output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(arguments), sort_keys=False))
+            replace_text(self.output_dir / "recipe.yaml", yaml.safe_dump(asdict(arguments), sort_keys=False))
         accelerator.wait_for_everyone()
         self._prepare()
         start_step = self._resume()
@@ -135,24 +189,27 @@ class TrainingRun:
             training_flops(self.model.config),
             peak_flops(torch.cuda.get_device_name()) if accelerator.device.type == "cuda" else None,
         )
+        self.inspections = Inspections(arguments, self.trainer, self.processor, self.data, self.monitor)
         self.publisher = Publisher(arguments, self.trainer, self.processor, self.data, self.monitor)
-        previous = signal.signal(signal.SIGTERM, self._request_stop)
-        try:
-            finished = self._loop(start_step or 0)
-            if finished:
-                self.publisher.finish()
-        except NonFiniteLossError as error:
-            good = list_checkpoints(self.output_dir)
-            raise NonFiniteLossError(f"{error} Last checkpoint: {good[-1] if good else 'none'}.") from error
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-            self.monitor.close()
-            self.publisher.close()
-            accelerator.end_training()
-        return RunResult(self.output_dir, self.trainer.step_count, finished)
 
-    def _request_stop(self, signum: int, frame) -> None:
-        self.stop_requested = True
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Let signals end the block, by an exception that says what is left of the run."""
+        try:
+            with self.signals:
+                yield
+        except RunInterrupted as stop:
+            message = f"stopped by {stop.signal.name}: no new checkpoint was saved, the last one is "
+            message += f"{self._last_checkpoint()}."
+            if self.completed:
+                message = f"stopped by {stop.signal.name}: the finished model in {self.output_dir} was not pushed."
+            if stop.__cause__ is not None:
+                message += f" ({type(stop.__cause__).__name__}: {stop.__cause__})"
+            raise RunInterrupted(stop.signal, message) from None
+
+    def _last_checkpoint(self) -> str:
+        checkpoints = list_checkpoints(self.output_dir)
+        return str(checkpoints[-1]) if checkpoints else "none"
 
     def _prepare(self) -> None:
         arguments, accelerator = self.arguments, self.accelerator
@@ -187,32 +244,29 @@ class TrainingRun:
 
     def _read_weights(self, models: list, folder: str) -> None:
         if models:
-            load_model(self.model, Path(folder) / "model.safetensors", device=str(self.accelerator.device))
+            # On the CPU, from which they are copied: safetensors refuses an indexed CPU device such as cpu:0.
+            load_model(self.model, Path(folder) / "model.safetensors", device="cpu")
         models.clear()
 
     def _trajectory(self) -> dict:
-        """What must be the same for a checkpoint to go on as if nothing had happened."""
+        """Return the settings that must match for a resumed run to be bit-identical."""
         config = self.model.config.to_dict()
         return {
             "model": {name: config[name] for name in JetConfig.__annotations__},
+            "initial_weights": self.initial_weights,
             "num_steps": self.num_steps,
             "num_train_images": self.data.num_train_images,
+            "data": self.data.fingerprint,
+            "eval_data": self.data.eval and self.data.eval.fingerprint,
             "mixed_precision": self.accelerator.mixed_precision,
-            **{name: getattr(self.arguments, name) for name in TRAJECTORY_FIELDS},
+            **self.arguments.own_trajectory(),
         }
 
     def _resume(self) -> int | None:
-        """Goes on from the checkpoint, if there is one; gives the optimiser steps that it has done."""
+        """Resume from the checkpoint, if there is one; return the number of steps that it has completed."""
         if self.checkpoint is None:
             return None
         path, manifest = self.checkpoint
-        ours, theirs = self._trajectory(), manifest["trajectory"]
-        if changed := [name for name in ours if ours[name] != theirs.get(name)]:
-            listed = "; ".join(f"{name} was {theirs.get(name)}, is {ours[name]}" for name in changed)
-            raise ValueError(
-                f"{path} cannot go on with other settings: {listed}. To start a new run from its weights, give it as "
-                "`model_name_or_path`."
-            )
         self.accelerator.load_state(str(path))
         self.accelerator.step = 0  # another number of accumulation steps must not start in the middle of a batch
         if self.trainer.ema:
@@ -237,6 +291,7 @@ class TrainingRun:
                 max_undecodable_share=arguments.max_undecodable_share,
                 pin_memory=pin_memory,
                 num_classes=self.model.config.num_classes,
+                max_images=arguments.max_train_images,
             )
         else:
             loader = train_batches(
@@ -248,105 +303,88 @@ class TrainingRun:
                 num_workers=arguments.dataloader_num_workers,
                 pin_memory=pin_memory,
             )
-        return iter(loader)
+        with torch.random.fork_rng(devices=[]):
+            return iter(loader)  # which draws a seed for its workers, once more on resuming
 
-    def _loop(self, start_step: int) -> bool:
-        """Steps and what is due after each; whether the schedule came to its end."""
-        arguments = self.arguments
+    def _loop(self) -> bool:
+        """Train, save and evaluate; return whether the schedule was completed."""
+        arguments, start_step = self.arguments, self.trainer.step_count
         batches = self._train_batches(start_step)
-        if start_step == 0:
-            self._look(0)
+        # A run that was stopped right after a checkpoint has not been looked at there.
+        self.inspections.make_up_for(start_step)
         for step in range(start_step + 1, self.num_steps + 1):
             with self.monitor.waiting_for_data():
                 share = [next(batches) for _ in range(self.shares.num_micro_batches)]
             metrics = self.trainer.step(share)
             last = step == self.num_steps
-            self.monitor.step_done(metrics, log=self._due(step, arguments.logging_steps))
+            self.monitor.step_done(metrics, log=is_due(step, arguments.logging_steps, self.num_steps))
             with self.monitor.pause():
-                stopping = self._asked_to_stop()
-                self._look(step)
-                if last or stopping or self._due(step, arguments.save_steps):
-                    self._save(step)
-                    if not last and not stopping:
-                        self.publisher.push_beside_training(f"step {step}")
-            if stopping and not last:
-                self.monitor.say(
-                    f"stopped by SIGTERM after step {step}, checkpoint-{step} is saved; go on with "
-                    "--resume_from_checkpoint latest"
-                )
-                return False
+                stopping = self._asked_to_stop() and not last
+                saving = stopping or last or is_due(step, arguments.save_steps, self.num_steps)
+                # First of all, since little time may be left.
+                if saving:
+                    self._save(step, stopping)
+                if stopping:
+                    self.monitor.say(
+                        f"stopped by {self._stop_reason()} after step {step}, checkpoint-{step} is saved; go on with "
+                        "--resume_from_checkpoint latest"
+                    )
+                    return False
+                self.inspections.run(step)
+                if saving and not last:
+                    self.publisher.push_beside_training(f"step {step}")
         return True
 
-    def _due(self, step: int, every: int) -> bool:
-        return every > 0 and (step % every == 0 or step == self.num_steps)
-
     def _asked_to_stop(self) -> bool:
+        """Return whether a signal, or the end of the launcher, asks the run to stop; all processes agree."""
+        self.lock.check()
+        asked = self.signals.requested is not None or (self.launcher is not None and self.launcher.has_ended)
         if self.accelerator.num_processes == 1:
-            return self.stop_requested
-        if self.stop_requested:
+            return asked
+        if asked:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
 
-    def _look(self, step: int) -> None:
-        """Evaluates and draws pictures, where it is time."""
-        arguments = self.arguments
-        evaluate_now = self.data.eval and self._due(step, arguments.eval_steps)
-        draw_now = self._due(step, arguments.sample_steps)
-        if not evaluate_now and not draw_now:
-            return
-        with self.trainer.averaged_weights():
-            if evaluate_now:
-                self.monitor.evaluation_done({"step": step, **self._evaluate()})
-            if draw_now:
-                self._draw(step)
+    def _stop_reason(self) -> str:
+        if self.signals.requested is not None:
+            return self.signals.requested.name
+        ended = self.launcher is not None and self.launcher.has_ended
+        return "the end of its launcher" if ended else "a signal to another process"
 
-    def _evaluate(self) -> dict:
-        evaluation = evaluate(
-            self.trainer.model,
-            self.data.eval.dataset,
-            batch_size=self.arguments.eval_batch_size,
-            seed=self.arguments.seed,
-            accelerator=self.accelerator,
-        )
-        return {
-            "bits_per_dim": evaluation.mean,
-            "standard_error": evaluation.standard_error,
-            "num_images": len(evaluation.bits_per_dim),
-        }
+    def _save(self, step: int, stopping: bool) -> None:
+        if stopping:
+            self.monitor.say(f"{self._stop_reason()}: saving checkpoint-{step}; a second Ctrl-C ends without it")
 
-    @torch.no_grad()
-    def _draw(self, step: int) -> None:
-        """Samples from the same latents each time, and held-out images beside what comes back of them."""
-        self.model.eval()
-        count = self.arguments.num_samples
-        samples = sample_images(self.model, self.processor, count, seed=self.arguments.seed, batch_size=count)
-        columns = math.ceil(math.sqrt(count))
-        self.monitor.save_picture("samples", step, image_grid(samples, columns))
-        held_out = self.data.eval or self.data.train
-        if held_out is None:
-            return
-        chosen = read_pixels(held_out.dataset.select(range(min(8, len(held_out.dataset)))))
-        pixel_values = scale_bytes(chosen.to(self.accelerator.device))
-        images = self.processor.post_process(pixel_values)
-        images += self.processor.post_process(reconstruct(self.model, pixel_values).pixel_values)
-        self.monitor.save_picture("reconstructions", step, image_grid(images, len(chosen)))
-
-    def _save(self, step: int) -> None:
         def write(folder: Path) -> None:
+            self.accelerator.step = 0  # as after resuming, so that checkpoints do not tell the two apart
             self.accelerator.save_state(str(folder))
             if self.trainer.ema:
                 dcp.save(self.trainer.ema, checkpoint_id=folder / "ema")
 
         about = {"trajectory": self._trajectory(), "num_processes": self.accelerator.num_processes}
+        start = time.monotonic()
         save_checkpoint(self.output_dir, step, about, write, self.accelerator)
         if self.accelerator.is_main_process:
+            self._compare_with_grace(time.monotonic() - start)
             prune_checkpoints(self.output_dir, self.arguments.save_total_limit)
+
+    def _compare_with_grace(self, seconds: float) -> None:
+        """Warn once if the launcher would not wait for a checkpoint after SIGTERM."""
+        grace = self.launcher and self.launcher.grace_seconds
+        if grace is not None and seconds > grace / 2 and not self.warned_of_grace:
+            self.warned_of_grace = True
+            logger.warning(
+                f"saving a checkpoint took {seconds:.0f} seconds, but the launcher kills its processes "
+                f"{grace:.0f} seconds after SIGTERM or Ctrl-C: set TORCH_ELASTIC_SHUTDOWN_TIMEOUT to more than "
+                f"{2 * seconds:.0f} before the launch, or such a checkpoint may be lost."
+            )
 
 
 def train(arguments: TrainArguments) -> RunResult | None:
-    """Does what `scripts/train.py` is told: a run, or with `dry_run` only its plan. See [`TrainingRun`]."""
+    """Run a training, or with `dry_run` only print its plan. See [`TrainingRun`]."""
     if arguments.dry_run:
-        plan = describe(arguments)
+        with StopSignals():
+            plan = describe(arguments)
         if PartialState().is_main_process:
             print(plan)
         return None

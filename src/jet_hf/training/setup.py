@@ -1,6 +1,8 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """What a run starts from: processes and devices, model, data, number of steps."""
 
+import hashlib
+import logging
 import os
 from dataclasses import dataclass
 
@@ -15,12 +17,16 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from ..data import DataSource, PixelSplit, UnknownSplitError, load_pixels
-from ..evaluation import check_processes, held_out_split
+from ..data import DataSource, PixelSplit, UnknownSplitError, held_out_split, load_pixels, stream_fingerprint
+from ..evaluation import check_processes
 from ..model.configuration_jet import JetConfig
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
+from ..precision import resolve_precision
 from .arguments import TrainArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 def make_accelerator(arguments: TrainArguments) -> Accelerator:
@@ -28,9 +34,10 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
     The accelerator of a run: precision and trackers of its arguments, processes and devices of the launcher.
 
     Raises:
-        ValueError: for a tracker that is unknown or not installed, or processes that do not see each other.
+        ValueError: for a precision other than `no` and `bf16`, a tracker that is unknown or not installed, or
+            processes that do not see each other.
     """
-    precision = arguments.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    precision = resolve_precision(arguments.mixed_precision)
     installed = [str(tracker) for tracker in get_available_trackers()]
     for tracker in arguments.report_to or []:
         # accelerate passes over trackers that are not installed.
@@ -45,7 +52,7 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
         fsdp = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
     accelerator = Accelerator(
         fsdp_plugin=fsdp,
-        mixed_precision=arguments.mixed_precision,
+        mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=arguments.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
         ),
@@ -78,6 +85,15 @@ def make_model(arguments: TrainArguments) -> JetForDensityEstimation:
     return model
 
 
+def weights_digest(model: JetForDensityEstimation) -> str:
+    """Return a SHA-256 of a model's weights and permutations, whatever file they come from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def make_processor(config: JetConfig, arguments: TrainArguments) -> JetImageProcessor:
     """The image processor that goes with a model and a way of cropping."""
     return JetImageProcessor(
@@ -95,12 +111,14 @@ class RunData:
         train: Pixels to train on; `None` where they are streamed.
         eval: Held-out pixels, if there are any.
         eval_split: Their split.
+        fingerprint: Short text that differs for other training images, wherever they lie.
     """
 
     source: DataSource
     train: PixelSplit | None
     eval: PixelSplit | None
     eval_split: str | None
+    fingerprint: str
 
     @property
     def num_train_images(self) -> int | None:
@@ -131,18 +149,20 @@ def load_data(
             )
         if eval_split is not None:
             held_out = load_pixels(source, eval_split, processor, max_images=arguments.max_eval_images, **options)
-    return RunData(source, train, held_out, eval_split)
+    fingerprint = train.fingerprint if train else stream_fingerprint(source, arguments.train_split)
+    return RunData(source, train, held_out, eval_split, fingerprint)
 
 
 def find_eval_split(source: DataSource, arguments: TrainArguments) -> str | None:
-    """The split to evaluate on: the one that is asked for, or validation, or test; `None` for none."""
+    """Return the split to evaluate on: the one that is asked for, or validation, or test; `None` for none."""
     if not arguments.eval_steps or arguments.eval_split == "none":
         return None
     if arguments.eval_split is not None:
         return arguments.eval_split
     try:
         return held_out_split(source)
-    except UnknownSplitError:
+    except UnknownSplitError as error:
+        logger.warning(f"no images are held out, so nothing is evaluated: {error}")
         return None
 
 

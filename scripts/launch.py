@@ -1,0 +1,24 @@
+#!/usr/bin/env python
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Do what `accelerate launch` does, but let Ctrl-C and SIGTERM reach the training processes alone.
+
+    python scripts/launch.py --config_file recipes/accelerate/ddp.yaml scripts/train.py --config recipes/cifar10.yaml
+
+The run saves its checkpoint, however long that takes, and ends in order, without a traceback of the launcher.
+"""
+
+import signal
+import sys
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends without a traceback
+
+    from jet_hf.training.launcher import launch
+
+    sys.exit(launch(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

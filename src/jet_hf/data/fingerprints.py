@@ -1,0 +1,49 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Fingerprints of data: of their content, not of their place, so that a run goes on with the same images only."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+
+# Relative name, path and size of a file; the path is `None` where the name stands for the content.
+StoredFile = tuple[str, str | None, int]
+NUM_FILES_SAMPLED = 512
+NUM_BLOCKS, BLOCK_SIZE = 16, 4096
+
+
+def fingerprint_of_rows(digests: pa.ChunkedArray) -> str:
+    """Return the fingerprint of images whose digests, in order, are given."""
+    total = hashlib.blake2b(digest_size=8)
+    for chunk in digests.chunks:
+        total.update(b"".join(chunk.to_pylist()))
+    return total.hexdigest()
+
+
+def digest_of_row(pixels: np.ndarray, label: int | None) -> bytes:
+    """Return the digest of one image and its class."""
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16)
+    digest.update(f"{pixels.shape} {label}".encode())
+    return digest.digest()
+
+
+def fingerprint_of_files(files: Iterable[StoredFile]) -> str:
+    """
+    Return a fingerprint of the names and sizes of all files, and of bytes of some of them.
+
+    Up to 512 files, evenly chosen, are sampled at 16 places; of a file of up to 64 KiB that is every byte.
+    """
+    files = list(files)
+    total = hashlib.blake2b(digest_size=8)
+    for name, _, size in files:
+        total.update(f"{name}\0{size}\0".encode())
+    for i in np.unique(np.linspace(0, len(files) - 1, min(NUM_FILES_SAMPLED, len(files))).astype(int)):
+        _, path, size = files[i]
+        if path is not None:
+            with open(path, "rb") as file:
+                for start in np.unique(np.linspace(0, max(0, size - BLOCK_SIZE), NUM_BLOCKS).astype(int)):
+                    file.seek(int(start))
+                    total.update(file.read(BLOCK_SIZE))
+    return total.hexdigest()

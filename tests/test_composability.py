@@ -1,0 +1,173 @@
+"""The model inside other tools of torch: transforms of torch.func, tracing and export agree with it or refuse."""
+
+import copy
+import io
+
+import onnxruntime
+import pytest
+import torch
+from conftest import random_images, tiny_model
+from torch.func import functional_call, grad, jacrev, jvp, vmap
+
+
+VARIANTS = {
+    "plain": {},
+    "context": {"context_size": 6},
+    "classes": {"num_classes": 3},
+    "cnn": {"backbone": "cnn", "num_groups": 2},
+    "masking": {"coupling_mode": "masking", "use_invertible_dense": True},
+    "dequantization": {"dequantization": "flow", "dequantization_num_coupling_layers": 2},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request):
+    return tiny_model(num_coupling_layers=3, coupling_kinds=["channels", "spatial"], **VARIANTS[request.param])
+
+
+def inputs_of(model, batch_size: int = 3) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Images, and their noise, labels and context."""
+    generator = torch.Generator().manual_seed(1)
+    images = random_images(batch_size, model.config)
+    others = {"noise": torch.rand(images.shape, generator=generator)}
+    if model.config.num_classes is not None:
+        others["labels"] = torch.arange(batch_size) % (model.config.num_classes + 1)
+    if model.config.context_size is not None:
+        others["context"] = torch.randn(batch_size, 2, model.config.context_size, generator=generator)
+    return images, others
+
+
+def of_one(others: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs of a single image, as a batch of one."""
+    return {name: value[None] for name, value in others.items()}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_per_sample_gradients(model, training):
+    model = copy.deepcopy(model).train(training)
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    images, others = inputs_of(model)
+
+    def loss(parameters, image, others):
+        return functional_call(model, (parameters, buffers), (image[None],), of_one(others)).loss
+
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, others)
+    for i in range(len(images)):
+        model.zero_grad()
+        loss(parameters, images[i], {name: value[i] for name, value in others.items()}).backward()
+        for name, parameter in model.named_parameters():
+            expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(gradients[name][i], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_jacobian_and_maps_over_samples(model, training):
+    model = copy.deepcopy(model).train(training)
+    images, others = inputs_of(model)
+    del others["noise"]
+    encoded = vmap(lambda image, others: model.encode(image[None], **of_one(others))[0][0])(images, others)
+    torch.testing.assert_close(encoded, model.encode(images, **others)[0], rtol=1e-5, atol=1e-5)
+    decoded = vmap(lambda latent, others: model.decode(latent[None], **of_one(others))[0][0])(encoded, others)
+    torch.testing.assert_close(decoded, images, rtol=0, atol=1e-5)
+    first = {name: value[:1] for name, value in others.items()}
+    jacobian = jacrev(lambda image: model.encode(image[None], **first)[0].flatten())(images[0]).flatten(1)
+    log_det = model.encode(images[:1], **first)[1]
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian.double())[1].float()[None], log_det, rtol=1e-4, atol=1e-4)
+
+
+def test_forward_mode_and_second_derivatives_with_eager_attention():
+    model = tiny_model(num_coupling_layers=2, coupling_kinds=["channels", "spatial"], attn_implementation="eager")
+    model, image = model.double(), inputs_of(model)[0][0].double()
+
+    def log_prob(image):
+        return model.distribution().log_prob(image)
+
+    tangent = torch.randn(image.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gradient = jacrev(log_prob)(image)
+    _, slope = jvp(log_prob, (image,), (tangent,))
+    torch.testing.assert_close(slope, (gradient * tangent).sum())
+    _, curvature = jvp(jacrev(log_prob), (image,), (tangent,))
+    step = 1e-5
+    differences = (jacrev(log_prob)(image + step * tangent) - jacrev(log_prob)(image - step * tangent)) / (2 * step)
+    torch.testing.assert_close(curvature, differences, rtol=1e-5, atol=1e-6)
+
+
+def test_bad_values_are_refused_inside_a_map():
+    model = tiny_model(num_coupling_layers=2, num_classes=3)
+    images, others = inputs_of(model)
+
+    def score(image, others):
+        return model(image[None], **of_one(others)).loss
+
+    for message, changed_images, changed in (
+        ("between the grey levels", images + 0.001, {}),
+        ("must be finite", torch.cat([images[:2], torch.full_like(images[:1], torch.nan)]), {}),
+        (r"`noise` must lie in \[0, 1\)", images, {"noise": others["noise"] + 1}),
+        (r"`labels` must lie in \[0, 3\]", images, {"labels": others["labels"] + 3}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vmap(score)(changed_images, others | changed)
+
+
+class Score(torch.nn.Module):
+    """Bits per dimension of 8-bit images with given noise, as a module of two tensors."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values, noise=noise).bits_per_dim
+
+
+def trace(score, arguments):
+    return torch.jit.trace(score, arguments)
+
+
+def export(score, arguments):
+    return torch.export.export(score, arguments).module()
+
+
+def to_onnx(score, arguments, dynamo: bool):
+    names = ["pixel_values", "noise"]
+    if dynamo:
+        file = io.BytesIO()
+        torch.onnx.export(score, arguments, input_names=names, dynamo=True).save(file)
+    else:
+        file = io.BytesIO()
+        torch.onnx.export(score, arguments, file, input_names=names, dynamo=False)
+    session = onnxruntime.InferenceSession(file.getvalue())
+    return lambda *tensors: torch.from_numpy(
+        session.run(None, dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True)))[0]
+    )
+
+
+EXPORTS = {
+    "jit.trace": trace,
+    "export": export,
+    "onnx, TorchScript": lambda *given: to_onnx(*given, dynamo=False),
+    "onnx, dynamo": lambda *given: to_onnx(*given, dynamo=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_exports_have_the_scores_of_the_model(kind, gradients):
+    """The model is wide enough, and without gradients, for whatever it does faster on CPUs."""
+    model = tiny_model(hidden_size=256, num_coupling_layers=2)
+    images, noise = random_images(2, model.config), torch.full((2, 3, 8, 8), 0.5)
+    others = random_images(2, model.config, seed=5)
+    with torch.no_grad():
+        expected = model(others, noise=noise).bits_per_dim
+    with torch.set_grad_enabled(gradients):
+        exported = EXPORTS[kind](Score(model).eval(), (images, noise))
+    with torch.no_grad():
+        torch.testing.assert_close(exported(others, noise), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("record", [torch.fx.symbolic_trace, torch.jit.script])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_recorders_that_cannot_follow_the_model_refuse(record):
+    with pytest.raises((ValueError, OSError, RuntimeError)):
+        record(Score(tiny_model(num_coupling_layers=2)))

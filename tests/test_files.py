@@ -1,0 +1,34 @@
+"""Files that other programs read: strict JSON."""
+
+import ast
+import json
+import math
+
+import pytest
+from conftest import ROOT
+
+from jet_hf.files import strict_json
+
+
+def parse_strictly(text: str) -> object:
+    """Parse JSON as other languages do: without Python's NaN and Infinity."""
+
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is not JSON: {text}")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_unknown_numbers_become_null_and_all_others_stay():
+    value = {"a": math.nan, "b": [math.inf, -math.inf, 1.5, 2, True, None, "NaN"], "c": ({"d": math.nan},)}
+    expected = {"a": None, "b": [None, None, 1.5, 2, True, None, "NaN"], "c": [{"d": None}]}
+    assert parse_strictly(strict_json(value)) == expected
+    assert strict_json({"a": 0.1}, indent=1) == '{\n "a": 0.1\n}'
+
+
+@pytest.mark.parametrize("folder", ["src", "scripts", "space"])
+def test_json_is_written_in_one_place(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in ("dump", "dumps") and path.name != "files.py":
+                assert ast.unparse(node.value) != "json", f"{path}:{node.lineno} writes JSON without `strict_json`"

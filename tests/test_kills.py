@@ -1,0 +1,97 @@
+"""
+Runs that are killed at random moments again and again end in the same bytes.
+
+    python -m pytest tests/test_kills.py --kills 20
+"""
+
+import json
+import random
+import re
+import time
+
+import pytest
+from train_process import TrainProcess, run_to_end, write_images
+
+
+SPEEDS = ("images_per_second", "peak_memory_gib")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("kills")
+    write_images(root / "images")
+    return root
+
+
+def options_of(root, num_processes: int, name: str, kills: int) -> dict:
+    return {
+        "num_processes": num_processes,
+        "dataset_path": root / "images",
+        "output_dir": root / f"{name}-{num_processes}" / "run",  # the model's card names the last part
+        "use_ema": True,
+        "ema_decay": 0.9,
+        "max_steps": 6 * (kills + 2),
+        "save_total_limit": 2,
+        "resume_from_checkpoint": "latest",
+    }
+
+
+def contents(folder) -> dict[str, bytes]:
+    """Return the bytes of every file of a run, without speeds, paths and the names of saves that torch draws."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    found = {name: path.read_bytes() for name, path in files.items() if path.name not in ("recipe.yaml", ".metadata")}
+    rows = [json.loads(line) for line in found["metrics.jsonl"].splitlines()]
+    kept = [{key: value for key, value in row.items() if key not in SPEEDS} for row in rows]
+    for name in [name for name in found if name.endswith("checkpoint.json")]:
+        manifest = json.loads(found[name])
+        assert manifest["files"].pop("ema/.metadata")
+        found[name] = json.dumps(manifest).encode()
+    return found | {"metrics.jsonl": json.dumps(kept).encode()}
+
+
+def resumed_step(output: str) -> int:
+    """Return the step of the checkpoint that a run was resumed from."""
+    found = re.search(r"going on from .*, after (\d+) of", output)
+    return int(found[1]) if found else 0
+
+
+def process_has_trained(process: TrainProcess):
+    """Return a condition: the run has done a step since its start."""
+    log = process.folder / "metrics.jsonl"
+
+    def condition() -> bool:
+        output = process.output
+        if ("going on from" not in output and "starting from scratch" not in output) or not log.exists():
+            return False
+        return log.read_text().count("\n") > resumed_step(output)
+
+    return condition
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_random_kills_end_in_the_same_bytes(root, request, num_processes):
+    kills = request.config.getoption("--kills")
+    options = options_of(root, num_processes, "straight", kills)
+    run_to_end(root, **options)
+    expected = contents(options["output_dir"])
+    last = f"checkpoint-{options['max_steps']}"
+    states = [f"{last}/optimizer.bin", *(f"{last}/random_states_{i}.pkl" for i in range(num_processes))]
+    assert expected.keys() >= {"model.safetensors", "samples/samples-00000012.png", "evaluations.jsonl", *states}
+
+    options = options_of(root, num_processes, "killed", kills)
+    moments, starts = random.Random(num_processes), []
+    for _ in range(kills):
+        process = TrainProcess(root, **options)
+        # One kill in five comes before the first new step, the others up to two saves after it.
+        early = moments.random() < 0.2
+        begun = (process.folder / ".lock").exists if early else process_has_trained(process)
+        process.wait_until(lambda begun=begun, process=process: begun() or process.process.poll() is not None)
+        time.sleep(moments.uniform(0, 3))
+        process.kill_all()
+        starts.append(resumed_step(process.output))
+    run_to_end(root, **options)
+    assert starts[-1] > 0, "no kill came after a checkpoint"
+    found = contents(options["output_dir"])
+    assert found.keys() == expected.keys()
+    assert not [name for name in expected if found[name] != expected[name]]
+    print(f"{num_processes} process(es), {kills} kills: started from steps {starts}, {len(found)} files are the same")
