@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from filelock import SoftFileLease
 from train_process import TrainProcess, run_to_end, write_images
 
 from jet_hf.training import RunLockedError
@@ -97,5 +98,18 @@ def test_a_folder_that_a_failed_start_made_is_deleted(tmp_path):
     lock = RunLock(tmp_path / "runs" / "new")
     lock.acquire()
     assert (tmp_path / "runs" / "new" / LOCK_FILE).exists()
+    lock.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_start_that_is_interrupted_right_after_the_file_was_written_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        assert (tmp_path / "run" / LOCK_FILE).read_text()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SoftFileLease, "_start_heartbeat", interrupt)
+    lock = RunLock(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        lock.acquire()
     lock.release()
     assert not list(tmp_path.iterdir())

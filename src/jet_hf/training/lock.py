@@ -48,6 +48,7 @@ class RunLock:
             thread_local=False,
         )
         self._made: list[Path] = []
+        self._begun = False
 
     def acquire(self) -> None:
         """
@@ -61,8 +62,8 @@ class RunLock:
 
     def _acquire(self) -> None:
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._made = missing
+        self.folder.mkdir(parents=True, exist_ok=True)
         before, refreshed, start = self._describe_holder(), self._refresh_time(), time.monotonic()
         told = False
 
@@ -77,11 +78,13 @@ class RunLock:
             now = self._refresh_time()
             return None not in (now, refreshed) and now != refreshed
 
+        self._begun = True
         try:
             self._lease.acquire(
                 timeout=self._lease.lease_duration + 10, poll_interval=0.1, cancel_check=holder_is_alive
             )
         except (Timeout, LeaseSettingsMismatch) as error:
+            self._begun = False
             raise RunLockedError(
                 f"`output_dir` {self.folder} is in use by {self._describe_holder() or before}: wait until it has "
                 "ended, or give another folder."
@@ -106,8 +109,12 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Give the folder back, and delete it if nothing was written to it."""
+        """Give the folder back, and delete it if nothing was written to it; also after an interrupted [`acquire`]."""
         self._lease.release()
+        # A signal may have come after the file was written and before the lease knew that it holds it.
+        if self._begun and self._lease.is_lock_held_by_us:
+            (self.folder / LOCK_FILE).unlink(missing_ok=True)
+        self._begun = False
         for path in self._made:
             with suppress(OSError):
                 path.rmdir()

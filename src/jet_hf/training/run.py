@@ -84,8 +84,8 @@ class TrainingRun:
         self.completed = self.warned_of_grace = False
         with self._stoppable():
             self.accelerator = make_accelerator(arguments)
-            self.lock.acquire()
             try:
+                self.lock.acquire()
                 self._load()
             except BaseException:
                 self.lock.release()
