@@ -25,7 +25,7 @@ from train_process import TINY, TrainProcess, command, environment, run_to_end, 
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.training import CheckpointError, TrainArguments, parse_arguments, train
-from jet_hf.training.checkpoints import read_manifest
+from jet_hf.training.checkpoints import clear_drafts, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +333,29 @@ def test_what_does_not_fit_is_named_before_anything_is_written(tmp_path, images,
     with pytest.raises((ValueError, OSError, StrictDataclassError, CheckpointError), match=message):
         train(parse_arguments(flags))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("resumed", [None, "latest"])
+@pytest.mark.parametrize("name", ["README.md", "recipe.yaml", ".git.draft/precious", ".checkpoint-notes/precious"])
+def test_a_folder_with_files_of_others_is_refused_and_stays_as_it_is(tmp_path, images, monkeypatch, name, resumed):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("cake")
+    fields = TINY | {"dataset_path": images, "output_dir": tmp_path / "run", "resume_from_checkpoint": resumed}
+    flags = [f"--{key}={value}" for key, value in fields.items() if value is not None]
+    with pytest.raises(ValueError, match="holds files that are not those of a run"):
+        train(parse_arguments(flags))
+    assert file.read_text() == "cake"
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [file]
+
+
+def test_only_the_drafts_of_a_run_are_cleared(tmp_path):
+    drafts = [".checkpoint-3.draft", ".checkpoint-3.old", ".checkpoint-3.draft.old", ".model.draft", ".push.draft"]
+    for name in (*drafts, ".git.draft", ".checkpoint-notes", "checkpoint-3"):
+        (tmp_path / name).mkdir()
+    clear_drafts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".git.draft", ".checkpoint-notes", "checkpoint-3"}
 
 
 @pytest.mark.parametrize(

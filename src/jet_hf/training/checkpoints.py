@@ -17,6 +17,8 @@ from ..files import publish_folder, strict_json
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint.json"
+# Every name that a run gives to a folder while it writes or deletes it, and no other.
+DRAFTS = re.compile(r"\.(checkpoint-\d+(\.draft|\.old|\.draft\.old)|model\.draft|push\.draft)")
 
 
 class CheckpointError(RuntimeError):
@@ -164,8 +166,8 @@ def prune_checkpoints(output_dir: Path, limit: int | None) -> None:
 
 def clear_drafts(output_dir: Path) -> None:
     """Deletes what a killed run left half-written or half-deleted."""
-    for pattern in (".checkpoint-*", ".*.draft"):
-        for path in output_dir.glob(pattern):
+    for path in output_dir.iterdir():
+        if DRAFTS.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
 
 

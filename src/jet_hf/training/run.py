@@ -30,7 +30,7 @@ from .checkpoints import (
 )
 from .inspections import Inspections, is_due
 from .launcher import find_launcher
-from .lock import RunLock, RunLockedError
+from .lock import LOCK_FILE, RunLock, RunLockedError
 from .loop import NonFiniteLossError, Trainer
 from .monitor import Monitor
 from .plan import describe
@@ -130,7 +130,21 @@ class TrainingRun:
                     f"`output_dir` {self.output_dir} holds a run already ({', '.join(results)}): give "
                     "`resume_from_checkpoint` latest to go on with it, or another folder."
                 )
+        self._refuse_files_of_others()
         return found
+
+    def _refuse_files_of_others(self) -> None:
+        """Raise ValueError if `output_dir` holds files, but none by which it is known as the folder of a run."""
+        own = {LOCK_FILE, ".recipe.yaml"}  # which a run that was killed at its start may have left alone
+        others = sorted(path.name for path in self.output_dir.iterdir() if path.name not in own)
+        if not others or (self.output_dir / "metrics.jsonl").exists() or list_checkpoints(self.output_dir):
+            return
+        # A run that was killed before its first step has a recipe; a sweep writes one before it starts the run.
+        if not any(is_recipe(self.output_dir / name) for name in ("recipe.yaml", "sweep.yaml")):
+            raise ValueError(
+                f"`output_dir` {self.output_dir} holds files that are not those of a run ({', '.join(others[:3])}"
+                f"{', …' if len(others) > 3 else ''}): give a new or an empty folder."
+            )
 
     def run(self) -> RunResult:
         """
@@ -378,6 +392,15 @@ class TrainingRun:
                 f"{grace:.0f} seconds after SIGTERM or Ctrl-C: set TORCH_ELASTIC_SHUTDOWN_TIMEOUT to more than "
                 f"{2 * seconds:.0f} before the launch, or such a checkpoint may be lost."
             )
+
+
+def is_recipe(path: Path) -> bool:
+    """Return whether a file is a recipe as a run writes it, with every field, in this release or an earlier one."""
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(fields, dict) and {"output_dir", "train_batch_size", "max_steps", "seed"} <= fields.keys()
 
 
 def train(arguments: TrainArguments) -> RunResult | None:
