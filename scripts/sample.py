@@ -8,7 +8,6 @@ Draws images from a Jet, reconstructs images, or goes from one image to another 
     python scripts/sample.py --model demo/model --interpolate a.png b.png --output_dir interpolation
 """
 
-import sys
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +16,7 @@ from PIL import Image
 from transformers import HfArgumentParser
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
+from jet_hf.console import console
 from jet_hf.files import check_is_free, new_folder
 from jet_hf.sampling import image_grid, interpolate, reconstruct, sample_images
 
@@ -66,7 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with console(ValueError, OSError, StrictDataclassError):
         main()
-    except (ValueError, OSError, StrictDataclassError) as error:
-        sys.exit(f"error: {error}")

@@ -7,6 +7,7 @@ import math
 import pytest
 from conftest import ROOT
 
+from jet_hf.console import console
 from jet_hf.files import strict_json
 
 
@@ -32,3 +33,9 @@ def test_json_is_written_in_one_place(folder):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in ("dump", "dumps") and path.name != "files.py":
                 assert ast.unparse(node.value) != "json", f"{path}:{node.lineno} writes JSON without `strict_json`"
+
+
+def test_ctrl_c_ends_a_script_with_one_line(capsys):
+    with pytest.raises(SystemExit) as stop, console(ValueError):
+        raise KeyboardInterrupt
+    assert stop.value.code == 130 and capsys.readouterr().err == "stopped by SIGINT.\n"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 @contextmanager
 def console(*errors: type[Exception]) -> Iterator[None]:
     """
-    Log to stderr, and end the script with one line and exit code 1 for errors of the given kinds.
+    Log to stderr, and end the script with one line and exit code 1 for errors of the given kinds, 130 for Ctrl-C.
 
     With several processes only the first one prints information and the error.
     """
@@ -22,3 +22,7 @@ def console(*errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}" if is_first else 1) from error
+    except KeyboardInterrupt:
+        if is_first:
+            print("stopped by SIGINT.", file=sys.stderr)
+        raise SystemExit(130) from None
