@@ -421,6 +421,43 @@ def test_every_picture_in_a_tar_is_an_image(tmp_path, streaming, caplog):
 
 
 @BOTH_WAYS
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_links_in_a_tar_count_as_the_pictures_they_point_to(tmp_path, streaming, suffix, caplog):
+    folder = write_pictures(tmp_path / "photos", "a.png", "b.png", "c.png", first=5)
+    links = [
+        ("hard.png", tarfile.LNKTYPE, "photos/a.png"),
+        ("links/soft.png", tarfile.SYMTYPE, "../photos/b.png"),
+        ("links/chain.png", tarfile.SYMTYPE, "soft.png"),
+        ("links/ahead.png", tarfile.SYMTYPE, "../photos/c.png"),
+        ("gone.png", tarfile.SYMTYPE, "nothing.png"),
+        ("loop.png", tarfile.SYMTYPE, "loop.png"),
+        ("pipe.png", tarfile.FIFOTYPE, ""),
+    ]
+    path = tmp_path / f"train{suffix}"
+    with tarfile.open(path, "w:gz" if suffix == ".tgz" else "w") as tar:
+        for name in ("a.png", "b.png"):
+            tar.add(folder / name, f"photos/{name}")
+        for name, kind, target in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+        tar.add(folder / "c.png", "photos/c.png")
+    assert levels(path, "train", streaming, 7) == [5, 5, 6, 6, 6, 7, 7]
+    if not streaming:
+        assert "3 members without data" in caplog.text and "gone.png, loop.png, pipe.png" in caplog.text
+
+
+def test_the_members_of_a_tar_that_are_passed_over_are_said_at_each_start(tmp_path, caplog):
+    tar = write_tar(tmp_path / "train.tar", {"a.png": 1, "notes.md": b"no picture"})
+    sentence = f"{tar}: found 1 picture; passed over 1 other member: notes.md."
+    for _ in range(2):
+        assert logged(caplog, tar)[1] == [sentence]
+    for notes in (Path(datasets.config.HF_DATASETS_CACHE) / "jet_hf").glob("*.json"):
+        notes.unlink()
+    assert logged(caplog, tar)[1] == [sentence]
+
+
+@BOTH_WAYS
 def test_classes_in_a_tar(tmp_path, streaming):
     members = {
         "0.cls": b"3",
