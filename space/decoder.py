@@ -89,5 +89,5 @@ def decode(data: bytes) -> tuple[dict, bytes]:
 if __name__ == "__main__":
     limit_resources()
     description, pixels = decode(sys.stdin.buffer.read())
-    sys.stdout.buffer.write(json.dumps(description).encode() + b"\n")
+    sys.stdout.buffer.write(json.dumps(description, allow_nan=False).encode() + b"\n")
     sys.stdout.buffer.write(pixels)

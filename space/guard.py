@@ -22,6 +22,8 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from storage import QuotaError, Storage
 from uploads import MAX_FILE_SIZE
 
+from jet_hf.files import strict_json
+
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +206,7 @@ class RequestGuard:
             return
         content = await body.read()
         if function := FUNCTION.fullmatch(path):
-            content = json.dumps(self._checked_call(function[1], function[2], content)).encode()
+            content = strict_json(self._checked_call(function[1], function[2], content)).encode()
         await self.app(scope, replayed(content, receive), send)
 
     async def _render(self, scope, receive, send) -> None:

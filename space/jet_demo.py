@@ -20,7 +20,7 @@ from uploads import UnreadableImageError, Upload, read_upload
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.baselines import codec_bits_per_dim
 from jet_hf.density import bits_per_patch
-from jet_hf.model.likelihood_jet import dequantize, scale_bytes
+from jet_hf.model.modeling_jet import dequantize, scale_bytes
 from jet_hf.noise import uniform_noise
 from jet_hf.sampling import (
     MID_LEVEL,

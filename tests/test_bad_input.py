@@ -42,9 +42,12 @@ NAN, INF = math.nan, math.inf
             {"hidden_size": 15},
             "`hidden_size` must be divisible by `num_attention_heads`, got hidden_size=15 and num_attention_heads=2",
         ),
-        ({"coupling_kinds": ["channels", "chanels"]}, "`coupling_kinds` must be out of .*'spatial'.* got 'chanels'"),
+        (
+            {"coupling_kinds": ["channels", "chanels"]},
+            "`coupling_kinds` must contain only .*'spatial'.* got 'chanels'",
+        ),
         ({"coupling_kinds": []}, r"`coupling_kinds` must name at least one of .* got \[\]"),
-        ({"spatial_couplings": ["stripes"]}, "`spatial_couplings` must be out of .*'vstripes'.* got 'stripes'"),
+        ({"spatial_couplings": ["stripes"]}, "`spatial_couplings` must contain only .*'vstripes'.* got 'stripes'"),
         ({"spatial_couplings": ()}, r"`spatial_couplings` must name at least one of .* got \[\]"),
         *[
             ({"scale_factor": v}, f"`scale_factor` must be a positive number, got {v}")
@@ -54,7 +57,7 @@ NAN, INF = math.nan, math.inf
             ({"layer_norm_eps": v}, f"`layer_norm_eps` must be zero or a positive number, got {v}")
             for v in (-1e-6, NAN)
         ],
-        ({"hidden_act": "gelou"}, "`hidden_act` must be out of .*'gelu'.* got 'gelou'"),
+        ({"hidden_act": "gelou"}, "`hidden_act` must be one of .*'gelu'.* got 'gelou'"),
         ({"num_hidden_layers": -1}, "`num_hidden_layers` must be at least 0, got -1"),
         ({"dequantization_num_hidden_layers": -1}, "`dequantization_num_hidden_layers` must be at least 0, got -1"),
         ({"coupling_mode": "pairs"}, "`coupling_mode` must be one of .*'masking'.* got 'pairs'"),
@@ -67,7 +70,7 @@ NAN, INF = math.nan, math.inf
         ),
         (
             {"dequantization": "flow", "dequantization_hidden_size": 15},
-            "dequantisation flow, with `dequantization_` (?s:.*)`hidden_size` must be divisible .* hidden_size=15",
+            "dequantization flow, with `dequantization_` (?s:.*)`hidden_size` must be divisible .* hidden_size=15",
         ),
     ],
 )

@@ -22,6 +22,7 @@ from jet_hf.benchmark.measures import Timing, interleave, peak_memory
 from jet_hf.benchmark.parts import Setting, growth
 from jet_hf.benchmark.report import fit_exponent, plot_growth, report_text
 from jet_hf.model import linear_jet
+from jet_hf.model.conditioners_jet import Conditioning
 from jet_hf.model.linear_jet import PIECE, SMALL_PRODUCT, GELULinear, gelu_tanh
 from jet_hf.model.validation_jet import trusted_values
 
@@ -229,7 +230,7 @@ def test_other_derivatives():
     tangent = torch.randn(images.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def encode(x: torch.Tensor) -> torch.Tensor:
-        return model.jet._transform(x, (None, None), inverse=False)[0]
+        return model.jet._transform(x, Conditioning(), inverse=False)[0]
 
     step = 1e-6
     expected = (encode(images + step * tangent) - encode(images - step * tangent)) / (2 * step)

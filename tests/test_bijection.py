@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import random_bytes, random_images, tiny_config, tiny_model
+from conftest import random_bytes, random_images, randomize, tiny_config, tiny_model
 
 from jet_hf import JetForDensityEstimation
 from jet_hf.model.configuration_jet import SPATIAL_COUPLINGS
-from jet_hf.model.splits_jet import channel_permutation, half_places, merge, spatial_permutation, split
+from jet_hf.model.flow_jet import channel_permutation, merge, spatial_permutation, split, split_indices
 
 
 SPLITS = {"channels": {"coupling_kinds": ["channels"]}} | {
@@ -86,7 +86,7 @@ def test_splits_move_values_bit_exactly(surroundings):
             spatial = pattern != "channels"
             permutation = spatial_permutation(pattern, 4) if spatial else channel_permutation(0, 0, 12)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=surroundings == "autocast"):
-                places = half_places(permutation, 16, 12, spatial)
+                places = split_indices(permutation, 16, 12, spatial)
                 first, second = split(x, places)
                 merged = merge(first, second, places)
             assert first.shape == second.shape == (2, 16, 6)
@@ -107,16 +107,23 @@ def test_splits_move_values_bit_exactly(surroundings):
 @torch.no_grad()
 @pytest.mark.parametrize("setting", ["autocast", "bfloat16"])
 def test_round_trip_with_bfloat16_conditioners(setting):
-    """The state is float32, so the flow inverts as well as in float32: the conditioner sees the same half again."""
-    model = tiny_model(num_coupling_layers=8, image_size=16)
-    model = model.to(torch.bfloat16) if setting == "bfloat16" else model
-    x = random_images(2, model.config)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "autocast"):
-        latents, log_det = model.encode(x)
-        reconstruction, inverse_log_det = model.decode(latents)
-    assert {t.dtype for t in (latents, log_det, reconstruction, inverse_log_det)} == {torch.float32}
-    # Float32 rounding in x1 may flip a rounding to bfloat16 in the conditioner, which is far below a grey level.
-    assert (reconstruction - x).abs().max() < 1 / 127.5 / 2
+    """
+    The state is float32, so that the conditioner sees the same half again up to float32 rounding. That may still flip
+    a rounding to bfloat16 inside the conditioner, which few images show.
+    """
+    errors = []
+    for seed in range(12):
+        model = randomize(JetForDensityEstimation(tiny_config(num_coupling_layers=8, image_size=16)), 0.1, seed).eval()
+        model = model.to(torch.bfloat16) if setting == "bfloat16" else model
+        x = random_images(2, model.config, seed)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "autocast"):
+            latents, log_det = model.encode(x)
+            reconstruction, inverse_log_det = model.decode(latents)
+        assert {t.dtype for t in (latents, log_det, reconstruction, inverse_log_det)} == {torch.float32}
+        errors.append((reconstruction - x).abs())
+    errors = torch.stack(errors)
+    assert (errors.flatten(1).amax(dim=1) < 1e-5).sum() >= 9
+    assert errors.max() < 0.05
 
 
 @torch.no_grad()

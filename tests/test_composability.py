@@ -92,6 +92,37 @@ def test_forward_mode_and_second_derivatives_with_eager_attention():
     torch.testing.assert_close(curvature, differences, rtol=1e-5, atol=1e-6)
 
 
+def test_activation_normalization_is_set_before_transforms():
+    model = tiny_model(num_coupling_layers=2, use_actnorm=True).train()
+    (images, others), (parameters, buffers) = (
+        inputs_of(model),
+        (dict(model.named_parameters()), dict(model.named_buffers())),
+    )
+
+    def loss(parameters, image, others):
+        return functional_call(model, (parameters, buffers), (image[None],), of_one(others)).loss
+
+    with pytest.raises(RuntimeError, match="call `initialize_actnorm` before"):
+        vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, others)
+    with pytest.raises(ValueError, match=r"`pixel_values` must be torch.float32, got torch.uint8"):
+        model.jet.initialize_actnorm(images.byte())
+    model.jet.initialize_actnorm(images)
+    vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, others)
+    with pytest.raises(ValueError, match=r"`config.use_actnorm` is False"):
+        tiny_model().jet.initialize_actnorm(images)
+
+
+@torch.no_grad()
+def test_hooks_see_the_same_with_gradients_and_without():
+    model, seen = tiny_model(num_coupling_layers=1), []
+    mlp = model.jet.couplings[0].conditioner.layers[0].mlp
+    mlp.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            model.encode(random_images(2, model.config))
+    torch.testing.assert_close(*seen)
+
+
 def test_bad_values_are_refused_inside_a_map():
     model = tiny_model(num_coupling_layers=2, num_classes=3)
     images, others = inputs_of(model)

@@ -260,7 +260,7 @@ def test_channels_that_do_not_fit(num_channels):
     [
         ({"scale_factor": -1.0}, "`scale_factor` must be a positive number, got -1.0"),
         ({"num_channels": 0}, "`num_channels` must be at least 1, got 0"),
-        ({"hidden_act": "gelou"}, "`hidden_act` must be out of"),
+        ({"hidden_act": "gelou"}, "`hidden_act` must be one of"),
         ({"layer_norm_eps": "1e-6"}, "field 'layer_norm_eps'"),
     ],
 )
@@ -406,7 +406,7 @@ def test_what_is_there_is_left_untouched(tmp_path):
 
 
 def test_unknown_source(tmp_path):
-    with pytest.raises(ValueError, match=r"`source` must be out of .*'big_vision'.* got 'tarflow'"):
+    with pytest.raises(ValueError, match=r"`source` must be one of .*'big_vision'.* got 'tarflow'"):
         convert_checkpoint("tarflow", BIG_VISION, tmp_path / "model")
 
 

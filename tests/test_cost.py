@@ -17,7 +17,7 @@ from jet_hf.cost import (
     peak_flops,
     training_flops,
 )
-from jet_hf.model import linear_jet, vit_jet
+from jet_hf.model import conditioners_jet, linear_jet
 
 
 PAPER = {"num_coupling_layers": 64, "hidden_size": 512, "num_hidden_layers": 5, "num_attention_heads": 8}
@@ -76,7 +76,7 @@ def test_each_layer_kind_is_counted():
 @pytest.fixture
 def accelerator_kernels(monkeypatch):
     """As accelerators have it; in bfloat16 on a CPU plain operations would take its place, and GELU goes by pieces."""
-    monkeypatch.setattr(vit_jet, "FEW_TOKENS_IN_TRAINING", 0)
+    monkeypatch.setattr(conditioners_jet, "FEW_TOKENS_IN_TRAINING", 0)
     monkeypatch.setattr(linear_jet, "_is_plain_on_cpu", lambda x: False)
 
 

@@ -19,8 +19,9 @@ import jet_hf
 from jet_hf import JetImageProcessor
 from jet_hf.data import DataSource, PixelSplit, UnknownSplitError, held_out_split
 from jet_hf.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record
-from jet_hf.model.likelihood_jet import scale_bytes
+from jet_hf.model.modeling_jet import scale_bytes
 from jet_hf.noise import uniform_noise
+from jet_hf.sampling import sample_images
 
 
 SCRIPT = str(ROOT / "scripts" / "evaluate.py")
@@ -138,6 +139,26 @@ def test_only_bytes_are_read(model, pixels, dtype):
         evaluate(model, scaled)
     with pytest.raises(ValueError, match=r"`pixels` must be bytes .*got torch.float64"):
         scale_bytes(torch.from_numpy(images).double())
+
+
+def test_labels_are_checked_before_anything_is_scored(pixels):
+    conditional = tiny_model(num_classes=3)
+    for label, accepted in ((0, True), (3, True), (4, False), (-1, False)):
+        labeled = pixels.add_column("label", [label] + [1] * (NUM_IMAGES - 1))
+        if accepted:  # 3 stands for no label
+            evaluate(conditional, labeled)
+        else:
+            with pytest.raises(ValueError, match="classes of `dataset`"):
+                evaluate(conditional, labeled)
+
+
+def test_a_float64_model_is_scored_and_sampled(pixels):
+    model = tiny_model()
+    expected = evaluate(model, pixels).bits_per_dim
+    torch.testing.assert_close(evaluate(model.double(), pixels).bits_per_dim, expected, rtol=1e-5, atol=0)
+    assert len(sample_images(model, JetImageProcessor(size=8), 2)) == 2
+    with pytest.raises(ValueError, match=r"the processor must scale bytes to \[-1, 1\].* do_normalize=False"):
+        sample_images(model, JetImageProcessor(size=8, do_normalize=False), 2)
 
 
 def test_reports_say_which_release_and_which_lossy_format(pixels):

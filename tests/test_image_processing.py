@@ -614,6 +614,14 @@ def test_post_process_clips_and_rounds_down():
     assert (np.array(coarse) == 127).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_post_process_gives_the_bytes_of_half_precision_images(dtype):
+    every_byte = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    pixel_values = torch.from_numpy(every_byte / 127.5 - 1).float()[None, None].to(dtype)
+    (image,) = JetImageProcessor(num_channels=1).post_process(pixel_values)
+    np.testing.assert_array_equal(np.array(image), every_byte)
+
+
 def test_post_process_follows_the_scale_of_the_processor():
     processor = JetImageProcessor(size=8, do_normalize=False)
     (image,) = processor.post_process(processor(RGB, return_tensors="pt").pixel_values)

@@ -41,7 +41,7 @@ def test_untrained_model_scores_random_bytes_as_theory_says():
 
 @torch.no_grad()
 def test_a_model_of_the_uniform_density_would_score_eight_bits():
-    from jet_hf.model.likelihood_jet import bits_per_dim
+    from jet_hf.model.modeling_jet import bits_per_dim
 
     dims = 12
     log_prob = torch.tensor([-dims * math.log(256 / 127.5)])  # uniform over [-1, 1 + 1/127.5)

@@ -24,9 +24,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import jet_hf.model
 from jet_hf import JetConfig, JetForDensityEstimation, JetImageProcessor, JetModel
-from jet_hf.model.coupling_jet import JetCoupling
-from jet_hf.model.splits_jet import merge, split
-from jet_hf.model.vit_jet import eager_attention_forward
+from jet_hf.model.conditioners_jet import eager_attention_forward
+from jet_hf.model.flow_jet import JetCoupling, merge, split
 
 
 CONTEXT = {"context_size": 6}
@@ -76,10 +75,10 @@ def float32_flow(model: torch.nn.Module):
     def check(coupling, arguments, output):
         states = (arguments[0], output[0])
         assert {tensor.dtype for tensor in (*states, output[1])} == {torch.float32}
-        halves = [split(state, coupling.places()) for state in states]
+        halves = [split(state, coupling.split_indices()) for state in states]
         assert torch.equal(halves[0][0], halves[1][0])
         for state, (first, second) in zip(states, halves, strict=True):
-            assert torch.equal(merge(first, second, coupling.places()), state)
+            assert torch.equal(merge(first, second, coupling.split_indices()), state)
         calls.append(coupling)
 
     def check_conditioner(conditioner, arguments, output):
@@ -297,6 +296,36 @@ def test_fields_that_are_not_those_of_the_weights_are_refused(saved, tmp_path, f
         assert load.from_pretrained(tmp_path, config=config).config.scale_factor == 3.0
 
 
+def test_fields_are_refused_wherever_they_are_given(saved, tmp_path):
+    JetConfig.from_pretrained(saved[1]).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text()) | {"permutation_seed": 1}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="`permutation_seed` must be 0, with which the weights"):
+        JetForDensityEstimation.from_pretrained(saved[1], config=tmp_path)
+    with pytest.raises(ValueError, match="`config` must be a JetConfig or its path, got dict"):
+        JetForDensityEstimation.from_pretrained(saved[1], config=fields)
+    # Patches of as many numbers: every tensor has the shape that it had.
+    model = tiny_model(num_channels=1, patch_size=4, image_size=16)
+    model.save_pretrained(tmp_path / "gray")
+    with pytest.raises(ValueError, match="`num_channels` must be 1, with which the weights"):
+        JetForDensityEstimation.from_pretrained(tmp_path / "gray", num_channels=4, patch_size=2, image_size=8)
+
+
+def test_a_model_is_saved_with_the_configuration_that_it_was_made_with(tmp_path):
+    config = tiny_config()
+    model = JetForDensityEstimation(config)
+    for changed in (model, model.jet):
+        config.scale_factor = 3.0
+        with pytest.raises(ValueError, match=r"`config.scale_factor` must be 2.0, with which this model was made"):
+            changed.save_pretrained(tmp_path / "changed")
+        config.scale_factor = 2.0
+        changed.save_pretrained(tmp_path / "same")
+    assert not (tmp_path / "changed").exists()
+    model.jet.couplings[0].permutation.zero_()
+    with pytest.raises(ValueError, match=r"`jet.couplings.0.permutation` must hold each of 0 to 11 once"):
+        model.save_pretrained(tmp_path / "changed")
+
+
 def test_splits_in_the_weights_are_checked(saved, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     shutil.copy(saved[1] / "config.json", tmp_path)
@@ -470,7 +499,7 @@ def test_hidden_states_are_those_of_the_flow(saved):
     state = model.jet.patchify(inputs["pixel_values"] + inputs["noise"] / 127.5)
     assert len(output.hidden_states) == model.config.num_coupling_layers
     for coupling, hidden_state in zip(couplings(model), output.hidden_states, strict=True):
-        state, _ = coupling(state, inputs["context"])
+        state, *_ = coupling(state, False, inputs["context"])
         assert torch.equal(hidden_state, state)
     assert torch.equal(model.jet.unpatchify(state), output.latents)
     assert model(**inputs).hidden_states is None

@@ -20,7 +20,7 @@ from .baselines import codec_bits_per_dim, histogram_bits_per_dim
 from .data import Batch, DataSource, Shares, load_pixels, read_pixels, train_batches
 from .evaluation import Evaluation, evaluate
 from .files import new_folder, strict_json
-from .model.likelihood_jet import scale_bytes
+from .model.modeling_jet import scale_bytes
 from .photographs import SPLITS, write_photographs
 from .plots import plot_image_rows, plot_learning_curve
 from .sampling import reconstruct, sample_images

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .model.likelihood_jet import LEVELS_PER_UNIT, dequantize, standard_normal_log_prob
-from .model.modeling_jet import JetForDensityEstimation
+from .model.conditioners_jet import Conditioning
+from .model.configuration_jet import LEVELS_PER_UNIT
+from .model.flow_jet import steps
+from .model.modeling_jet import JetForDensityEstimation, dequantize, standard_normal_log_prob
 from .model.validation_jet import check_8bit_images, check_noise
 
 
@@ -58,15 +60,15 @@ def bits_per_patch(
     """
     jet, config = model.jet, model.config
     pixel_values = check_8bit_images(pixel_values, config, jet.state_dtype)
-    check_noise(noise, pixel_values)
-    conditions = jet.condition(len(pixel_values), context, labels, context_mask)
+    noise = check_noise(noise, pixel_values)
+    conditioning = jet.condition(len(pixel_values), context, labels, context_mask)
     noise_log_det = 0
     if model.dequantizer is not None:
         start, tokens = model.dequantizer.embed(pixel_values, noise)
-        state, noise_log_det = _follow(model.dequantizer.couplings, start, tokens, None)
+        state, noise_log_det = _follow(model.dequantizer.couplings, start, tokens)
         noise_log_det = noise_log_det + _log_prob_per_patch(state) - _log_prob_per_patch(start)
         noise = model.dequantizer.to_noise(state)
-    state, log_det = _follow(jet.couplings, jet.patchify(dequantize(pixel_values, noise)), *conditions)
+    state, log_det = _follow(jet.couplings, jet.patchify(dequantize(pixel_values, noise)), conditioning)
     latent = _log_prob_per_patch(state)
     log_det = log_det + noise_log_det - config.patch_dim * math.log(LEVELS_PER_UNIT)
     grid = (-1, config.grid_size, config.grid_size)
@@ -74,14 +76,13 @@ def bits_per_patch(
 
 
 def _follow(
-    couplings: nn.ModuleList, state: torch.Tensor, context: torch.Tensor | None, context_mask: torch.Tensor | None
+    couplings: nn.ModuleList, state: torch.Tensor, conditioning: Conditioning
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The state after the coupling layers, and the log-determinant of each patch, float64 (B, N)."""
+    """Return the state after the coupling layers, and the log-determinant of each patch, float64 (B, N)."""
     log_det = torch.zeros(state.shape[:2], dtype=torch.float64, device=state.device)
-    for coupling in couplings:
-        state, log_scale = coupling.transform(state, context, False, context_mask)
-        log_det += coupling.log_scale_map(log_scale).double().sum(dim=2) + coupling.patch_log_det()
-    return state, log_det
+    for step in steps(couplings, state, conditioning):
+        log_det += step.log_det_of_patches()
+    return step.state, log_det
 
 
 def _log_prob_per_patch(state: torch.Tensor) -> torch.Tensor:

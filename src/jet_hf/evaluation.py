@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .data import RELEASES, Batch, DataSource, PixelSplit, eval_batches, known_release
+from .data.pixels import LABEL, check_classes
 from .files import replace_text, strict_json
 from .hub import EvaluationRecord
-from .model.likelihood_jet import scale_bytes
+from .model.modeling_jet import scale_bytes
 from .model.validation_jet import check_whole, trusted_values
 from .noise import MASK, uniform_noise
 
@@ -98,6 +99,10 @@ def evaluate(
     num_images = len(dataset)
     if num_images == 0:
         raise ValueError("`dataset` has no images to evaluate.")
+    if LABEL in dataset.column_names:
+        num_classes = getattr(model, "module", model).config.num_classes
+        if num_classes is not None:  # as in training, the last one stands for no label
+            check_classes(dataset.with_format("arrow")[:][LABEL], num_classes + 1, "`dataset`")
     process_index, num_processes, device = 0, 1, None
     if accelerator is not None:
         process_index, num_processes = accelerator.process_index, accelerator.num_processes

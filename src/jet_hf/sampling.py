@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from .model.configuration_jet import LEVELS_PER_UNIT
+from .model.flow_jet import steps
 from .model.image_processing_jet import JetImageProcessor
-from .model.likelihood_jet import LEVELS_PER_UNIT, dequantize
-from .model.modeling_jet import JetForDensityEstimation
-from .model.validation_jet import check_8bit_images, check_temperature, check_whole
+from .model.modeling_jet import JetForDensityEstimation, dequantize
+from .model.validation_jet import check_8bit_images, check_images, check_temperature, check_values, check_whole
 
 
 # Dequantised with this noise, a byte lies in the middle of its grey level, farthest from those beside it.
@@ -27,8 +28,11 @@ def draw_latents(
     config, generator = model.config, torch.Generator().manual_seed(seed)
     shape = (config.num_channels, config.image_size, config.image_size)
     for start in range(0, num_images, batch_size):
-        latents = [torch.randn(shape, generator=generator) for _ in range(min(batch_size, num_images - start))]
-        yield torch.stack(latents).to(model.jet.input_device)
+        latents = [
+            torch.randn(shape, generator=generator, dtype=torch.float32)
+            for _ in range(min(batch_size, num_images - start))
+        ]
+        yield torch.stack(latents).to(model.jet.input_device, model.jet.state_dtype)
 
 
 @torch.no_grad()
@@ -56,11 +60,13 @@ def sample_images(
         guidance_scale: Strength of classifier-free guidance, see [`JetModel.decode`].
 
     Raises:
-        ValueError: for a number out of range, or a label for a model that has no classes.
+        ValueError: for a number out of range, a label for a model that has no classes, or a processor with another
+            scale than the model's.
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         check_whole(name, value)
     check_temperature(temperature)
+    processor.check_scale()
     images = []
     for latents in draw_latents(model, num_images, seed, batch_size):
         labels = sample_labels(model, range(len(images), len(images) + len(latents)), label)
@@ -92,18 +98,18 @@ def decode_steps(
         latents, with 0, last what [`JetModel.decode`] gives.
 
     Raises:
-        ValueError: if `num_steps` is below 1.
+        ValueError: if `num_steps` is below 1, or for latents that [`JetModel.decode`] refuses.
     """
     check_whole("num_steps", num_steps)
     jet, num_layers = model.jet, model.config.num_coupling_layers
     looks = {-(-num_layers * step // num_steps) for step in range(1, num_steps + 1)}
-    context, context_mask = jet.condition(len(latents), context, labels, context_mask)
-    state = jet.patchify(latents)
+    check_images("latents", latents, jet.config, jet.state_dtype)
+    check_values("latents", latents)
+    conditioning = jet.condition(len(latents), context, labels, context_mask)
     yield 0, latents
-    for done, coupling in enumerate(reversed(jet.couplings), start=1):
-        state, _ = coupling(state, context, True, context_mask)
+    for done, step in enumerate(steps(jet.couplings, jet.patchify(latents), conditioning, inverse=True), start=1):
         if done in looks:
-            yield done, jet.unpatchify(state)
+            yield done, jet.unpatchify(step.state)
 
 
 def sample_labels(model: JetForDensityEstimation, places: range, label: int | None = None) -> torch.Tensor | None:

@@ -11,10 +11,15 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..model.conditioners_jet import eager_attention_forward, prefers_plain_products
 from ..model.configuration_jet import JetConfig
-from ..model.likelihood_jet import bits_per_dim, dequantize, scale_bytes, standard_normal_log_prob
-from ..model.modeling_jet import JetForDensityEstimation
-from ..model.vit_jet import eager_attention_forward, prefers_plain_products
+from ..model.modeling_jet import (
+    JetForDensityEstimation,
+    bits_per_dim,
+    dequantize,
+    scale_bytes,
+    standard_normal_log_prob,
+)
 from ..training import build_optimizer
 
 

@@ -12,8 +12,7 @@ from ..cost import forward_flops, peak_flops, training_flops
 from ..data import Batch
 from ..evaluation import evaluate
 from ..model.configuration_jet import JetConfig
-from ..model.likelihood_jet import scale_bytes
-from ..model.modeling_jet import JetForDensityEstimation
+from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
 from ..noise import uniform_noise
 from .contenders import BF16, CHECKPOINTED, COMPILED, FLOOR, JET_HF, OPERATIONS, Contender, Work, build
 from .measures import first_call, interleave, peak_memory

@@ -31,13 +31,15 @@ CHOICES = """## What was done, and what was not worth it
 - *GELU*. On CPUs by way of a sigmoid, which is the same function, as torch's tanh is slow, and in pieces that stay in
   the cache. A training step keeps its input alone and takes it anew in the backward pass, together with its gradient
   (`linear_jet.GELULinear`).
-- *Attention*. torch's fused kernels, but for few tokens in bfloat16 on a CPU (`vit_jet.prefers_plain_products`).
-- *Splits*. Those of channels and those of patches are one form of index map (`splits_jet.half_places`): a coupling
+- *Attention*. torch's fused kernels, but for few tokens in bfloat16 on a CPU
+  (`conditioners_jet.prefers_plain_products`).
+- *Splits*. Those of channels and those of patches are one form of index map (`flow_jet.split_indices`): a coupling
   layer gathers both halves and puts back the one that it changed; nothing is sorted or inverted. Maps that neighbours
   share would save the second of the two: together they are part of the small share of *moving and copying*, and a
   state in another order at each layer would have to be explained at each of them.
 - *Compiling*. Each coupling layer's affine map with its conditioner, one graph for all of them, whatever their split
-  (`coupling_jet.JetAffine`). On a CPU it gains little over eager mode, which is near the products' own time already.
+  (`flow_jet.JetConditionalMap`). On a CPU it gains little over eager mode, which is near the products' own time
+  already.
 - *Optimiser*. torch's fused AdamW where the device has it.
 - *Waiting*. A training step looks at the device once, before the update: a loss that is not finite must not reach the
   weights. Scoring looks at a batch's results when the next is under way.

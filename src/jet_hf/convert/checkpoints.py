@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from ..files import check_is_free, new_folder
 from ..model.configuration_jet import SPATIAL_COUPLINGS, JetConfig
+from ..model.flow_jet import spatial_permutation
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
-from ..model.splits_jet import spatial_permutation
 from . import names
 
 
@@ -334,7 +334,7 @@ def convert_checkpoint(source: str, path: str | os.PathLike, output_dir: str | o
         FileExistsError: if `output_dir` exists and is not empty.
     """
     if source not in CONVERTERS:
-        raise ValueError(f"`source` must be out of {list(CONVERTERS)}, got {source!r}.")
+        raise ValueError(f"`source` must be one of {list(CONVERTERS)}, got {source!r}.")
     check_is_free(output_dir)
     config, state_dict = CONVERTERS[source](path, **known)
     model = JetForDensityEstimation(config)

@@ -17,7 +17,11 @@ COUPLING_KINDS = ("channels", "spatial")
 COUPLING_MODES = ("pairing", "masking")
 BACKBONES = ("vit", "cnn")
 DEQUANTIZATIONS = ("uniform", "flow")
+COUPLING_TRANSFORMS = ("affine",)
 SPATIAL_COUPLINGS = ("checkerboard", "checkerboard-inv", "vstripes", "vstripes-inv", "hstripes", "hstripes-inv")
+
+# An 8-bit value u becomes u / 127.5 - 1, so that one grey level is 1 / 127.5 wide.
+LEVELS_PER_UNIT = 127.5
 
 
 @strict
@@ -43,6 +47,8 @@ class JetConfig(PreTrainedConfig):
             How a spatial split meets its conditioner (paper, section 3.2.4). `"pairing"`: the tokens of the half that
             stays give the map of those of the other half. `"masking"`: all patches enter, those of the half that is
             mapped zeroed, and the output is read at their own places.
+        coupling_transform (`str`, *optional*, defaults to `"affine"`):
+            Transform of the half that a coupling layer maps (paper, section 2.1): `"affine"`.
         backbone (`str`, *optional*, defaults to `"vit"`):
             Conditioner of the coupling layers: `"vit"`, or `"cnn"`, BiT's residual bottleneck blocks (paper, section
             3.2.3).
@@ -68,7 +74,7 @@ class JetConfig(PreTrainedConfig):
             Number of classes of a class-conditional model, whose context is one token of width `hidden_size`: the
             learned embedding of the label. Excludes `context_size`.
         use_actnorm (`bool`, *optional*, defaults to `False`):
-            Whether each coupling layer starts with Glow's activation normalisation (paper, section 3.2.5).
+            Whether each coupling layer starts with Glow's activation normalization (paper, section 3.2.5).
         use_invertible_dense (`bool`, *optional*, defaults to `False`):
             Whether a learned linear map of a patch, which starts as the permutation, takes the place of the fixed
             permutation of channel couplings (paper, section 3.2.5).
@@ -76,7 +82,7 @@ class JetConfig(PreTrainedConfig):
             Distribution of the noise that spreads a byte over its grey level: `"uniform"`, or `"flow"`, learned and
             conditional on the image (paper, section 3.2.6).
         dequantization_num_coupling_layers (`int`, *optional*, defaults to 16):
-            Number of coupling layers of the dequantisation flow.
+            Number of coupling layers of the dequantization flow.
         dequantization_hidden_size (`int`, *optional*, defaults to `hidden_size`):
             Width of its conditioners, and of the image's tokens that they attend to.
         dequantization_num_hidden_layers (`int`, *optional*, defaults to `num_hidden_layers`):
@@ -110,6 +116,7 @@ class JetConfig(PreTrainedConfig):
     coupling_kinds: tuple[str, ...] | list[str] = ("channels", "channels", "channels", "channels", "spatial")
     spatial_couplings: tuple[str, ...] | list[str] = SPATIAL_COUPLINGS
     coupling_mode: str = "pairing"
+    coupling_transform: str = "affine"
     backbone: str = "vit"
     hidden_size: int = 512
     num_hidden_layers: int = 2
@@ -169,12 +176,12 @@ class JetConfig(PreTrainedConfig):
 
     @property
     def dequantization_config(self) -> "JetConfig":
-        """Configuration of the dequantisation flow: this one, with its own sizes, and the image as its context."""
+        """Configuration of the dequantization flow: this one, with its own sizes, and the image as its context."""
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
         given = {name: getattr(self, f"dequantization_{name}") for name in sizes}
         given = {name: getattr(self, name) if value is None else value for name, value in given.items()}
         shared = ("image_size", "num_channels", "patch_size", "coupling_kinds", "spatial_couplings", "coupling_mode")
-        shared += ("backbone", "hidden_act", "layer_norm_eps", "num_groups", "scale_factor")
+        shared += ("coupling_transform", "backbone", "hidden_act", "layer_norm_eps", "num_groups", "scale_factor")
         return JetConfig(
             **{name: getattr(self, name) for name in shared},
             **given,
@@ -259,9 +266,10 @@ class JetConfig(PreTrainedConfig):
                 raise ValueError(f"`{field}` must name at least one of {list(known)}, got {values}.")
             for value in values:
                 if value not in known:
-                    raise ValueError(f"`{field}` must be out of {list(known)}, got {value!r}.")
+                    raise ValueError(f"`{field}` must contain only {list(known)}, got {value!r}.")
         for field, known in (
             ("coupling_mode", COUPLING_MODES),
+            ("coupling_transform", COUPLING_TRANSFORMS),
             ("backbone", BACKBONES),
             ("dequantization", DEQUANTIZATIONS),
         ):
@@ -269,13 +277,13 @@ class JetConfig(PreTrainedConfig):
                 raise ValueError(f"`{field}` must be one of {list(known)}, got {getattr(self, field)!r}.")
 
     def validate_dequantization(self):
-        """Part of `@strict` validation: the sizes of the dequantisation flow go together, as those of any flow."""
+        """Part of `@strict` validation: the sizes of the dequantization flow go together, as those of any flow."""
         if self.dequantization == "flow":
             try:
                 _ = self.dequantization_config
             except StrictDataclassError as error:
                 raise ValueError(
-                    f"the dequantisation flow, with `dequantization_` before its sizes: {error}"
+                    f"the dequantization flow, with `dequantization_` before its sizes: {error}"
                 ) from None
 
     def validate_numbers(self):
@@ -285,7 +293,7 @@ class JetConfig(PreTrainedConfig):
         if not (math.isfinite(self.layer_norm_eps) and self.layer_norm_eps >= 0):
             raise ValueError(f"`layer_norm_eps` must be zero or a positive number, got {self.layer_norm_eps}.")
         if self.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` must be out of {sorted(ACT2FN)}, got {self.hidden_act!r}.")
+            raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {self.hidden_act!r}.")
 
 
 JetConfig.register_for_auto_class()

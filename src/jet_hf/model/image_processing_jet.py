@@ -224,6 +224,7 @@ class JetImageProcessor(PilBackend):
     def __init__(self, **kwargs):
         num_channels = self.num_channels if kwargs.get("num_channels") is None else kwargs["num_channels"]
         check_whole("num_channels", num_channels)
+        kwargs["num_channels"] = num_channels = int(num_channels)
         # The default statistics follow the number of channels, so that a gray model needs no more than that number.
         for name in ("image_mean", "image_std"):
             if kwargs.get(name) is None:
@@ -348,6 +349,17 @@ class JetImageProcessor(PilBackend):
             pixel_values.append((image * factor).astype(np.float32) - offset.astype(np.float32))
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
+    def check_scale(self) -> None:
+        """
+        Raise ValueError unless this processor scales bytes as the model's images, so that [`post_process`] gives the
+        bytes that the model means.
+        """
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        factor, offset = scaling(self.num_channels, *(getattr(self, name) for name in names))
+        if not (np.allclose(factor, 1 / 127.5, rtol=1e-6) and np.allclose(offset, 1, rtol=1e-6)):
+            given = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+            raise ValueError(f"the processor must scale bytes to [-1, 1] as `u / 127.5 - 1`, got {given}.")
+
     def post_process(self, pixel_values: torch.Tensor | np.ndarray) -> list[Image.Image]:
         """
         Turns dequantised pixel values, such as samples, into images.
@@ -361,6 +373,10 @@ class JetImageProcessor(PilBackend):
         Raises:
             ValueError: for another shape, or values that are not floating-point and finite.
         """
+        # Half precision may lie below its byte by more; bfloat16 by a quarter of a grey level.
+        dtype = getattr(pixel_values, "dtype", None)
+        is_half = dtype in (torch.float16, torch.bfloat16) or dtype == np.float16
+        tolerance = 0.25 if is_half else LEVEL_TOLERANCE
         values = to_numpy(pixel_values)
         values = values[None] if values.ndim == 3 else values
         if values.ndim != 4 or values.shape[1] != self.num_channels or self.num_channels not in (1, 3):
@@ -380,7 +396,7 @@ class JetImageProcessor(PilBackend):
             self.image_mean,
             self.image_std,
         )
-        levels = np.floor((values.astype(np.float64) + offset) / factor + LEVEL_TOLERANCE)
+        levels = np.floor((values.astype(np.float64) + offset) / factor + tolerance)
         images = np.clip(levels, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
         return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in images]
 

@@ -91,7 +91,7 @@ def _gelu_in_pieces(x: torch.Tensor, grad: torch.Tensor | None = None) -> torch.
     """
     x = x.contiguous()
     result = torch.empty_like(x)
-    linear_part, one = torch.tensor(LINEAR), torch.ones(())
+    linear_part, one = torch.tensor(LINEAR, dtype=torch.float32), torch.ones((), dtype=torch.float32)
     pieces = [part.view(-1).split(PIECE) for part in (x, result, x if grad is None else grad)]
     for x_piece, result_piece, grad_piece in zip(*pieces, strict=True):
         x_piece = x_piece.float()

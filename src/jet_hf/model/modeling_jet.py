@@ -1,21 +1,39 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""PyTorch Jet: the bare bijection, and the density model made of it."""
+"""
+PyTorch Jet: the bare bijection [`JetModel`], and the density model [`JetForDensityEstimation`] made of it.
 
+Shapes: B batch, C channels, S image size, N patches, D numbers of a patch, L context tokens.
+"""
+
+import copy
+import inspect
 import math
+import os
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.utils.generic import can_return_tuple
-from transformers.utils.output_capturing import capture_outputs
+from torch.distributions import Distribution, constraints
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_jet import JetConfig
-from .coupling_jet import JetCoupling
-from .dequantization_jet import JetDequantizationFlow
-from .distribution_jet import JetDistribution
-from .glow_jet import initialize_actnorm
-from .likelihood_jet import bits_per_dim, dequantize, standard_normal_log_prob
-from .pretrained_jet import JetDensityEstimationOutput, JetModelOutput, JetPreTrainedModel
-from .splits_jet import patchify, unpatchify
+from .conditioners_jet import Conditioning, JetAttention, JetStandardizedConv2d, JetViT, linear
+from .configuration_jet import LEVELS_PER_UNIT, JetConfig
+from .flow_jet import (
+    JetActNorm,
+    JetConditionalMap,
+    JetCoupling,
+    JetInvertibleDense,
+    initialize_actnorm,
+    patchify,
+    transform,
+    unpatchify,
+)
 from .validation_jet import (
     check_8bit_images,
     check_context,
@@ -23,12 +41,378 @@ from .validation_jet import (
     check_generator,
     check_guidance_scale,
     check_images,
+    check_keywords,
     check_labels,
     check_noise,
     check_temperature,
     check_values,
     check_whole,
 )
+
+
+# Likelihoods (paper, section 2.2)
+
+
+def scale_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """
+    Return bytes `u`, a uint8 tensor, on the model's scale: `u / 127.5 - 1`, float32.
+
+    Raises:
+        ValueError: for another dtype, whose values may have been scaled already.
+    """
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"`pixels` must be bytes (torch.uint8), got {pixels.dtype}.")
+    return pixels / LEVELS_PER_UNIT - 1
+
+
+def dequantize(pixel_values: torch.Tensor, noise: torch.Tensor | float) -> torch.Tensor:
+    """Spread each 8-bit value over its grey level: noise in [0, 1) is one level wide (Theis et al., 2015)."""
+    return pixel_values + noise / LEVELS_PER_UNIT
+
+
+def standard_normal_log_prob(latents: torch.Tensor) -> torch.Tensor:
+    """Return the log-density (B,) of each latent (B, ...) under N(0, I), in nats."""
+    latents = latents.flatten(1)
+    return -0.5 * latents.square().sum(dim=1) - 0.5 * latents.shape[1] * math.log(2 * math.pi)
+
+
+def bits_per_dim(log_prob: torch.Tensor, num_dims: int) -> torch.Tensor:
+    """
+    Return the bits per dimension of 8-bit images from the log-density `log_prob` (B,), in nats, of their scaled,
+    dequantized versions. A uniform model over the 256 levels gives 8.
+    """
+    return -(log_prob - num_dims * math.log(LEVELS_PER_UNIT)) / (num_dims * math.log(2))
+
+
+# Outputs
+
+
+@dataclass
+class JetModelOutput(ModelOutput):
+    """
+    Output of [`JetModel`].
+
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, num_channels, image_size, image_size)`):
+            The image in the space where the model's density is a standard normal.
+        log_det (`torch.FloatTensor` of shape `(batch_size,)`):
+            Log-determinant of the Jacobian of the map from image to latents, in nats.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_hidden_states=True`):
+            The flow's state after each coupling layer, each of shape `(batch_size, num_patches, patch_dim)`.
+        attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+            Self-attention weights of each transformer block of each coupling layer in turn, each of shape
+            `(batch_size, num_attention_heads, num_patches, num_patches)`.
+    """
+
+    latents: torch.FloatTensor | None = None
+    log_det: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class JetDensityEstimationOutput(ModelOutput):
+    """
+    Output of [`JetForDensityEstimation`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            Mean of `bits_per_dim` over the batch.
+        bits_per_dim (`torch.FloatTensor` of shape `(batch_size,)`):
+            Bits per dimension of the 8-bit images: an upper bound, for one draw of the noise.
+        log_likelihood (`torch.FloatTensor` of shape `(batch_size,)`):
+            Lower bound on the log-probability of the 8-bit images, in nats: `-bits_per_dim * d * log(2)`.
+        latents (`torch.FloatTensor` of shape `(batch_size, num_channels, image_size, image_size)`):
+            Latents of the dequantized images.
+        log_det (`torch.FloatTensor` of shape `(batch_size,)`):
+            Log-determinant of the Jacobian of the map from dequantized image to latents, in nats.
+        dequantization_log_det (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, with a dequantization flow):
+            Minus the log-density of the noise that dequantized the image, in nats; a term of `log_likelihood`.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_hidden_states=True`):
+            As in [`JetModelOutput`].
+        attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+            As in [`JetModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    bits_per_dim: torch.FloatTensor | None = None
+    log_likelihood: torch.FloatTensor | None = None
+    latents: torch.FloatTensor | None = None
+    log_det: torch.FloatTensor | None = None
+    dequantization_log_det: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+# Initialization and what transformers asks of a family of models
+
+
+# Standard deviation of a standard normal that is truncated at two standard deviations.
+TRUNCATED_STD = 0.87962566103423978
+# Graphs of one compiled map: a direction, a batch size and a mode each need one. PyTorch allows 8 by default, and
+# leaves further ones uncompiled.
+RECOMPILE_LIMIT = 64
+# Fields that decide what the weights compute, but no tensor's shape, by which transformers would notice another value.
+FIELDS_OF_THE_WEIGHTS = (
+    "coupling_kinds",
+    "spatial_couplings",
+    "coupling_mode",
+    "coupling_transform",
+    "permutation_seed",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "num_groups",
+    "scale_factor",
+    "dequantization_num_attention_heads",
+)
+# Arguments of `from_pretrained` that say where a repository's files are.
+PLACE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def lecun_normal_(layer: nn.Linear) -> None:
+    """
+    Initialize as flax does a Dense layer by default: variance 1 / fan_in, from a normal distribution truncated at two
+    of its standard deviations. (The function of this name in transformers truncates at -2 and 2 whatever the standard
+    deviation, so its variance is 29 % too large.)
+    """
+    std = layer.in_features**-0.5 / TRUNCATED_STD
+    init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    init.zeros_(layer.bias)
+
+
+def zeros_(layer: nn.Linear) -> None:
+    """Initialize an output projection, so that a new flow with `scale_factor` 2 is the identity."""
+    init.zeros_(layer.weight)
+    init.zeros_(layer.bias)
+
+
+def xavier_uniform_(layer: nn.Linear) -> None:
+    init.xavier_uniform_(layer.weight)
+    init.zeros_(layer.bias)
+
+
+def xavier_uniform_qkv_(layer: nn.Linear) -> None:
+    """Initialize the fused projection with the bound of query, key and value on their own, each (E, E)."""
+    bound = math.sqrt(6 / (2 * layer.in_features))
+    init.uniform_(layer.weight, -bound, bound)
+    init.zeros_(layer.bias)
+
+
+def xavier_uniform_mlp_(layer: nn.Linear) -> None:
+    init.xavier_uniform_(layer.weight)
+    init.normal_(layer.bias, std=1e-6)
+
+
+# The original's initialization of linear layers (paper, section 2.4, and its code), by the name that a layer carries.
+INITIALIZATIONS = {
+    "lecun_normal": lecun_normal_,
+    "zeros": zeros_,
+    "xavier_uniform": xavier_uniform_,
+    "xavier_uniform_qkv": xavier_uniform_qkv_,
+    "xavier_uniform_mlp": xavier_uniform_mlp_,
+}
+
+
+class JetPreTrainedModel(PreTrainedModel):
+    config: JetConfig
+    config_class = JetConfig
+    base_model_prefix = "jet"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["JetCoupling"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        # A negative index in `output_hidden_states` counts coupling layers, not the blocks inside one.
+        "hidden_states": OutputRecorder(JetCoupling, index=0, capture_initial_hidden_state=False),
+        "attentions": OutputRecorder(JetAttention, index=1),
+    }
+    _can_record_outputs["hidden_states"].num_hidden_layers_key = "num_coupling_layers"
+
+    def __init__(self, config: JetConfig, *inputs, **kwargs):
+        super().__init__(config, *inputs, **kwargs)
+        self._fields_at_construction = _fields_of(config)
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """
+        Save the model, as in transformers.
+
+        Raises:
+            ValueError: for a configuration that was changed since the model was made, which would be loaded as another
+                model; or for a split that cannot be inverted.
+        """
+        for name, value in _fields_of(self.config).items():
+            if value != self._fields_at_construction[name]:
+                raise ValueError(
+                    f"`config.{name}` must be {self._fields_at_construction[name]!r}, with which this model was made, "
+                    f"got {value!r}: the saved model would compute something else. Make a new model instead."
+                )
+        self._check_permutations()
+        super().save_pretrained(*args, **kwargs)
+
+    def _check_permutations(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, JetCoupling):
+                module.check_permutation(name)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """
+        Load a model, as in transformers.
+
+        Raises:
+            ValueError: for a field given here that was saved with another value and that no tensor's shape shows, such
+                as `permutation_seed`: the configuration would not be that of the weights. Also for weights with splits
+                that cannot be inverted.
+        """
+        if pretrained_model_name_or_path is not None:
+            _check_fields_of_the_weights(cls.config_class, pretrained_model_name_or_path, config, kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._check_permutations()
+        return loaded
+
+    def set_attn_implementation(self, *args, **kwargs) -> None:
+        """Set the attention as in transformers, that of the dequantization flow included."""
+        super().set_attn_implementation(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, JetDequantizationFlow):
+                module.config._attn_implementation = self.config._attn_implementation
+
+    def compile_couplings(self, **kwargs) -> None:
+        """
+        Compile the maps of the coupling layers, conditioners included, in place. Layers of one size share one graph,
+        whatever their split, so that compiling takes as long for a deep flow as for a shallow one.
+
+        Args:
+            kwargs: Arguments of `torch.compile`, such as `mode="max-autotune-no-cudagraphs"`.
+        """
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:
+            kwargs = {"recompile_limit": RECOMPILE_LIMIT} | kwargs
+        for module in self.modules():
+            if isinstance(module, JetConditionalMap):
+                module.compile(**kwargs)
+
+    def get_input_embeddings(self) -> None:
+        """Return `None`: images enter as they are. accelerate asks for embeddings before it shards a model."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear) and hasattr(module, "initialization"):
+            INITIALIZATIONS[module.initialization](module)
+        elif isinstance(module, (JetViT, JetDequantizationFlow)):
+            init.normal_(module.position_embeddings, std=module.position_embeddings.shape[-1] ** -0.5)
+        elif isinstance(module, JetStandardizedConv2d):
+            init.kaiming_normal_(module.weight)
+        elif isinstance(module, JetActNorm):
+            for tensor in (module.bias, module.log_scale, module.initialized):
+                init.zeros_(tensor)
+        elif isinstance(module, JetInvertibleDense):
+            for tensor in (module.lower, module.upper, module.log_scale):
+                init.zeros_(tensor)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)  # the context's projection keeps the variance of its input
+        elif isinstance(module, JetCoupling):
+            init.copy_(module.permutation, module.make_permutation())
+        else:
+            super()._init_weights(module)
+
+
+def _fields_of(config: JetConfig) -> dict:
+    """Return the configuration's own fields, without those of transformers."""
+    return {name: copy.deepcopy(getattr(config, name)) for name in JetConfig.__annotations__}
+
+
+def _check_fields_of_the_weights(config_class, name_or_path, config, arguments: dict) -> None:
+    """Raise ValueError for fields of `config` or `arguments` that contradict the configuration saved with weights."""
+    place = {name: arguments[name] for name in PLACE_ARGUMENTS if name in arguments}
+    if isinstance(config, PreTrainedConfig):
+        given = config.to_dict()
+    elif config is None or isinstance(config, str | os.PathLike):
+        given = arguments if config is None else config_class.get_config_dict(config, **place)[0] | arguments
+    else:
+        raise ValueError(f"`config` must be a {config_class.__name__} or its path, got {type(config).__name__}.")
+    given = {name: given[name] for name in (*FIELDS_OF_THE_WEIGHTS, "num_channels", "patch_size") if name in given}
+    if not given:
+        return
+    try:
+        saved, _ = config_class.get_config_dict(name_or_path, **place)
+    except OSError:
+        saved = {}
+    if not saved:  # weights without a configuration
+        return
+    sizes = [{"num_channels": 3, "patch_size": 4} | saved, {"num_channels": 3, "patch_size": 4} | saved | given]
+    if len({fields["num_channels"] * fields["patch_size"] ** 2 for fields in sizes}) == 2:
+        given = {name: value for name, value in given.items() if name in FIELDS_OF_THE_WEIGHTS}
+    for name, value in given.items():
+        expected = saved.get(name, getattr(config_class, name))
+        if isinstance(expected, tuple | list):
+            expected, value = list(expected), value if isinstance(value, str) else list(value)
+        if value != expected:
+            raise ValueError(
+                f"`{name}` must be {expected!r}, with which the weights of {name_or_path} were made, got {value!r}. "
+                "They would compute something else with another value."
+            )
+
+
+# The flow over dequantization noise (Ho et al., 2019; paper, section 3.2.6)
+
+
+# Smallest distance of noise from 0 and from 1, where the normal distribution's quantiles are infinite.
+MARGIN = 2.0**-24
+
+
+class JetDequantizationFlow(nn.Module):
+    """
+    A map from uniform noise to noise that depends on the image: the normal distribution's quantile function, a flow
+    whose coupling layers attend to the image's tokens, and the distribution function.
+
+    Flow++ ends its dequantization flow with a sigmoid. The distribution function makes a new flow the identity, so
+    that training starts from uniform dequantization, and the same uniform noise serves both.
+
+    Args:
+        config: The model's configuration.
+    """
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        self.config = config.dequantization_config
+        self.in_proj = linear(config.patch_dim, self.config.hidden_size, "lecun_normal")
+        self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches, self.config.hidden_size))
+        self.couplings = nn.ModuleList([JetCoupling(self.config, i) for i in range(self.config.num_coupling_layers)])
+
+    def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Map uniform noise to noise of the image.
+
+        Args:
+            pixel_values: 8-bit images on the model's scale, float32 (B, C, S, S).
+            noise: Uniform noise in [0, 1), of the same shape.
+
+        Returns:
+            The noise, of the same shape, in (0, 1), and the log-determinant of the Jacobian of this map (B,), in nats:
+            minus the log-density of the noise.
+        """
+        start, conditioning = self.embed(pixel_values, noise)
+        state, log_det = transform(self.couplings, start, conditioning)
+        log_det = log_det - standard_normal_log_prob(start).to(log_det.device)
+        return self.to_noise(state), log_det + standard_normal_log_prob(state)
+
+    def embed(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, Conditioning]:
+        """Return the input of the coupling layers: normal noise (B, N, D), and the image's tokens as context."""
+        tokens = patchify(pixel_values, self.config)
+        context = self.in_proj(tokens.to(self.position_embeddings.dtype)) + self.position_embeddings
+        start = torch.special.ndtri(noise.clamp(MARGIN, 1 - MARGIN))
+        return patchify(start, self.config), Conditioning(context)
+
+    def to_noise(self, state: torch.Tensor) -> torch.Tensor:
+        """Return the output of the coupling layers (B, N, D) as noise in (0, 1), in the shape of images."""
+        return torch.special.ndtr(unpatchify(state, self.config)).clamp(MARGIN, 1 - MARGIN)
+
+
+# The models
 
 
 class JetModel(JetPreTrainedModel):
@@ -61,7 +445,7 @@ class JetModel(JetPreTrainedModel):
 
     @property
     def input_device(self) -> torch.device:
-        """Device that images and latents start on; accelerate may offload the weights, but not the permutations."""
+        """Device of images and latents; accelerate may offload the weights, but not the permutations."""
         return self.couplings[0].permutation.device
 
     def patchify(self, images: torch.Tensor) -> torch.Tensor:
@@ -78,9 +462,10 @@ class JetModel(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        guidance_scale: float | None = None,
+    ) -> Conditioning:
         """
-        What the coupling layers attend to, from what a user gives.
+        Resolve a user's arguments to the conditioning of the coupling layers.
 
         Args:
             batch_size: Number of images B.
@@ -88,21 +473,20 @@ class JetModel(JetPreTrainedModel):
             labels: int64 tensor (B,) of classes, for a model whose configuration sets `num_classes`. The number
                 `num_classes` itself stands for no label: a context of zeros, as in the original's training.
             context_mask: Boolean tensor (B, L) for a `context` with padding, where it is False.
-
-        Returns:
-            The context (B, L, context_width) and its mask (B, L), or `None`.
+            guidance_scale: Strength of classifier-free guidance, see [`decode`].
 
         Raises:
-            ValueError: for what is missing, unexpected, or of a wrong shape, dtype or range.
+            ValueError: for arguments that are missing or unexpected, or have a wrong shape, dtype or range.
         """
         check_context(context, self.config, batch_size)
         check_labels(labels, self.config, batch_size)
         check_context_mask(context_mask, context)
+        check_guidance_scale(guidance_scale, self.config)
         if labels is not None:
             num_classes = self.config.num_classes
             tokens = self.label_embedding(labels.clamp(max=num_classes - 1))
             context = (tokens * (labels < num_classes)[:, None])[:, None]
-        return context, None if context_mask is None else context_mask.bool()
+        return Conditioning(context, None if context_mask is None else context_mask.bool(), guidance_scale)
 
     def encode(
         self,
@@ -112,26 +496,26 @@ class JetModel(JetPreTrainedModel):
         context_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Maps images to latents.
+        Map images to latents.
 
         Args:
             pixel_values: float32 tensor (B, C, S, S), any finite values.
-            context, labels, context_mask: What a conditional model needs, see [`condition`].
+            context, labels, context_mask: Inputs of a conditional model, see [`condition`].
 
         Returns:
             latents: float32 tensor (B, C, S, S).
             log_det: Log-determinant of the Jacobian of this map, float32 tensor (B,), nats.
 
         Raises:
-            ValueError: for a wrong shape, dtype or non-finite values, or what [`condition`] refuses.
+            ValueError: for a wrong shape, dtype or non-finite values, or inputs that [`condition`] refuses.
         """
         check_images("pixel_values", pixel_values, self.config, self.state_dtype)
         check_values("pixel_values", pixel_values)
-        conditions = self.condition(pixel_values.shape[0], context, labels, context_mask)
-        # A compiled or sharded model is initialised before its first step, by the trainer.
+        conditioning = self.condition(pixel_values.shape[0], context, labels, context_mask)
+        # The trainer initializes a compiled or sharded model before its first step.
         if self.config.use_actnorm and self.training and not torch.compiler.is_compiling():
-            self._initialize_actnorm_once(pixel_values, conditions)
-        return self._transform(pixel_values, conditions, inverse=False)
+            self._initialize_actnorm_once(pixel_values, conditioning)
+        return self._transform(pixel_values, conditioning, inverse=False)
 
     def decode(
         self,
@@ -142,14 +526,14 @@ class JetModel(JetPreTrainedModel):
         guidance_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Maps latents to images: the inverse of [`encode`], at the same cost.
+        Map latents to images: the inverse of [`encode`], at the same cost.
 
         Args:
             latents: float32 tensor (B, C, S, S), any finite values.
-            context, labels, context_mask: What a conditional model needs, see [`condition`].
+            context, labels, context_mask: Inputs of a conditional model, see [`condition`].
             guidance_scale: Strength of classifier-free guidance, at twice the cost: bias and raw scale of each
-                coupling layer go from those without context (at 0) to those with it (1) and beyond, as TarFlow does
-                (Zhai et al., 2024). What comes out is the map of another flow, exactly invertible as well, but its
+                coupling layer go from those without context (at 0) to those with it (1) and beyond, as in TarFlow
+                (Zhai et al., 2024). The result is the map of another flow, exactly invertible as well, but its
                 density is not that of `p(x | y) ** scale`, which no flow gives. `None`: no guidance, the same as 1.
 
         Returns:
@@ -157,30 +541,21 @@ class JetModel(JetPreTrainedModel):
             log_det: Log-determinant of the Jacobian of this, the inverse, map, float32 tensor (B,), nats.
 
         Raises:
-            ValueError: for a wrong shape, dtype or non-finite values, what [`condition`] refuses, or guidance without
-                a context.
+            ValueError: for a wrong shape, dtype or non-finite values, inputs that [`condition`] refuses, or guidance
+                without a context.
         """
         check_images("latents", latents, self.config, self.state_dtype)
         check_values("latents", latents)
-        conditions = self.condition(latents.shape[0], context, labels, context_mask)
-        check_guidance_scale(guidance_scale, self.config)
-        return self._transform(latents, conditions, inverse=True, guidance_scale=guidance_scale)
+        conditioning = self.condition(latents.shape[0], context, labels, context_mask, guidance_scale)
+        return self._transform(latents, conditioning, inverse=True)
 
     def _transform(
-        self,
-        images: torch.Tensor,
-        conditions: tuple[torch.Tensor | None, torch.Tensor | None],
-        inverse: bool,
-        guidance_scale: float | None = None,
+        self, images: torch.Tensor, conditioning: Conditioning, inverse: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        context, context_mask = conditions
         state = self.patchify(images)
         if self.training and torch.is_grad_enabled() and self._follows_state():
             state.requires_grad_()
-        log_det = torch.zeros(images.shape[0], dtype=images.dtype, device=images.device)
-        for coupling in reversed(self.couplings) if inverse else self.couplings:
-            state, layer_log_det = coupling(state, context, inverse, context_mask, guidance_scale)
-            log_det = log_det.to(layer_log_det.device) + layer_log_det
+        state, log_det = transform(self.couplings, state, conditioning, inverse)
         return self.unpatchify(state), log_det
 
     def _follows_state(self) -> bool:
@@ -190,12 +565,12 @@ class JetModel(JetPreTrainedModel):
         second graph for it.
         """
         return not torch.compiler.is_compiling() and (
-            self.couplings[0].gradient_checkpointing or self.couplings[0].affine.is_compiled
+            self.couplings[0].gradient_checkpointing or self.couplings[0].map.is_compiled
         )
 
     @property
     def actnorm_initialized(self) -> bool:
-        """Whether there is activation normalisation, and it has seen its first batch."""
+        """Whether there is activation normalization that has seen its first batch."""
         return self.config.use_actnorm and bool(self.couplings[0].actnorm.initialized)
 
     @torch.no_grad()
@@ -207,23 +582,36 @@ class JetModel(JetPreTrainedModel):
         context_mask: torch.Tensor | None = None,
     ) -> None:
         """
-        Sets the activation normalisation of each layer from a first batch: dequantised images, and what belongs to
-        them, as [`encode`] takes them. In training the first batch does this by itself; several processes must be
-        given the same images here.
-        """
-        conditions = self.condition(pixel_values.shape[0], context, labels, context_mask)
-        initialize_actnorm(self.couplings, self.patchify(pixel_values), *conditions)
+        Set the activation normalization of each layer from a first batch of dequantized images, with the arguments of
+        [`encode`]. In training the first batch does this by itself; several processes must be given the same images
+        here.
 
-    def _initialize_actnorm_once(self, pixel_values, conditions):
+        Raises:
+            ValueError: for a model without activation normalization, or images that [`encode`] refuses.
+        """
+        if not self.config.use_actnorm:
+            raise ValueError("`config.use_actnorm` is False: this model has no activation normalization.")
+        check_images("pixel_values", pixel_values, self.config, self.state_dtype)
+        check_values("pixel_values", pixel_values)
+        conditioning = self.condition(pixel_values.shape[0], context, labels, context_mask)
+        initialize_actnorm(self.couplings, self.patchify(pixel_values), conditioning)
+
+    def _initialize_actnorm_once(self, pixel_values: torch.Tensor, conditioning: Conditioning) -> None:
         if pixel_values.is_meta or self.actnorm_initialized:
             return
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed and torch.distributed.get_world_size() > 1:
             raise ValueError(
-                "the activation normalisation has seen no batch, and each process would set it from its own: call "
+                "the activation normalization has seen no batch, and each process would set it from its own: call "
                 "`initialize_actnorm` with the same images on all of them before training."
             )
-        initialize_actnorm(self.couplings, self.patchify(pixel_values), *conditions)
+        try:
+            initialize_actnorm(self.couplings, self.patchify(pixel_values), conditioning)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "the activation normalization has seen no batch, and transforms of torch.func cannot set it: call "
+                "`initialize_actnorm` before."
+            ) from error
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -232,9 +620,10 @@ class JetModel(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> JetModelOutput | tuple[torch.Tensor, ...]:
-        """[`encode`] as a [`JetModelOutput`]; the decorator adds the hidden states that are asked for."""
+        """Call [`encode`] and return a [`JetModelOutput`], with hidden states or attentions where asked for."""
+        check_keywords(kwargs)
         latents, log_det = self.encode(pixel_values, context, labels, context_mask)
         return JetModelOutput(latents=latents, log_det=log_det)
 
@@ -271,7 +660,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps images to `(latents, log_det)`: see [`JetModel.encode`]."""
+        """Map images to `(latents, log_det)`: see [`JetModel.encode`]."""
         return self.jet.encode(pixel_values, context, labels, context_mask)
 
     def decode(
@@ -282,7 +671,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         context_mask: torch.Tensor | None = None,
         guidance_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps latents to `(pixel_values, log_det)`: see [`JetModel.decode`]."""
+        """Map latents to `(pixel_values, log_det)`: see [`JetModel.decode`]."""
         return self.jet.decode(latents, context, labels, context_mask, guidance_scale)
 
     @can_return_tuple
@@ -293,11 +682,11 @@ class JetForDensityEstimation(JetPreTrainedModel):
         labels: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
-        output_hidden_states: bool | None = None,
         context_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> JetDensityEstimationOutput | tuple[torch.Tensor, ...]:
         """
-        Scores 8-bit images, dequantised with uniform noise in training and evaluation alike (paper, section 2.2), or,
+        Score 8-bit images, dequantized with uniform noise in training and evaluation alike (paper, section 2.2), or,
         where the configuration says so, with that of a flow: the variational bound of Ho et al. (2019).
 
         Args:
@@ -305,30 +694,30 @@ class JetForDensityEstimation(JetPreTrainedModel):
                 makes them. float32; float16 and bfloat16 values become exactly those of the bytes that they stand for,
                 so that `processor(...).to(model.device, model.dtype)` gives the float32 score. Continuous values go
                 to [`encode`] or [`distribution`].
-            context, labels, context_mask: What a conditional model needs, see [`JetModel.condition`].
+            context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
             noise: Uniform noise, float32 tensor (B, C, S, S) in [0, 1): the dequantization noise itself, or the input
                 of the dequantization flow. Drawn when not given.
             generator: Draws the noise; with the same seed, results repeat bit for bit.
-            output_hidden_states: Whether to return the flow's state after each coupling layer.
+            kwargs: `output_hidden_states` and `output_attentions`, as in transformers.
 
         Raises:
             ValueError: for a wrong shape or dtype, values that are not those of bytes, a context or labels that are
                 missing or unexpected, or both noise and a generator.
         """
         pixel_values = check_8bit_images(pixel_values, self.config, self.jet.state_dtype)
+        check_keywords(kwargs)
         check_generator(generator)
         if noise is None:
             noise = self._draw(torch.rand, pixel_values.shape, pixel_values.device, generator)
         elif generator is not None:
             raise ValueError("give `noise` or the `generator` that draws it, got both.")
         else:
-            check_noise(noise, pixel_values)
-        options = {} if output_hidden_states is None else {"output_hidden_states": output_hidden_states}
+            noise = check_noise(noise, pixel_values)
         noise_log_det = None
         if self.dequantizer is not None:
             noise, noise_log_det = self.dequantizer(pixel_values, noise)
         images = dequantize(pixel_values, noise)
-        output = self.jet(images, context, labels, context_mask, return_dict=True, **options)
+        output = self.jet(images, context, labels, context_mask, return_dict=True, **kwargs)
         log_prob = standard_normal_log_prob(output.latents) + output.log_det
         if noise_log_det is not None:
             log_prob = log_prob + noise_log_det.to(log_prob.device)
@@ -341,6 +730,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
             log_det=output.log_det,
             dequantization_log_det=noise_log_det,
             hidden_states=output.hidden_states,
+            attentions=output.attentions,
         )
 
     @torch.no_grad()
@@ -355,18 +745,18 @@ class JetForDensityEstimation(JetPreTrainedModel):
         guidance_scale: float | None = None,
     ) -> torch.Tensor:
         """
-        Draws images: latents from `N(0, temperature ** 2)`, decoded (paper, section 2.3).
+        Draw images: latents from `N(0, temperature ** 2)`, decoded (paper, section 2.3).
 
         Args:
             num_samples: Number of images B, at least 1.
             temperature: Standard deviation of the latents, at least 0. 1 samples the model's density.
             generator: Draws the latents; with the same seed, results repeat bit for bit.
-            context, labels, context_mask: What a conditional model needs, see [`JetModel.condition`].
+            context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
             guidance_scale: Strength of classifier-free guidance, see [`JetModel.decode`].
 
         Returns:
-            pixel_values: float32 tensor (B, C, S, S), dequantised and not clipped:
-            [`JetImageProcessor.post_process`] makes images of it.
+            pixel_values: float32 tensor (B, C, S, S), dequantized and not clipped:
+            [`JetImageProcessor.post_process`] turns it into images.
 
         Raises:
             ValueError: for a number or temperature out of range, a context or labels that are missing or unexpected.
@@ -383,17 +773,18 @@ class JetForDensityEstimation(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
-    ) -> JetDistribution:
+    ) -> "JetDistribution":
         """
-        The model's density over scaled, dequantised images as a `torch.distributions.Distribution`.
+        Return the model's density over scaled, dequantized images as a `torch.distributions.Distribution`.
 
         Args:
-            context, labels, context_mask: Those of one image, with B = 1: see [`JetModel.condition`].
+            context, labels, context_mask: Inputs of a conditional model for one image, with B = 1, see
+                [`JetModel.condition`].
         """
         return JetDistribution(self, context, labels, context_mask)
 
     def _draw(self, draw, shape, device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
-        """Random numbers from the generator's own device, so that a CPU generator serves a model on a GPU too."""
+        """Draw on the generator's own device, so that a CPU generator serves a model on a GPU too."""
         dtype = self.jet.state_dtype
         # torch.compile cannot trace a `generator=None` where the batch size is dynamic.
         if generator is None:
@@ -401,7 +792,83 @@ class JetForDensityEstimation(JetPreTrainedModel):
         return draw(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
 
 
+class JetDistribution(Distribution):
+    """
+    The density of a Jet model over scaled, dequantized images, as an event of shape (C, S, S).
+
+    `log_prob` is in nats and is the density of `u / 127.5 - 1 + noise / 127.5`; `model(pixel_values)` gives the
+    likelihood of the 8-bit images themselves.
+
+    Args:
+        model: A [`JetForDensityEstimation`].
+        context, labels, context_mask: Inputs of a conditional model for one image, with B = 1, see
+            [`JetModel.condition`].
+
+    Raises:
+        ValueError: for a context or labels that are wrong, missing or unexpected.
+
+    Example:
+
+    ```python
+    >>> from jet_hf import JetConfig, JetForDensityEstimation
+
+    >>> config = JetConfig(image_size=16, num_coupling_layers=2, hidden_size=32, num_attention_heads=2)
+    >>> distribution = JetForDensityEstimation(config).distribution()
+    >>> distribution.log_prob(distribution.sample((5,))).shape
+    torch.Size([5])
+    ```"""
+
+    arg_constraints = {}
+    support = constraints.independent(constraints.real, 3)
+    has_rsample = True
+
+    def __init__(
+        self,
+        model,
+        context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+    ):
+        model.jet.condition(1, context, labels, context_mask)
+        self.model = model
+        self.conditions = (context, labels, context_mask)
+        size = model.config.image_size
+        super().__init__(event_shape=torch.Size([model.config.num_channels, size, size]), validate_args=False)
+
+    def _expand_conditions(self, batch_size: int) -> list[torch.Tensor | None]:
+        return [None if tensor is None else tensor.expand(batch_size, *tensor.shape[1:]) for tensor in self.conditions]
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """
+        Return the log-density (*), in nats, of images `value` (*, C, S, S).
+
+        Raises:
+            ValueError: for a wrong shape, dtype or non-finite values, or a context that is missing or unexpected.
+        """
+        if not isinstance(value, torch.Tensor) or value.shape[-3:] != self.event_shape:
+            got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            expected = ", ".join(map(str, self.event_shape))
+            raise ValueError(f"`value` must be a tensor of shape (*, {expected}), got {got}.")
+        images = value.reshape(-1, *self.event_shape)
+        latents, log_det = self.model.encode(images, *self._expand_conditions(len(images)))
+        return (standard_normal_log_prob(latents) + log_det).reshape(value.shape[:-3])
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
+        """Draw images (*sample_shape, C, S, S), differentiable in the model's parameters."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        latents = torch.randn(shape, dtype=self.model.jet.state_dtype, device=self.model.jet.input_device)
+        latents = latents.reshape(-1, *self.event_shape)
+        return self.model.decode(latents, *self._expand_conditions(len(latents)))[0].reshape(shape)
+
+
 JetModel.register_for_auto_class("AutoModel")
 JetForDensityEstimation.register_for_auto_class("AutoModel")
 
-__all__ = ["JetForDensityEstimation", "JetModel", "JetPreTrainedModel"]
+__all__ = [
+    "JetDensityEstimationOutput",
+    "JetDistribution",
+    "JetForDensityEstimation",
+    "JetModel",
+    "JetModelOutput",
+    "JetPreTrainedModel",
+]

@@ -7,9 +7,9 @@ from contextvars import ContextVar
 from numbers import Integral, Real
 
 import torch
+from transformers.utils.generic import TransformersKwargs
 
-from .configuration_jet import JetConfig
-from .likelihood_jet import LEVELS_PER_UNIT
+from .configuration_jet import LEVELS_PER_UNIT, JetConfig
 
 
 # Distance from the grid of bytes, in grey levels, that rounding may cause: of float32, and of bfloat16, whose values
@@ -118,7 +118,7 @@ def check_images(
     if images.dtype != dtype and images.dtype not in also_accepted:
         raise ValueError(
             f"`{name}` must be {dtype}, got {images.dtype}. The flow's state stays {dtype} whatever dtype the weights "
-            "have: a narrower dtype would round away the dequantisation noise, and bytes must be scaled to [-1, 1]."
+            "have: a narrower dtype would round away the dequantization noise, and bytes must be scaled to [-1, 1]."
         )
 
 
@@ -216,18 +216,28 @@ def _normalized_with(values: torch.Tensor, tolerance: float) -> str | None:
     return None
 
 
-def check_noise(noise: torch.Tensor, pixel_values: torch.Tensor) -> None:
-    """`noise` must match `pixel_values` in shape and dtype and lie in [0, 1)."""
-    if not isinstance(noise, torch.Tensor) or noise.shape != pixel_values.shape or noise.dtype != pixel_values.dtype:
+def check_keywords(keywords: dict) -> None:
+    """Raise TypeError for a keyword argument that transformers' models do not take: a misspelt one is not ignored."""
+    if unknown := sorted(keywords.keys() - TransformersKwargs.__annotations__.keys() - {"return_dict"}):
+        raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
+
+
+def check_noise(noise: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    Return the noise in the dtype of `pixel_values`; raise ValueError unless it has their shape and dtype, or float32,
+    and lies in [0, 1).
+    """
+    dtypes = (pixel_values.dtype, torch.float32)
+    if not isinstance(noise, torch.Tensor) or noise.shape != pixel_values.shape or noise.dtype not in dtypes:
         raise ValueError(
             f"`noise` must have the shape and dtype of `pixel_values`, {tuple(pixel_values.shape)} "
             f"{pixel_values.dtype}, got {_describe(noise)}."
         )
-    if _skips_values(noise):
-        return
-    smallest, largest = _extremes(noise)
-    if not (smallest >= 0 and largest < 1):
-        raise ValueError(f"`noise` must lie in [0, 1), got values from {smallest:g} to {largest:g}.")
+    if not _skips_values(noise):
+        smallest, largest = _extremes(noise)
+        if not (smallest >= 0 and largest < 1):
+            raise ValueError(f"`noise` must lie in [0, 1), got values from {smallest:g} to {largest:g}.")
+    return noise.to(pixel_values.dtype)
 
 
 def check_context(context: torch.Tensor | None, config: JetConfig, batch_size: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from ..data import read_pixels
 from ..evaluation import evaluate
 from ..model.image_processing_jet import JetImageProcessor
-from ..model.likelihood_jet import scale_bytes
+from ..model.modeling_jet import scale_bytes
 from ..sampling import image_grid, reconstruct, sample_images
 from .arguments import TrainArguments
 from .loop import Trainer

@@ -13,8 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data import Batch
-from ..model.likelihood_jet import dequantize, scale_bytes
-from ..model.modeling_jet import JetForDensityEstimation
+from ..model.modeling_jet import JetForDensityEstimation, dequantize, scale_bytes
 from ..model.validation_jet import trusted_values
 from ..noise import uniform_noise
 from .optim import FUSED_DEVICES, build_optimizer, build_scheduler

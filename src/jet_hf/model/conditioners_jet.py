@@ -1,0 +1,342 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Conditioners: the networks inside coupling layers, which map one half of the state to the parameters of the transform
+of the other half.
+
+Shapes: B batch, N = G * G tokens, F numbers of a token, E hidden size, H heads, L context tokens, P parameters of the
+transform.
+
+To add a backbone, subclass [`JetConditioner`], add the class to `CONDITIONERS` and its name to `BACKBONES` of the
+configuration.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_jet import JetConfig
+from .linear_jet import GELULinear, JetLinear, gelu_tanh, is_bare
+
+
+# In training plain attention has to keep its weights, which are as large as a hidden state only with few tokens.
+FEW_TOKENS = 256
+FEW_TOKENS_IN_TRAINING = 64
+
+
+class Conditioning(NamedTuple):
+    """
+    Everything that the coupling layers are conditioned on beside the image itself.
+
+    Args:
+        context: Tensor (B, L, context_width) that the conditioners attend to, or `None`.
+        context_mask: Boolean tensor (B, L), False for padding, or `None`.
+        guidance_scale: Strength of classifier-free guidance, or `None` for no guidance.
+    """
+
+    context: torch.Tensor | None = None
+    context_mask: torch.Tensor | None = None
+    guidance_scale: float | None = None
+
+    def without_context(self) -> "Conditioning":
+        """Return the conditioning of an image without context, a context of zeros as in the original's training."""
+        return Conditioning(torch.zeros_like(self.context), self.context_mask)
+
+
+def linear(
+    in_features: int, out_features: int, initialization: str, layer_class: type[nn.Linear] = nn.Linear
+) -> nn.Linear:
+    """Return a linear layer that carries the name of its initialization, see `INITIALIZATIONS` of the model."""
+    layer = layer_class(in_features, out_features)
+    layer.initialization = initialization
+    return layer
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute attention in plain operations, with the signature of transformers' attention interface."""
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    weights = nn.functional.dropout(weights.to(value.dtype), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def prefers_plain_products(query: torch.Tensor) -> bool:
+    """Return whether plain operations beat PyTorch's fused attention: in bfloat16, with few tokens, on a CPU."""
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or type(query) is not torch.Tensor:
+        return False
+    return query.shape[2] <= (FEW_TOKENS_IN_TRAINING if torch.is_grad_enabled() else FEW_TOKENS)
+
+
+class JetAttentionBase(nn.Module):
+    """Base class for self- and cross-attention."""
+
+    is_causal = False
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Attend with `config._attn_implementation`.
+
+        Args:
+            query, key, value: Tensors (B, N, E), (B, L, E) and (B, L, E).
+            mask: Boolean tensor (B, L), True for tokens to attend to.
+
+        Returns:
+            The attended values (B, N, E), and the weights (B, H, N, L) or `None`.
+        """
+        if mask is not None:
+            forbidden = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
+            mask = forbidden.masked_fill(~mask, torch.finfo(query.dtype).min)[:, None, None]
+        query, key, value = (
+            states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+            for states in (query, key, value)
+        )
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa" and prefers_plain_products(query):
+            implementation = "eager"
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        output, weights = attention(self, query, key, value, mask, dropout=0.0, scaling=self.scaling)
+        return output.flatten(2), weights
+
+
+class JetAttention(JetAttentionBase):
+    """Multi-head self-attention, with one projection for query, key and value."""
+
+    def __init__(self, config: JetConfig):
+        super().__init__(config)
+        self.qkv_proj = linear(config.hidden_size, 3 * config.hidden_size, "xavier_uniform_qkv", JetLinear)
+        self.o_proj = linear(config.hidden_size, config.hidden_size, "xavier_uniform", JetLinear)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output, weights = self.attend(*self.qkv_proj(hidden_states).chunk(3, dim=-1))
+        return self.o_proj(output), weights
+
+
+class JetCrossAttention(JetAttentionBase):
+    """Attention from the tokens (query) to the context (key and value)."""
+
+    def __init__(self, config: JetConfig):
+        super().__init__(config)
+        self.q_proj = linear(config.hidden_size, config.hidden_size, "lecun_normal", JetLinear)
+        self.kv_proj = linear(config.context_width, 2 * config.hidden_size, "lecun_normal", JetLinear)
+        self.o_proj = linear(config.hidden_size, config.hidden_size, "zeros", JetLinear)
+
+    def forward(
+        self, hidden_states: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        key, value = self.kv_proj(context).chunk(2, dim=-1)
+        output, _ = self.attend(self.q_proj(hidden_states), key, value, context_mask)
+        return self.o_proj(output)
+
+
+class JetMLP(nn.Module):
+    """MLP of a transformer block."""
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        self.fc1 = linear(config.hidden_size, config.intermediate_size, "xavier_uniform_mlp", JetLinear)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = linear(config.intermediate_size, config.hidden_size, "xavier_uniform_mlp", JetLinear)
+        self.has_gelu_tanh = config.hidden_act == "gelu_pytorch_tanh"
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.has_gelu_tanh:
+            return self.fc2(self.activation(self.fc1(hidden_states)))
+        if torch.is_grad_enabled() and is_bare(self.fc2):
+            return GELULinear.apply(self.fc1(hidden_states), self.fc2.weight, self.fc2.bias)
+        if type(self.fc1) is JetLinear and not (self.fc1._forward_hooks or self.fc1._forward_pre_hooks):
+            return self.fc2(self.fc1(hidden_states, with_gelu=True))
+        return self.fc2(gelu_tanh(self.fc1(hidden_states)))
+
+
+class JetViTLayer(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = JetAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = JetMLP(config)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = hidden_states + self.attention(self.layernorm_before(hidden_states))[0]
+        return hidden_states + self.mlp(self.layernorm_after(hidden_states))
+
+
+class JetConditioner(nn.Module):
+    """
+    Base class for conditioners. A subclass makes, in this order, the input projection `in_proj`, `cross_attention`
+    (`None` without a context), its blocks, and the zero-initialized output projection `out_proj`.
+
+    The conditioner computes in the dtype of its weights; its outputs have that of the tokens.
+
+    Args:
+        config: The model's configuration.
+        num_features: Number F of features of a token.
+        num_parameters: Number P of parameters of the transform for each feature.
+        cut_rows: Whether the tokens are the patches of every other row, each cut into two halves.
+    """
+
+    def __init__(self, config: JetConfig, num_features: int, num_parameters: int, cut_rows: bool = False):
+        super().__init__()
+        self.num_parameters = num_parameters
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Project tokens (B, N, F) to hidden states (B, N, E)."""
+        return self.in_proj(tokens)
+
+    def run_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map hidden states (B, N, E) to normalized ones of the same shape."""
+        raise NotImplementedError
+
+    def forward(self, tokens: torch.Tensor, conditioning: Conditioning) -> tuple[torch.Tensor, ...]:
+        """
+        Predict the transform's parameters.
+
+        Args:
+            tokens: float32 tensor (B, N, F).
+            conditioning: Context and mask.
+
+        Returns:
+            P float32 tensors (B, N, F).
+        """
+        dtype = self.compute_dtype
+        hidden_states = self.embed(tokens.to(dtype))
+        if self.cross_attention is not None:
+            context = conditioning.context.to(dtype)
+            hidden_states = hidden_states + self.cross_attention(hidden_states, context, conditioning.context_mask)
+        output = self.out_proj(self.run_blocks(hidden_states)).to(tokens.dtype)
+        return output.chunk(self.num_parameters, dim=-1)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of the hidden states, that of the norms: quantization narrows only linear layers."""
+        raise NotImplementedError
+
+
+class JetViT(JetConditioner):
+    """A ViT without patchification or pooling (paper, sections 2.1 and 3)."""
+
+    def __init__(self, config: JetConfig, num_features: int, num_parameters: int, cut_rows: bool = False):
+        super().__init__(config, num_features, num_parameters, cut_rows)
+        self.in_proj = linear(num_features, config.hidden_size, "lecun_normal")
+        self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches, config.hidden_size))
+        self.cross_attention = JetCrossAttention(config) if config.context_width is not None else None
+        self.layers = nn.ModuleList([JetViTLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.out_proj = linear(config.hidden_size, num_parameters * num_features, "zeros")
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.layernorm.weight.dtype
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.in_proj(tokens) + self.position_embeddings
+
+    def run_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        return self.layernorm(hidden_states)
+
+
+class JetStandardizedConv2d(nn.Conv2d):
+    """Convolution whose filters have mean zero and variance one (Qiao et al., 2019), with BiT's epsilon."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.float()
+        variance, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        weight = ((weight - mean) * torch.rsqrt(variance + 1e-10)).to(hidden_states.dtype)
+        return nn.functional.conv2d(hidden_states, weight, None, self.stride, self.padding)
+
+
+class JetCNNLayer(nn.Module):
+    """Pre-activation bottleneck block."""
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        width, bottleneck = config.hidden_size, config.hidden_size // 4
+        self.norm1 = nn.GroupNorm(config.num_groups, width)
+        self.conv1 = JetStandardizedConv2d(width, bottleneck, 1, bias=False)
+        self.norm2 = nn.GroupNorm(config.num_groups, bottleneck)
+        self.conv2 = JetStandardizedConv2d(bottleneck, bottleneck, 3, padding=1, bias=False)
+        self.norm3 = nn.GroupNorm(config.num_groups, bottleneck)
+        self.conv3 = JetStandardizedConv2d(bottleneck, width, 1, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        residual = hidden_states
+        for norm, conv in ((self.norm1, self.conv1), (self.norm2, self.conv2), (self.norm3, self.conv3)):
+            hidden_states = conv(torch.relu(norm(hidden_states)))
+        return residual + hidden_states
+
+
+class JetCNN(JetConditioner):
+    """
+    A CNN on the grid of the tokens (paper, section 3.2.3).
+
+    The paper names "Big Transfer" (BiT, Kolesnikov et al., 2020) and leaves the details open. As in BiT, the blocks
+    are pre-activation bottlenecks (group norm, ReLU, convolution; 1x1, 3x3, 1x1) with a quarter of the width between
+    the 1x1 convolutions, weight-standardized convolutions without biases, and zero padding, followed by a group norm
+    and ReLU. There is no downsampling, since every token needs an output, and no position embedding: zero padding
+    shows where the borders are. With `cut_rows` the halves of a patch are placed below one another, which fills the
+    grid as the image does; tokens of other splits keep their order.
+    """
+
+    def __init__(self, config: JetConfig, num_features: int, num_parameters: int, cut_rows: bool = False):
+        super().__init__(config, num_features, num_parameters, cut_rows)
+        self.grid_size, self.cut_rows = config.grid_size, cut_rows
+        self.in_proj = linear(num_features, config.hidden_size, "lecun_normal")
+        self.cross_attention = JetCrossAttention(config) if config.context_width is not None else None
+        self.layers = nn.ModuleList([JetCNNLayer(config) for _ in range(config.num_hidden_layers)])
+        self.norm = nn.GroupNorm(config.num_groups, config.hidden_size)
+        self.out_proj = linear(config.hidden_size, num_parameters * num_features, "zeros")
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.norm.weight.dtype
+
+    def to_grid(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, E) -> (B, E, G, G)."""
+        size = self.grid_size
+        if self.cut_rows:
+            tokens = tokens.unflatten(1, (size // 2, size, 2)).transpose(2, 3)
+        # Contiguous, since group norms of channels-last grids have no rule for torch.func.vmap.
+        return tokens.reshape(-1, size, size, tokens.shape[-1]).permute(0, 3, 1, 2).contiguous()
+
+    def to_tokens(self, grid: torch.Tensor) -> torch.Tensor:
+        """(B, E, G, G) -> (B, N, E), the inverse of [`to_grid`]."""
+        tokens = grid.permute(0, 2, 3, 1)
+        if self.cut_rows:
+            tokens = tokens.unflatten(1, (self.grid_size // 2, 2)).transpose(2, 3)
+        return tokens.reshape(grid.shape[0], -1, grid.shape[1])
+
+    def run_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.to_grid(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        return self.to_tokens(torch.relu(self.norm(hidden_states)))
+
+
+CONDITIONERS: dict[str, type[JetConditioner]] = {"vit": JetViT, "cnn": JetCNN}

@@ -1,0 +1,508 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+The flow: splits, transforms, coupling layers with Glow's optional parts, and the traversal of all layers (paper,
+sections 2.1, 2.3 and 2.5).
+
+Shapes: B batch, N patches of an image, D numbers of a patch. The state is (B, N, D), float32; each half is always
+(B, N, D/2), so that one shape of conditioner serves both kinds of split. Values are moved by index and never enter a
+matrix product, which accelerators may round to TF32 or bfloat16 (paper, "Numerical precision considerations").
+
+To add a coupling transform, subclass [`JetTransform`], add the class to `TRANSFORMS` and its name to
+`COUPLING_TRANSFORMS` of the configuration.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
+
+from .conditioners_jet import CONDITIONERS, Conditioning, JetConditioner
+from .configuration_jet import JetConfig
+
+
+logger = logging.get_logger(__name__)
+
+
+# Images as states
+
+
+def patchify(images: torch.Tensor, config: JetConfig) -> torch.Tensor:
+    """(B, C, S, S) -> (B, N, D); the channel is the fastest axis of a patch, then its columns, then its rows."""
+    p, grid = config.patch_size, config.grid_size
+    patches = images.reshape(-1, config.num_channels, grid, p, grid, p).permute(0, 2, 4, 3, 5, 1)
+    return patches.reshape(-1, config.num_patches, config.patch_dim)
+
+
+def unpatchify(state: torch.Tensor, config: JetConfig) -> torch.Tensor:
+    """(B, N, D) -> (B, C, S, S), the inverse of [`patchify`]."""
+    p, grid = config.patch_size, config.grid_size
+    images = state.reshape(-1, grid, grid, p, p, config.num_channels).permute(0, 5, 1, 3, 2, 4)
+    return images.reshape(-1, config.num_channels, config.image_size, config.image_size)
+
+
+# Splits
+
+
+@lru_cache(maxsize=1024)
+def _channel_order(seed: int, layer_index: int, size: int) -> tuple[int, ...]:
+    # Sorting by a hash is a uniform shuffle that no release of a random number library can change.
+    def key(index: int) -> bytes:
+        return hashlib.sha256(f"{seed}/{layer_index}/{index}".encode()).digest()
+
+    return tuple(sorted(range(size), key=key))
+
+
+def channel_permutation(seed: int, layer_index: int, size: int) -> torch.Tensor:
+    """
+    Return a random order of the numbers of a patch, whose first half the conditioner sees.
+
+    Args:
+        seed: Draws the permutation, together with `layer_index`.
+        layer_index: Position of the coupling layer in the flow.
+        size: Number of dimensions D of a patch.
+
+    Returns:
+        int64 tensor of shape (D,) on the CPU.
+    """
+    return torch.tensor(_channel_order(seed, layer_index, size), dtype=torch.int64, device="cpu")
+
+
+def spatial_permutation(pattern: str, grid_size: int) -> torch.Tensor:
+    """
+    Return the order of the patches of an image that lists one half, in raster order, before the other.
+
+    Args:
+        pattern: `"checkerboard"` (even row + column first), `"vstripes"` (even columns first) or `"hstripes"` (even
+            rows first), or one of these with `"-inv"` (the other half first).
+        grid_size: Number of patches along one side.
+
+    Returns:
+        int64 tensor of shape (N,) on the CPU.
+    """
+    rows = torch.arange(grid_size, device="cpu")[:, None].expand(grid_size, grid_size)
+    columns = rows.T
+    parity = {"checkerboard": rows + columns, "vstripes": columns, "hstripes": rows}[pattern.removesuffix("-inv")] % 2
+    if pattern.endswith("-inv"):
+        parity = 1 - parity
+    return torch.argsort(parity.flatten(), stable=True)
+
+
+def split_indices(permutation: torch.Tensor, num_patches: int, patch_dim: int, spatial: bool) -> torch.Tensor:
+    """
+    Return the indices of both halves in a flattened state, in one form for both kinds of split.
+
+    Args:
+        permutation: Integer tensor of shape (N,) for a spatial split, else (D,).
+        num_patches: N.
+        patch_dim: D.
+        spatial: Whether patches are split, rather than the numbers of each patch. The N/2 patches of a half are cut in
+            two, "n (s c) -> (n s) c" with s = 2, which leaves them where they are in a flattened half.
+
+    Returns:
+        int64 tensor of shape (2, N * D/2).
+    """
+    if spatial:
+        numbers = torch.arange(patch_dim, device=permutation.device)
+        return (patch_dim * permutation[:, None] + numbers).view(2, -1)
+    patches = torch.arange(num_patches, device=permutation.device)
+    return (patch_dim * patches[:, None] + permutation.view(2, 1, -1)).flatten(1)
+
+
+def split(state: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split a state (B, N, D) into two halves (B, N, D/2), with the indices of [`split_indices`]."""
+    half_shape = (*state.shape[:2], state.shape[2] // 2)
+    first, second = (state.flatten(1).index_select(1, half).view(half_shape) for half in indices)
+    return first, second
+
+
+def merge(first: torch.Tensor, second: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Merge two halves (B, N, D/2) into the state (B, N, D) that [`split`] took them from."""
+    halves = torch.cat([first.flatten(1), second.flatten(1)], dim=1)
+    state = torch.empty_like(halves).index_copy(1, indices.flatten(), halves)
+    return state.view(*first.shape[:2], 2 * first.shape[2])
+
+
+def replace_second(state: torch.Tensor, second: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Return a state (B, N, D) with another second half (B, N, D/2)."""
+    return state.flatten(1).index_copy(1, indices[1], second.flatten(1)).view(state.shape)
+
+
+# Transforms of one half
+
+
+class JetTransform(nn.Module):
+    """
+    Base class for the elementwise bijection that a coupling layer applies to one half of the state.
+
+    Transforms have no weights; the conditioner predicts their parameters. `num_parameters` is their number for each
+    number of the state.
+    """
+
+    num_parameters: int
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+
+    def forward(
+        self, values: torch.Tensor, parameters: Sequence[torch.Tensor], inverse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Transform values.
+
+        Args:
+            values: float32 tensor (B, N, D/2).
+            parameters: `num_parameters` tensors of this shape.
+            inverse: Whether to apply the inverse.
+
+        Returns:
+            The transformed values, and the logarithm of the derivative of the *forward* map at each number, in nats.
+        """
+        raise NotImplementedError
+
+
+class JetAffineTransform(JetTransform):
+    """`y = (x + bias) * scale` with `scale = scale_factor * sigmoid(raw_scale)` (paper, section 2.1)."""
+
+    num_parameters = 2
+
+    def __init__(self, config: JetConfig):
+        super().__init__(config)
+        self.scale_factor = config.scale_factor
+        self.log_scale_factor = math.log(config.scale_factor)
+
+    def forward(
+        self, values: torch.Tensor, parameters: Sequence[torch.Tensor], inverse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        bias, raw_scale = parameters
+        scale = self.scale_factor * torch.sigmoid(raw_scale)
+        log_scale = nn.functional.logsigmoid(raw_scale) + self.log_scale_factor
+        return values / scale - bias if inverse else (values + bias) * scale, log_scale
+
+
+TRANSFORMS: dict[str, type[JetTransform]] = {"affine": JetAffineTransform}
+
+
+# Glow's parts of a step (Kingma & Dhariwal, 2018; paper, section 3.2.5)
+
+
+class JetActNorm(nn.Module):
+    """
+    Activation normalization: a scale and a bias for each of the D numbers of a patch, `y = (x + bias) * scale`.
+
+    A new layer is the identity, until [`initialize`] makes the mean of the first batch zero and its variance one.
+    """
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(config.patch_dim))
+        self.log_scale = nn.Parameter(torch.empty(config.patch_dim))
+        # An integer, since collectives of some backends have no booleans.
+        self.register_buffer("initialized", torch.tensor(0))
+
+    def forward(self, state: torch.Tensor, inverse: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the state, and the log-determinant of the forward map for one patch, in nats."""
+        bias, log_scale = self.bias.to(state.dtype), self.log_scale.to(state.dtype)
+        scale = log_scale.exp()
+        return state / scale - bias if inverse else (state + bias) * scale, log_scale.sum()
+
+    @torch.no_grad()
+    def initialize(self, state: torch.Tensor) -> None:
+        """Set scale and bias from the state (B, N, D) of a first batch."""
+        std, mean = torch.std_mean(state.double().flatten(0, 1), dim=0, correction=0)
+        self.bias.copy_(-mean)
+        # A number that never changes, as in images with a border, is not scaled.
+        self.log_scale.copy_(-torch.log(torch.where(std > 1e-6, std, 1)))
+        self.initialized.fill_(1)
+
+
+class JetInvertibleDense(nn.Module):
+    """
+    Learned linear map of each patch, `y = x @ lower @ upper`, in Glow's LU form: `lower` has ones on its diagonal and
+    `upper` has `exp(log_scale)`, so that the log-determinant of a patch is a sum of D numbers. A new layer is the
+    identity; the coupling layer's permutation takes the place of the fixed permutation in Glow's form.
+
+    The map is computed in float64: many devices, and autocast, round float32 products to narrower formats, which would
+    cost the flow its inverse.
+    """
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        self.lower = nn.Parameter(torch.empty(config.patch_dim, config.patch_dim))
+        self.upper = nn.Parameter(torch.empty(config.patch_dim, config.patch_dim))
+        self.log_scale = nn.Parameter(torch.empty(config.patch_dim))
+
+    def forward(self, state: torch.Tensor, inverse: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the state, and the log-determinant of the forward map for one patch, in nats."""
+        lower = self.lower.double().tril(-1) + torch.eye(len(self.log_scale), device=state.device).double()
+        upper = self.upper.double().triu(1) + self.log_scale.double().exp().diag()
+        mapped = state.double()
+        if inverse:
+            mapped = torch.linalg.solve_triangular(upper, mapped, upper=True, left=False)
+            mapped = torch.linalg.solve_triangular(lower, mapped, upper=False, left=False, unitriangular=True)
+        else:
+            mapped = mapped @ (lower @ upper)
+        return mapped.to(state.dtype), self.log_scale.to(state.dtype).sum()
+
+
+# Coupling layers
+
+
+class JetConditionalMap(nn.Module):
+    """
+    The map of a coupling layer: one half of the state passes unchanged, and a conditioner predicts from it the
+    parameters of the other half's transform.
+
+    It has no weights and knows the split by indices alone, so that compiled layers of both kinds share one graph.
+
+    Args:
+        transform: Transform of the second half.
+        masking: Whether the conditioner sees all tokens, those of the second half as zeros, rather than the first half
+            alone (paper, section 3.2.4).
+    """
+
+    def __init__(self, transform: JetTransform, masking: bool):
+        super().__init__()
+        self.transform = transform
+        self.masking = masking
+        self.is_compiled = False
+
+    def compile(self, *args, **kwargs) -> None:
+        """Compile the map in place, as any module, and remember it."""
+        super().compile(*args, **kwargs)
+        self.is_compiled = True
+
+    def forward(
+        self,
+        conditioner: JetConditioner,
+        state: torch.Tensor,
+        indices: torch.Tensor,
+        inverse: bool,
+        conditioning: Conditioning,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Map a state.
+
+        Args:
+            conditioner: Predicts the parameters.
+            state: float32 tensor of shape (B, N, D).
+            indices: Indices of both halves, int64 (2, N * D/2), see [`split_indices`].
+            inverse: Whether to apply the inverse.
+            conditioning: Context, mask and guidance.
+
+        Returns:
+            The state (B, N, D), and the logarithm of the forward map's derivative at each number of the second half,
+            (B, N, D/2), in nats.
+        """
+        first, second = split(state, indices)
+        parameters = self.predict(conditioner, first, indices, conditioning)
+        second, log_scale = self.transform(second, parameters, inverse)
+        return replace_second(state, second, indices), log_scale
+
+    def predict(
+        self, conditioner: JetConditioner, first: torch.Tensor, indices: torch.Tensor, conditioning: Conditioning
+    ) -> Sequence[torch.Tensor]:
+        """Predict the transform's parameters, each (B, N, D/2), from the first half (B, N, D/2)."""
+        if conditioning.guidance_scale is not None:
+            scale, conditioning = conditioning.guidance_scale, conditioning._replace(guidance_scale=None)
+            guided = self.predict(conditioner, first, indices, conditioning)
+            unguided = self.predict(conditioner, first, indices, conditioning.without_context())
+            return [torch.lerp(start, end, scale) for start, end in zip(unguided, guided, strict=True)]
+        if not self.masking:
+            return conditioner(first, conditioning)
+        outputs = conditioner(merge(first, torch.zeros_like(first), indices), conditioning)
+        return [split(output, indices)[1] for output in outputs]
+
+
+class JetCoupling(GradientCheckpointingLayer):
+    """
+    Coupling layer: a bijection of the state (paper, section 2.1). Where the configuration asks for Glow's parts, they
+    come first.
+
+    Args:
+        config: The model's configuration.
+        layer_index: Position of the layer in the flow, which determines its split.
+    """
+
+    def __init__(self, config: JetConfig, layer_index: int):
+        super().__init__()
+        self.config = config
+        self.layer_index = layer_index
+        self.pattern = config.layer_splits[layer_index]
+        self.spatial = self.pattern != "channels"
+        masking = self.spatial and config.coupling_mode == "masking"
+        self.map = JetConditionalMap(TRANSFORMS[config.coupling_transform](config), masking)
+        self.register_buffer("permutation", self.make_permutation())
+        self.actnorm = JetActNorm(config) if config.use_actnorm else None
+        # Spatial splits have no permutation of a patch's numbers that the dense map could replace.
+        self.dense = JetInvertibleDense(config) if config.use_invertible_dense and not self.spatial else None
+        self.conditioner = CONDITIONERS[config.backbone](
+            config,
+            num_features=config.patch_dim if masking else config.patch_dim // 2,
+            num_parameters=self.map.transform.num_parameters,
+            cut_rows=self.pattern.startswith("hstripes") and not masking,
+        )
+
+    def make_permutation(self) -> torch.Tensor:
+        """Return the permutation that the configuration asks for: int64, (N,) for a spatial split, else (D,)."""
+        if self.spatial:
+            return spatial_permutation(self.pattern, self.config.grid_size)
+        return channel_permutation(self.config.permutation_seed, self.layer_index, self.config.patch_dim)
+
+    def check_permutation(self, name: str) -> None:
+        """
+        Check the loaded permutation of the layer called `name`. A split other than the configuration's is logged: the
+        weights decide.
+
+        Raises:
+            ValueError: if it is no permutation, so that the layer could not be inverted.
+        """
+        if self.permutation.is_meta:
+            return
+        found, expected = self.permutation.cpu(), self.make_permutation()
+        if not torch.equal(found.sort().values, expected.sort().values):
+            raise ValueError(f"the weights' `{name}.permutation` must hold each of 0 to {len(expected) - 1} once.")
+        # Channel permutations of converted checkpoints come from no seed.
+        if self.spatial and not torch.equal(found, expected):
+            logger.warning(
+                f"the weights' `{name}.permutation` is not the split {self.pattern!r} that `spatial_couplings` of the "
+                "configuration asks for: the weights' one is used."
+            )
+
+    def forward(
+        self,
+        state: torch.Tensor,
+        inverse: bool,
+        context: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        guidance_scale: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """
+        Apply the layer or its inverse.
+
+        Args:
+            state: float32 tensor of shape (B, N, D).
+            inverse: Whether to apply the inverse.
+            context, context_mask, guidance_scale: The fields of a [`Conditioning`], as arguments of their own because
+                reentrant checkpointing differentiates in tensors only.
+
+        Returns:
+            The state, `log_scale` and `glow_log_det` of a [`Step`].
+        """
+        indices, glow_log_det = self.split_indices(), None
+        if not inverse:
+            state, glow_log_det = self._apply_glow(state, indices)
+        conditioning = Conditioning(context, context_mask, guidance_scale)
+        state, log_scale = self.map(self.conditioner, state, indices, inverse, conditioning)
+        if inverse:
+            state, glow_log_det = self._apply_glow(state, indices, inverse=True)
+        return state, log_scale, glow_log_det
+
+    def split_indices(self) -> torch.Tensor:
+        """Return the indices of both halves in a flattened state, int64 (2, N * D/2)."""
+        return split_indices(self.permutation, self.config.num_patches, self.config.patch_dim, self.spatial)
+
+    def _apply_glow(
+        self, state: torch.Tensor, indices: torch.Tensor, inverse: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Apply activation normalization and the dense map, where there are any, or their inverses.
+
+        Returns:
+            The state, and the log-determinant of the forward maps for one patch, in nats, or `None` without them.
+        """
+        parts = [self._apply_actnorm, self._apply_dense]
+        log_dets = []
+        for part in reversed(parts) if inverse else parts:
+            state, log_det = part(state, indices, inverse)
+            log_dets += [] if log_det is None else [log_det]
+        return state, sum(log_dets) if log_dets else None
+
+    def _apply_actnorm(self, state: torch.Tensor, indices: torch.Tensor, inverse: bool):
+        return (state, None) if self.actnorm is None else self.actnorm(state, inverse)
+
+    def _apply_dense(self, state: torch.Tensor, indices: torch.Tensor, inverse: bool):
+        if self.dense is None:
+            return state, None
+        # In the permutation's order, so that the dense map, the identity at first, starts as the permutation.
+        mapped, log_det = self.dense(torch.cat(split(state, indices), dim=2), inverse)
+        return merge(*mapped.chunk(2, dim=2), indices), log_det
+
+
+# The traversal of all layers
+
+
+class Step(NamedTuple):
+    """
+    The result of one coupling layer in a traversal of the flow.
+
+    Args:
+        coupling: The layer.
+        state: The state after it, float32 (B, N, D).
+        log_scale: Logarithm of the derivative of the forward map's transform at each number of the second half, in
+            nats, float32 (B, N, D/2).
+        glow_log_det: Log-determinant of Glow's parts for one patch, in nats, or `None` without them.
+    """
+
+    coupling: JetCoupling
+    state: torch.Tensor
+    log_scale: torch.Tensor
+    glow_log_det: torch.Tensor | None
+
+    def log_det(self) -> torch.Tensor:
+        """Return the log-determinant of the forward map (B,), in nats."""
+        log_det = self.log_scale.sum(dim=(1, 2))
+        return log_det if self.glow_log_det is None else log_det + self.state.shape[1] * self.glow_log_det
+
+    def log_det_of_patches(self) -> torch.Tensor:
+        """Return the terms of [`log_det`] that belong to each patch, float64 (B, N), in nats."""
+        log_scale = merge(torch.zeros_like(self.log_scale), self.log_scale, self.coupling.split_indices())
+        log_det = log_scale.double().sum(dim=2)
+        return log_det if self.glow_log_det is None else log_det + self.glow_log_det
+
+
+def steps(
+    couplings: Sequence[JetCoupling], state: torch.Tensor, conditioning: Conditioning, inverse: bool = False
+) -> Iterator[Step]:
+    """
+    Go through the coupling layers one at a time, from the last one on for the inverse.
+
+    Args:
+        couplings: The layers.
+        state: float32 tensor of shape (B, N, D).
+        conditioning: Context, mask and guidance.
+        inverse: Whether to invert the flow.
+
+    Yields:
+        The result of each layer, which runs when the caller asks for it, and not before.
+    """
+    for coupling in reversed(couplings) if inverse else couplings:
+        state, log_scale, glow_log_det = coupling(state, inverse, *conditioning)
+        yield Step(coupling, state, log_scale, glow_log_det)
+        del log_scale  # which would stay in memory while the next layer runs
+
+
+def transform(
+    couplings: Sequence[JetCoupling], state: torch.Tensor, conditioning: Conditioning, inverse: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the state (B, N, D) after all coupling layers, and the log-determinant of this map (B,), in nats."""
+    log_det = torch.zeros(state.shape[0], dtype=state.dtype, device=state.device)
+    for step in steps(couplings, state, conditioning, inverse):
+        log_det = log_det.to(step.log_scale.device) + step.log_det()
+        end = step.state
+        del step  # with its `log_scale`, before the next layer runs
+    return end, -log_det if inverse else log_det
+
+
+@torch.no_grad()
+def initialize_actnorm(couplings: Sequence[JetCoupling], state: torch.Tensor, conditioning: Conditioning) -> None:
+    """Set the activation normalization of each coupling layer from the state (B, N, D) of a first batch."""
+    first, *others = couplings
+    first.actnorm.initialize(state)
+    for following, step in zip(others, steps(couplings, state, conditioning), strict=False):
+        following.actnorm.initialize(step.state)
