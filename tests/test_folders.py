@@ -252,6 +252,25 @@ def test_entries_that_cannot_be_used_are_named_with_the_reason(tmp_path, caplog)
         assert part in warning
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "tar"])
+def test_hidden_shards_are_passed_over_and_named(tmp_path, caplog, suffix):
+    for name, level in ((f"a.{suffix}", 1), (f".train-00000-of-00004.{suffix}", 2)):
+        if suffix == "tar":
+            write_tar(tmp_path / name, {"a.png": level})
+        else:
+            picture = write_pictures(tmp_path / f"p{level}.folder", "a.png", first=level) / "a.png"
+            features = datasets.Features({"image": datasets.Image()})
+            row = {"image": [{"bytes": picture.read_bytes(), "path": None}]}
+            datasets.Dataset.from_dict(row, features=features).to_parquet(tmp_path / name)
+    (tmp_path / "data").mkdir()
+    for file in tmp_path.glob(f"*.{suffix}"):
+        file.rename(tmp_path / "data" / file.name)
+    for streaming in (False, True):
+        assert levels(tmp_path / "data", "train", streaming, 1) == [1]
+    (warning,) = logged(caplog, tmp_path / "data")[1]
+    assert f"1 entry (hidden by a dot before the name): .train-00000-of-00004.{suffix}" in warning
+
+
 def test_a_folder_that_cannot_be_listed_is_an_error():
     with tempfile.TemporaryDirectory() as place:  # not in pytest's folder, which is root's alone
         os.chmod(place, 0o755)
@@ -520,6 +539,19 @@ def test_two_splits_that_may_both_be_meant_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the split 'validation' may mean val or dev, name one of them"):
         held_out_split(DataSource(path=str(folder)))
     assert levels(folder, "dev", False, 1) == [2]
+
+
+def test_a_split_of_two_names_is_refused_in_a_folder_and_said_elsewhere(tmp_path, caplog):
+    folder = write_pictures(tmp_path / "photos", "Train/a.png", "train/b.png", "training/c.png", "val/d.png")
+    for spec in ("train", "train[:50%]", "train+val"):
+        with pytest.raises(ValueError, match="the split 'train' may mean Train or train or training: rename the fold"):
+            levels(folder, spec, False, 1)
+    assert levels(folder / "train", "train", False, 1) == [1]
+    assert logged(caplog, folder, "training")[1] == [
+        f"{folder}: using the split training, and not Train and train beside it."
+    ]
+    saved = saved_splits(tmp_path / "saved", "train", "validation", "dev")
+    assert logged(caplog, saved, "validation")[1] == [f"{saved}: using the split validation, and not dev beside it."]
 
 
 @BOTH_WAYS

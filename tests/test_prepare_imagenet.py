@@ -192,6 +192,41 @@ def test_other_parameters_are_refused_by_name(prepared, photographs, options, me
     assert {file: file.stat().st_mtime_ns for file in prepared.rglob("*")} == before
 
 
+def replace_a_picture(source: Path) -> None:
+    (source / "train" / "cat" / "0.jpg").rename(source / "train" / "cat" / "8.jpg")
+
+
+def change_all_pictures(source: Path) -> None:
+    for file in source.rglob("*.jpg"):
+        whole = bytearray(file.read_bytes())
+        whole[-9] ^= 1
+        file.write_bytes(whole)
+
+
+def change_the_classes(source: Path) -> None:
+    (source / "metadata.csv").write_text("file_name,label\ntrain/cat/0.jpg,1\n")
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["prepared", "streamed"])
+@pytest.mark.parametrize("change", [replace_a_picture, change_all_pictures, change_the_classes])
+def test_a_preparation_does_not_go_on_with_other_data(tmp_path, caplog, change, streaming):
+    source = write_classes(tmp_path / "source")
+    (source / "metadata.csv").write_text("file_name,label\ntrain/cat/0.jpg,0\n")
+    folder = tmp_path / "out"
+    prepare_folder(source, folder, streaming=streaming)
+    (folder / "data" / "train-00002-of-00003.parquet").unlink()
+    change(source)
+    before = shards_of(folder)
+    with pytest.raises(ValueError, match="was begun with other data: the files of the split 'train' of the source"):
+        prepare_folder(source, folder, streaming=streaming)
+    assert shards_of(folder) == before
+    record = json.loads((folder / "preparation.json").read_text())
+    del record["splits"]["train"]["source_fingerprint"]  # as earlier versions wrote it
+    (folder / "preparation.json").write_text(json.dumps(record))
+    assert prepare_folder(source, folder, streaming=streaming).num_found == 2
+    assert "whether split 'train' of the source is still the same is not known" in caplog.text
+
+
 def wait_for_end(processes: list[psutil.Process], seconds: float = 20) -> bool:
     end = time.monotonic() + seconds
     while running := [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]:
@@ -279,6 +314,10 @@ def test_the_number_of_images_is_that_of_the_release(photographs, tmp_path):
         ({"dataset_path": "photographs", "image_column": "img"}, "`image_column` is 'img', the columns are image, la"),
         ({"dataset_path": "photographs", "max_undecodable_share": 2}, "must be from 0 to 1, got 2"),
         ({"dataset_path": "photographs", "output_dir": "photographs"}, "already exists and is not an empty folder"),
+        (
+            {"dataset_path": "photographs", "output_dir": "photographs/out"},
+            "`output_dir` photographs/out must not lie inside `dataset_path` photographs.",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(photographs, tmp_path, monkeypatch, options, message):

@@ -91,6 +91,13 @@ def test_a_run_leaves_a_model_a_log_pictures_and_checkpoints(straight):
     JetForDensityEstimation.from_pretrained(straight / "checkpoint-12")
 
 
+def test_a_run_is_not_written_into_its_own_data(images):
+    options = TINY | {"dataset_path": str(images), "output_dir": str(images / "run")}
+    with pytest.raises(ValueError, match=r"`output_dir` .*/run must not lie inside `dataset_path` .*/images"):
+        train(TrainArguments(**options))
+    assert not (images / "run").exists()
+
+
 def test_the_recipe_of_a_run_repeats_it(root, straight):
     recipe = yaml.safe_load((straight / "recipe.yaml").read_text())
     assert recipe["ema_decay"] == 0.9 and recipe["train_batch_size"] == 8

@@ -48,24 +48,28 @@ class Contents:
         splits: Names of the splits.
         open: Returns a split, as a stream or not.
         files: Returns the stored files of a split, for its fingerprint.
+        class_files: Returns the stored files that hold classes and are not among those of the splits.
         release: Release that the format of the files tells.
         describe: Returns a sentence on a split of which so many images are used; by default there is none.
         warnings: Sentences on files that are not used.
         sorted_by_folder: Whether images that lie in one folder follow each other.
         no_classes: Reason why there are no classes, for messages.
         problem: Reason why the splits cannot be told, for messages.
+        split_folders: Whether the splits are named after folders: two folders that may be meant are refused then.
     """
 
     where: str
     splits: Collection[str]
     open: Callable[[str, bool], Images]
     files: Callable[[str], Iterator[StoredFile]]
+    class_files: Callable[[], Iterator[StoredFile]] = lambda: iter(())
     release: str | None = None
     describe: Callable[[str, int], str] | None = None
     warnings: tuple[str, ...] = ()
     sorted_by_folder: bool = False
     no_classes: str = ""
     problem: str | None = None
+    split_folders: bool = False
 
     def resolve(self, split: str) -> str:
         """
@@ -75,7 +79,7 @@ class Contents:
             UnknownSplitError, ValueError: see [`resolve_slices`].
         """
         try:
-            return resolve_slices(split, self.splits, self.where)
+            return resolve_slices(split, self.splits, self.where, self.split_folders)
         except UnknownSplitError as error:
             raise UnknownSplitError(self.problem or str(error)) from None
 
@@ -112,30 +116,26 @@ def contents_of_path(source: "DataSource") -> Contents:
             f"{path} holds several kinds of data: {found}. Give the folder or file of one of them as the data set."
         )
     if scan.pictures:
-        return _contents_of_pictures(path, source, scan)
+        return _contents_of_pictures(path, scan)
     if scan.batches:
         return _contents_of_batches(str(path), scan.root, batches_of_splits(scan.batches, str(path)))
     return _contents_of_shards(source, scan, record)
 
 
-def _contents_of_pictures(path: Path, source: "DataSource", scan: FolderScan) -> Contents:
+def _contents_of_pictures(path: Path, scan: FolderScan) -> Contents:
     folder = PictureFolder(scan, str(path))
-
-    def files(split: str) -> Iterator[StoredFile]:
-        yield from folder.files(split)
-        if source.label_column is not None:
-            yield from folder.metadata_files()
-
     return Contents(
         str(path),
         folder.splits,
         lambda split, streaming: folder.open(split),
-        files,
+        folder.files,
+        folder.metadata_files,
         describe=folder.describe,
         warnings=tuple(folder.warnings()),
         sorted_by_folder=True,
         no_classes=folder.no_classes,
         problem=folder.problem,
+        split_folders=True,
     )
 
 
@@ -146,7 +146,7 @@ def _contents_of_batches(where: str, root: str, splits: dict[str, list[str]]) ->
     def open_batches(split: str, streaming: bool) -> datasets.Dataset:
         return read_batches([path for _, path, _ in files(split)])
 
-    return Contents(where, splits, open_batches, files, CHRABASZCZ)
+    return Contents(where, splits, open_batches, files, release=CHRABASZCZ)
 
 
 def _contents_of_shards(source: "DataSource", scan: FolderScan, record: dict) -> Contents:
@@ -175,7 +175,8 @@ def _contents_of_shards(source: "DataSource", scan: FolderScan, record: dict) ->
 
     unfinished = [name for name in record.get("splits", {}) if name not in splits]
     warnings = (f"{source.path}: passed over {lost}.",) if lost else ()
-    return Contents(source.path, [*splits, *unfinished], open_shards, files, record.get("release"), warnings=warnings)
+    release = record.get("release")
+    return Contents(source.path, [*splits, *unfinished], open_shards, files, release=release, warnings=warnings)
 
 
 def _contents_of_file(path: Path, source: "DataSource") -> Contents:

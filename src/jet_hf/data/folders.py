@@ -87,7 +87,7 @@ class FolderScan:
     @classmethod
     def of(cls, path: str | os.PathLike) -> "FolderScan":
         """
-        List a folder. Links are followed; hidden pictures and hidden folders are passed over.
+        List a folder. Links are followed; hidden pictures, shards and folders are passed over.
 
         Raises:
             ValueError: if the folder, or one inside of it, cannot be listed.
@@ -137,7 +137,7 @@ class FolderScan:
         # With a slash after folders the order is that of whole paths, which older versions read pictures in.
         for key, name, status in sorted(listed, key=lambda entry: entry[0]):
             path = prefix + name
-            if name.startswith(".") and (key.endswith("/") or is_picture(name)):
+            if name.startswith(".") and (key.endswith("/") or _may_hold_pictures(name)):
                 self._lose("hidden by a dot before the name", path)
             elif not _is_utf8(name):
                 self._lose("the name is not UTF-8", ascii(path))
@@ -202,6 +202,10 @@ class FolderScan:
             f"{found.count:,} {plural('entry', found.count)} ({reason}): {found}"
             for reason, found in self.lost.items()
         )
+
+
+def _may_hold_pictures(name: str) -> bool:
+    return is_picture(name) or name.lower().endswith((".parquet", *TAR_SUFFIXES))
 
 
 def plural(noun: str, count: int) -> str:

@@ -37,7 +37,7 @@ from .decoding import (
 )
 from .pixels import LOSSY_FORMATS, UndecodableLimit
 from .releases import RELEASES, check_release
-from .sources import DataSource, open_split
+from .sources import DataSource, open_split, stream_fingerprint
 from .splits import canonical_split
 
 
@@ -116,6 +116,7 @@ def prepare(arguments: PreparationArguments) -> Prepared:
     _check(arguments)
     source = DataSource.from_arguments(arguments)
     check_is_free(arguments.output_dir, PREPARATION_FILE)
+    source.check_output(arguments.output_dir)
     dataset = open_split(source, arguments.split)
     num_images = None if isinstance(dataset, datasets.IterableDataset) else len(dataset)
     if num_images == 0:
@@ -124,10 +125,11 @@ def prepare(arguments: PreparationArguments) -> Prepared:
     if num_images is not None:
         check_release(arguments.dataset_release, arguments.split, num_images)
     folder = Path(arguments.output_dir)
+    paths = [folder / "data" / f"{arguments.split}-{i:05d}-of-{num_shards:05d}.parquet" for i in range(num_shards)]
+    shards = _Shards(dataset, paths, arguments)
+    fingerprint = stream_fingerprint(source, arguments.split, classes=shards.label is not None)
     with _only_one(folder):
-        _begin(folder, arguments, num_shards, num_images)
-        paths = [folder / "data" / f"{arguments.split}-{i:05d}-of-{num_shards:05d}.parquet" for i in range(num_shards)]
-        shards = _Shards(dataset, paths, arguments)
+        _begin(folder, arguments, num_shards, num_images, fingerprint)
         records = {i: record for i, path in enumerate(paths) if (record := _read_record(path))}
         num_found = len(records)
         _write_missing(shards, records, arguments, num_images)
@@ -158,8 +160,10 @@ def _only_one(folder: Path) -> Iterator[None]:
         raise ValueError(f"another process is writing to {folder}.") from None
 
 
-def _begin(folder: Path, arguments: PreparationArguments, num_shards: int, num_images: int | None) -> None:
-    """Records the parameters, or compares them with those on record."""
+def _begin(
+    folder: Path, arguments: PreparationArguments, num_shards: int, num_images: int | None, fingerprint: str
+) -> None:
+    """Record the parameters and the source's fingerprint, or compare them with those on record."""
     parameters = asdict(arguments)
     for name in ("output_dir", "num_proc", "max_undecodable_share"):
         del parameters[name]
@@ -178,8 +182,21 @@ def _begin(folder: Path, arguments: PreparationArguments, num_shards: int, num_i
                 f"{folder} was begun (split {split!r}) with other parameters: {'; '.join(changed)}. Go on with those "
                 "of before, or write to another folder."
             )
+    if entry := record["splits"].get(arguments.split):
+        known = entry.get("source_fingerprint")
+        if known is None:
+            logger.warning(
+                "%s was begun by an earlier version: whether split %r of the source is still the same is not known.",
+                *(folder, arguments.split),
+            )
+        elif known != fingerprint:
+            raise ValueError(
+                f"{folder} was begun with other data: the files of the split {arguments.split!r} of the source, their "
+                "names, sizes or bytes, have changed. Go on with those of before, or write to another folder."
+            )
     versions = {"jet_hf": __version__, "pillow": PIL.__version__, "pyarrow": pa.__version__}
-    record["splits"].setdefault(arguments.split, {"parameters": parameters, "versions": versions})
+    new = {"parameters": parameters, "source_fingerprint": fingerprint, "versions": versions}
+    record["splits"].setdefault(arguments.split, new)
     (folder / "data").mkdir(parents=True, exist_ok=True)
     replace_text(folder / PREPARATION_FILE, strict_json(record, indent=2) + "\n")
 

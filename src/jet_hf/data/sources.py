@@ -2,8 +2,10 @@
 """Where images come from: data sets of the Hub, folders and files."""
 
 import logging
+import os
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -12,7 +14,7 @@ from .columns import find_image_column, find_label_column, merge_image_columns
 from .contents import READ_ERRORS, Contents, Images, contents_of_hub, contents_of_path, read_error
 from .fingerprints import fingerprint_of_files
 from .releases import RELEASES
-from .splits import UnknownSplitError, take_slices
+from .splits import UnknownSplitError, other_names, take_slices
 
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,18 @@ class DataSource:
             release=arguments.dataset_release,
         )
 
+    def check_output(self, output_dir: str | os.PathLike) -> None:
+        """
+        Check that a folder to write to is no part of the data set: the pictures in it would become data.
+
+        Raises:
+            ValueError: if `output_dir` lies inside the source's path.
+        """
+        if self.path is not None:
+            folder, output = (Path(os.path.expanduser(each)).resolve() for each in (self.path, output_dir))
+            if output.is_relative_to(folder):
+                raise ValueError(f"`output_dir` {output_dir} must not lie inside `dataset_path` {self.path}.")
+
     @property
     def title(self) -> str:
         """Name on the Hub, or last part of the path: the rest of it is private."""
@@ -115,6 +129,9 @@ def open_split(source: DataSource, split: str, streaming: bool | None = None) ->
     if source.image_column is None:
         dataset = merge_image_columns(dataset)
     column = find_image_column(dataset.features or datasets.Features(), source.image_column)
+    for name in contents.named(spec):
+        if others := [each for each in other_names(name, contents.splits) if each not in contents.named(spec)]:
+            logger.warning("%s: using the split %s, and not %s beside it.", contents.where, name, " and ".join(others))
     if contents.describe:
         logger.info(contents.describe(split, len(dataset)))
     if isinstance(dataset.features[column], datasets.Array3D):
@@ -140,15 +157,21 @@ def held_out_split(source: DataSource) -> str:
     raise UnknownSplitError(f"there is neither a validation nor a test split, name the one to score: {reason}")
 
 
-def stream_fingerprint(source: DataSource, split: str) -> str:
+def stream_fingerprint(source: DataSource, split: str, classes: bool | None = None) -> str:
     """
     Return a short text that differs for other data: of the names, sizes and a sample of the bytes of a split's files.
 
     The place of the files does not matter. For a data set of the Hub it stands for the files' revision.
+
+    Args:
+        source, split: What is read.
+        classes: Whether files that hold nothing but classes count; by default where the source names their column.
     """
     contents = source.contents
+    classes = source.label_column is not None if classes is None else classes
     names = contents.named(contents.resolve(split))
-    return fingerprint_of_files(file for name in names for file in contents.files(name))
+    files = (chain(contents.files(name), contents.class_files() if classes else ()) for name in names)
+    return fingerprint_of_files(chain.from_iterable(files))
 
 
 def label_column_of(source: DataSource, features: datasets.Features) -> str:

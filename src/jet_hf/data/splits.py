@@ -71,18 +71,36 @@ def check_shards(paths: list[str]) -> None:
             )
 
 
-def resolve_split(name: str, known: Collection[str], where: str) -> str:
+def other_names(name: str, known: Collection[str]) -> list[str]:
+    """Return the known splits that have another name of the same meaning, such as `dev` for `validation`."""
+    meant = canonical_split(name)
+    return [each for each in known if meant is not None and each != name and canonical_split(each) == meant]
+
+
+def resolve_split(name: str, known: Collection[str], where: str, of_folders: bool = False) -> str:
     """
     Return the known split that a name means: the split of exactly this name, or else the only one that is its alias.
+
+    Args:
+        name: Name to look up.
+        known: Names of the splits.
+        where: Name of the data set in messages.
+        of_folders: Whether the splits are named after folders. The names `train`, `validation` and `test`, which are
+            looked up by default, must then have one folder only.
 
     Raises:
         UnknownSplitError: if there is none; the message lists the known splits.
         ValueError: if several known splits are aliases of the name.
     """
+    aliases = other_names(name, known)
     if name in known:
+        if of_folders and aliases and name == canonical_split(name):
+            folders = " or ".join(each for each in known if each == name or each in aliases)
+            raise ValueError(
+                f"{where}: the split {name!r} may mean {folders}: rename the folders, or give one of them as the data "
+                "set."
+            )
         return name
-    meant = canonical_split(name)
-    aliases = [] if meant is None else [each for each in known if canonical_split(each) == meant]
     if len(aliases) > 1:
         raise ValueError(f"{where}: the split {name!r} may mean {' or '.join(aliases)}, name one of them.")
     if not aliases:
@@ -90,7 +108,7 @@ def resolve_split(name: str, known: Collection[str], where: str) -> str:
     return aliases[0]
 
 
-def resolve_slices(spec: str, known: Collection[str], where: str) -> str:
+def resolve_slices(spec: str, known: Collection[str], where: str, of_folders: bool = False) -> str:
     """
     Return `spec`, such as `val[:50%]+test`, with known splits in place of aliases.
 
@@ -98,11 +116,11 @@ def resolve_slices(spec: str, known: Collection[str], where: str) -> str:
         UnknownSplitError, ValueError: see [`resolve_split`]; also if `spec` is no sum of slices.
     """
     if spec in known:
-        return spec
+        return resolve_split(spec, known, where, of_folders)
     parts = [_PART.fullmatch(part) for part in spec.split("+")]
     if None in parts:
         raise ValueError(f"{where}: {spec!r} is neither a split nor a sum of slices such as 'train[:98%]'.")
-    return "+".join(resolve_split(part[1], known, where) + (part[2] or "") for part in parts)
+    return "+".join(resolve_split(part[1], known, where, of_folders) + (part[2] or "") for part in parts)
 
 
 def take_slices(spec: str, splits: Mapping[str, datasets.Dataset]) -> datasets.Dataset:

@@ -133,6 +133,7 @@ def load_data(
 ) -> RunData:
     """Prepares the images, with classes if a number is given: the main process first; the others find its work."""
     source = DataSource.from_arguments(arguments)
+    source.check_output(arguments.output_dir)
     options = {
         "max_undecodable_share": arguments.max_undecodable_share,
         "num_proc": arguments.preprocessing_num_workers,
