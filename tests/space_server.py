@@ -97,4 +97,6 @@ class SpaceServer:
     def received(self) -> list[Path]:
         """Return all files of visitors that lie on the disk."""
         examples = {path.name for path in (SPACE / "examples").iterdir()}
-        return [path for path in self.files.rglob("*") if path.is_file() and path.name not in examples]
+        # Folders may be deleted while they are listed, which os.walk passes over and rglob does not.
+        files = [Path(folder) / name for folder, _, names in os.walk(self.files) for name in names]
+        return [path for path in files if path.is_file() and path.name not in examples]

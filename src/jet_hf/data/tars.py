@@ -22,7 +22,7 @@ from posixpath import dirname, join, normpath
 import datasets
 from datasets.fingerprint import Hasher
 
-from ..files import replace_text
+from ..files import replace_text, strict_json
 from .columns import is_picture
 from .folders import Examples, Stamp, plural
 
@@ -123,7 +123,7 @@ def _rows(
             if notes is None:
                 logger.warning("%s", sentences[-1])
     if notes is not None:
-        replace_text(Path(notes), json.dumps(sentences))
+        replace_text(Path(notes), strict_json(sentences))
 
 
 def _samples(path: str) -> Iterator[tuple[str, Iterator[tuple[str, str, bytes | None]]]]:
