@@ -343,8 +343,12 @@ def _check_fields_of_the_weights(config_class, name_or_path, config, arguments: 
         saved = {}
     if not saved:  # weights without a configuration
         return
-    sizes = [{"num_channels": 3, "patch_size": 4} | saved, {"num_channels": 3, "patch_size": 4} | saved | given]
-    if len({fields["num_channels"] * fields["patch_size"] ** 2 for fields in sizes}) == 2:
+
+    def patch_dim(fields: dict) -> int:
+        channels, side = (fields.get(name, getattr(config_class, name)) for name in ("num_channels", "patch_size"))
+        return channels * side**2
+
+    if patch_dim(saved) != patch_dim(saved | given):  # which shows in the shapes
         given = {name: value for name, value in given.items() if name in FIELDS_OF_THE_WEIGHTS}
     for name, value in given.items():
         expected = saved.get(name, getattr(config_class, name))

@@ -395,7 +395,7 @@ class TrainingRun:
 
 
 def is_recipe(path: Path) -> bool:
-    """Return whether a file is a recipe as a run writes it, with every field, in this release or an earlier one."""
+    """Return whether a file is a recipe as a run of this release or an earlier one writes it."""
     try:
         fields = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError):
