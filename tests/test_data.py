@@ -212,7 +212,7 @@ def test_undecodable_images_are_skipped_counted_and_named(broken_folder, caplog,
 @pytest.mark.parametrize("streaming", [False, True])
 def test_too_many_undecodable_images_are_an_error(broken_folder, streaming):
     source = DataSource(path=str(broken_folder), streaming=streaming)
-    with pytest.raises(UndecodableImagesError, match=r"5 of 20 .*max_undecodable_share=0\.24 .* first are: .*04\.jpg"):
+    with pytest.raises(UndecodableImagesError, match=r"5 of 20 .*the share of 0\.24 that .* first are: .*04\.jpg"):
         load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.24)
 
 

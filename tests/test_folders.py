@@ -342,6 +342,31 @@ def test_pictures_without_a_class_are_an_error_where_classes_are_needed(tmp_path
         labels_of(deep, "train", streaming, 2)
 
 
+def test_empty_metadata_are_none_and_columns_of_one_name_are_refused(tmp_path, caplog):
+    folder = write_pictures(tmp_path / "photos", "a.png")
+    for name in ("metadata.csv", "b/metadata.jsonl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    assert "passed over 2 files without the suffix of a picture" in logged(caplog, folder)[0][0]
+    (folder / "metadata.csv").write_text("file_name,file_name\na.png,a.png\n")
+    with pytest.raises(ValueError, match=r"metadata\.csv has several columns 'file_name', expected one a name"):
+        levels(folder, "train", False, 1)
+
+
+@pytest.mark.parametrize("name", ["max_images", "random_crops_per_image"])
+def test_numbers_below_one_are_refused_by_name(tmp_path, name):
+    source = DataSource(path=str(write_pictures(tmp_path / "photos", "a.png")))
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least 1, got 0"):
+        load_pixels(source, "train", PROCESSOR, **{name: 0})
+
+
+def test_pictures_that_the_card_of_a_folder_does_not_name_are_said(tmp_path, caplog):
+    folder = write_pictures(tmp_path / "photos", "some/a.png", "some/b.png", "more/c.png")
+    files = "data_files:\n  - split: train\n    path: some/*.png\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {files}---\n")
+    assert logged(caplog, folder)[1] == [f"{folder}: not using 1 file that its card does not name: more/c.png."]
+
+
 def test_metadata_that_do_not_fit_are_said(tmp_path, caplog):
     folder = write_pictures(tmp_path / "photos", "a.png")
     metadata(folder, [{"file_name": "a.png"}, {"file_name": "gone.png"}])

@@ -145,8 +145,8 @@ def test_undecodable_images_are_named_in_the_log(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("broken", "share", "message"),
     [
-        ([5], 0.0, r"1 of 6 images of split 'train' of .*max_undecodable_share=0 allows; the first are: .*05\.png"),
-        (range(1, 21, 2), 0.3, r"11 of \d+ images of .*max_undecodable_share=0\.3 allows"),
+        ([5], 0.0, r"1 of 6 images of split 'train' of .*the share of 0 that is allowed: .*the first are: .*05\.png"),
+        (range(1, 21, 2), 0.3, r"11 of \d+ images of .*the share of 0\.3 that is allowed"),
         (range(5, 21), 1.0, r"not one of 8 images of split 'train' of .* that follow each other can be decoded"),
     ],
 )

@@ -8,7 +8,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from huggingface_hub import metadata_load
 
 from .chrabaszcz import CHRABASZCZ, batches_of_splits, read_batches
 from .fingerprints import StoredFile
-from .folders import CHRABASZCZ_BATCH, TAR_SUFFIXES, FolderScan, Stamp, plural
+from .folders import CHRABASZCZ_BATCH, TAR_SUFFIXES, Examples, FolderScan, Stamp, may_hold_pictures, plural
 from .pictures import PictureFolder
 from .splits import UnknownSplitError, check_shards, resolve_slices, split_of_file
 from .tars import open_tars
@@ -215,7 +215,19 @@ def _contents_of_declared(path: Path, source: "DataSource") -> Contents:
     names = [str(file.relative_to(path)) for file in files]
     load = partial(datasets.load_dataset, str(path), name=source.config, cache_dir=str(cache_dir))
     logger.info("found %d files in %s, using those that its card names.", len(files), path)
-    return _loaded(str(path), load, source.streaming, lambda split: _stored(str(path), names))
+    contents = _loaded(str(path), load, source.streaming, lambda split: _stored(str(path), names))
+    declared = datasets.load_dataset_builder(str(path), name=source.config).config.data_files or {}
+    used = {os.path.realpath(file) for of_split in declared.values() for file in of_split}
+    unused = Examples()
+    for file, name in zip(files, names, strict=True):
+        if may_hold_pictures(name) and os.path.realpath(file) not in used:
+            unused.add(name)
+    if not unused.count:
+        return contents
+    warning = (
+        f"{path}: not using {unused.count:,} {plural('file', unused.count)} that its card does not name: {unused}."
+    )
+    return replace(contents, warnings=(warning,))
 
 
 def contents_of_hub(source: "DataSource") -> Contents:

@@ -137,7 +137,7 @@ class FolderScan:
         # With a slash after folders the order is that of whole paths, which older versions read pictures in.
         for key, name, status in sorted(listed, key=lambda entry: entry[0]):
             path = prefix + name
-            if name.startswith(".") and (key.endswith("/") or _may_hold_pictures(name)):
+            if name.startswith(".") and (key.endswith("/") or may_hold_pictures(name)):
                 self._lose("hidden by a dot before the name", path)
             elif not _is_utf8(name):
                 self._lose("the name is not UTF-8", ascii(path))
@@ -204,7 +204,8 @@ class FolderScan:
         )
 
 
-def _may_hold_pictures(name: str) -> bool:
+def may_hold_pictures(name: str) -> bool:
+    """Return whether a file is a picture or a shard by its suffix, in any case."""
     return is_picture(name) or name.lower().endswith((".parquet", *TAR_SUFFIXES))
 
 

@@ -217,6 +217,23 @@ def _read_metadata(scan: FolderScan) -> pa.Table | None:
 
 
 def _read_rows(path: str) -> pa.Table:
+    """
+    Return the rows of a metadata file; of an empty one there are none.
+
+    Raises:
+        ValueError: if it cannot be read, or several of its columns have one name.
+    """
+    if os.path.getsize(path) == 0:
+        return pa.table({})
+    table = _parse_rows(path)
+    if repeated := [name for name, count in Counter(table.column_names).items() if count > 1]:
+        raise ValueError(
+            f"the metadata file {path} has several columns {', '.join(map(repr, repeated))}, expected one a name."
+        )
+    return table
+
+
+def _parse_rows(path: str) -> pa.Table:
     try:
         if path.lower().endswith(".parquet"):
             return pa.parquet.read_table(path)

@@ -16,6 +16,7 @@ from datasets.fingerprint import Hasher
 
 from .. import __version__
 from ..model.image_processing_jet import JetImageProcessor
+from ..model.validation_jet import check_whole
 from .columns import find_image_column
 from .contents import preparation_record
 from .decoding import (
@@ -66,8 +67,9 @@ class UndecodableLimit:
     def error(self, undecodable: list[str]) -> UndecodableImagesError:
         """The error that these, named, are."""
         return UndecodableImagesError(
-            f"{len(undecodable)} of {self.num_images} images of {self.where} cannot be decoded, more than "
-            f"max_undecodable_share={self.share:g} allows; the first are: {'; '.join(undecodable[:5])}."
+            f"{len(undecodable)} of {self.num_images} images of {self.where} cannot be decoded, more than the share "
+            f"of {self.share:g} that is allowed: repair or remove them (or, to train or to prepare data without them, "
+            f"raise `max_undecodable_share`); the first are: {'; '.join(undecodable[:5])}."
         )
 
 
@@ -128,9 +130,11 @@ def load_pixels(
 
     Raises:
         ValueError: see [`open_split`], [`check_release`] and [`label_column_of`]; also if there is no image, or a
-            class that there should not be.
+            class that there should not be, or a number below 1 of images or crops.
         UndecodableImagesError: if more than the allowed share of images cannot be decoded.
     """
+    for name, number in {"max_images": max_images, "random_crops_per_image": random_crops_per_image}.items():
+        check_whole(name, 1 if number is None else number)
     dataset = open_split(source, split)
     column = find_image_column(dataset.features, source.image_column)
     is_stream = isinstance(dataset, datasets.IterableDataset)
