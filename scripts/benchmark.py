@@ -16,16 +16,21 @@ Contenders take turns within one process; compile time and the first image are m
 import argparse
 import logging
 import sys
+from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from jet_hf.benchmark import BenchmarkArguments, run_benchmark
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import BenchmarkArguments, run_benchmark
 
 
 def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("jet_hf").setLevel(logging.INFO)
+    for name in ("jet_hf", "benchmarks"):
+        logging.getLogger(name).setLevel(logging.INFO)
     formatter = argparse.RawDescriptionHelpFormatter
     parser = HfArgumentParser(BenchmarkArguments, description=__doc__, formatter_class=formatter, allow_abbrev=False)
     try:

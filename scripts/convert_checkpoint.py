@@ -12,7 +12,7 @@ import sys
 
 from huggingface_hub.errors import StrictDataclassError
 
-from jet_hf.convert import convert_checkpoint
+from jet_hf.importers import convert_checkpoint
 from jet_hf.model.configuration_jet import COUPLING_KINDS
 
 

@@ -7,11 +7,15 @@ Trains a small Jet on crops of real photographs within five minutes and scores p
 """
 
 import sys
+from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from jet_hf.demo import DemoArguments, run_demo
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from examples.demo import DemoArguments, run_demo
 
 
 if __name__ == "__main__":

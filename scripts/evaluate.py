@@ -16,12 +16,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.console import console
+from jet_hf.analysis.evaluation import describe_evaluation, evaluate, evaluation_record, write_scores
 from jet_hf.data import DataSource, UndecodableImagesError, held_out_split, load_pixels
-from jet_hf.evaluation import describe_evaluation, evaluate, evaluation_record, write_scores
-from jet_hf.files import strict_json
 from jet_hf.hub import add_evaluation
-from jet_hf.precision import resolve_precision
+from jet_hf.utils.console import console
+from jet_hf.utils.files import strict_json
+from jet_hf.utils.precision import resolve_precision
 
 
 @dataclass

@@ -15,9 +15,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 from transformers import HfArgumentParser
 
-from jet_hf.console import console
 from jet_hf.data import UndecodableImagesError
 from jet_hf.data.preparation import PreparationArguments, prepare
+from jet_hf.utils.console import console
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

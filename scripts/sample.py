@@ -16,9 +16,9 @@ from PIL import Image
 from transformers import HfArgumentParser
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.console import console
-from jet_hf.files import check_is_free, new_folder
-from jet_hf.sampling import image_grid, interpolate, reconstruct, sample_images
+from jet_hf.analysis.sampling import image_grid, interpolate, reconstruct, sample_images
+from jet_hf.utils.console import console
+from jet_hf.utils.files import check_is_free, new_folder
 
 
 @dataclass

@@ -22,12 +22,16 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from jet_hf.sweeps import SweepArguments, SweepError, run_sweep
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from reproduction import SweepArguments, SweepError, run_sweep
 
 
 def main() -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("jet_hf").setLevel(logging.INFO)
+    for name in ("jet_hf", "reproduction"):
+        logging.getLogger(name).setLevel(logging.INFO)
     parser = HfArgumentParser(
         SweepArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -71,7 +71,7 @@ from texts import (
 )
 from uploads import MAX_FILE_SIZE
 
-from jet_hf.sampling import image_grid
+from jet_hf.analysis.sampling import image_grid
 
 
 SPACE = Path(__file__).parent

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from storage import QuotaError, Storage
 from uploads import MAX_FILE_SIZE
 
-from jet_hf.files import strict_json
+from jet_hf.utils.files import strict_json
 
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,9 @@ from transformers.utils import cached_file
 from uploads import UnreadableImageError, Upload, read_upload
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.baselines import codec_bits_per_dim
-from jet_hf.density import bits_per_patch
-from jet_hf.model.modeling_jet import dequantize, scale_bytes
-from jet_hf.noise import uniform_noise
-from jet_hf.sampling import (
+from jet_hf.analysis.baselines import codec_bits_per_dim
+from jet_hf.analysis.density import bits_per_patch
+from jet_hf.analysis.sampling import (
     MID_LEVEL,
     decode_steps,
     draw_latents,
@@ -33,6 +31,8 @@ from jet_hf.sampling import (
     sample_images,
     sample_labels,
 )
+from jet_hf.model.modeling_jet import dequantize, scale_bytes
+from jet_hf.utils.noise import uniform_noise
 
 
 SCORES_FILE = "held_out_scores.json"

@@ -22,8 +22,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from jet_hf import JetForDensityEstimation
+from jet_hf.analysis.evaluation import evaluate
 from jet_hf.data import Shares, train_batches
-from jet_hf.evaluation import evaluate
 from jet_hf.training import Trainer
 
 

@@ -13,8 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from jet_hf import JetConfig, JetImageProcessor
-from jet_hf.density import bits_per_patch
-from jet_hf.sampling import interpolate, reconstruct
+from jet_hf.analysis.density import bits_per_patch
+from jet_hf.analysis.sampling import interpolate, reconstruct
 
 
 NAN, INF = math.nan, math.inf

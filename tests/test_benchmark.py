@@ -16,11 +16,11 @@ from conftest import ROOT, random_images, tiny_config, tiny_model
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from benchmarks.contenders import Contender, build
+from benchmarks.measures import Timing, interleave, peak_memory
+from benchmarks.parts import Setting, growth
+from benchmarks.report import fit_exponent, plot_growth, report_text
 from jet_hf import JetConfig
-from jet_hf.benchmark.contenders import Contender, build
-from jet_hf.benchmark.measures import Timing, interleave, peak_memory
-from jet_hf.benchmark.parts import Setting, growth
-from jet_hf.benchmark.report import fit_exponent, plot_growth, report_text
 from jet_hf.model import linear_jet
 from jet_hf.model.conditioners_jet import Conditioning
 from jet_hf.model.linear_jet import PIECE, SMALL_PRODUCT, GELULinear, gelu_tanh
@@ -272,7 +272,7 @@ def test_contenders_take_turns():
 def test_freed_memory_is_kept():
     program = (
         "import resource, torch\n"
-        "from jet_hf.benchmark.measures import keep_freed_memory\n"
+        "from benchmarks.measures import keep_freed_memory\n"
         "{}\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
 from jet_hf import JetConfig, JetForDensityEstimation, JetImageProcessor
-from jet_hf.convert import CheckpointError, convert_big_vision, convert_checkpoint, convert_jet_pytorch
+from jet_hf.importers import CheckpointError, convert_big_vision, convert_checkpoint, convert_jet_pytorch
 
 
 BIG_VISION = FIXTURES / "context_16px.npz"

@@ -8,7 +8,7 @@ from conftest import random_images, tiny_config, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from jet_hf import JetConfig, JetForDensityEstimation
-from jet_hf.cost import (
+from jet_hf.analysis.cost import (
     activation_bytes,
     estimate_cost,
     format_estimate,

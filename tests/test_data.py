@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from examples.photographs import SPLITS, load_photograph, write_photographs
 from jet_hf import JetImageProcessor
-from jet_hf.baselines import codec_bits_per_dim, histogram_bits_per_dim
+from jet_hf.analysis.baselines import codec_bits_per_dim, histogram_bits_per_dim
 from jet_hf.data import (
     Batch,
     DataSource,
@@ -29,7 +30,6 @@ from jet_hf.data import (
     train_batches,
 )
 from jet_hf.data import pixels as pixels_module
-from jet_hf.photographs import SPLITS, load_photograph, write_photographs
 
 
 @pytest.fixture(autouse=True, scope="module")

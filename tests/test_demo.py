@@ -93,7 +93,7 @@ def test_a_second_run_replaces_the_first_and_nothing_else(demo, tmp_path):
 def test_training_stops_at_the_time_limit(tmp_path):
     """The speed that the trial steps promised need not hold."""
     slow = (
-        "import jet_hf.demo as demo; "
+        "import examples.demo as demo; "
         "demo.affordable_steps = lambda *_: 10**6; from transformers import HfArgumentParser; "
         "demo.run_demo(*HfArgumentParser(demo.DemoArguments).parse_args_into_dataclasses())"
     )

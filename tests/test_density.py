@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import random_images, tiny_model
 
-from jet_hf.density import bits_per_patch
+from jet_hf.analysis.density import bits_per_patch
 
 
 FIELDS = [{}, {"coupling_kinds": ["spatial"]}, {"coupling_kinds": ["channels"], "num_channels": 4, "patch_size": 4}]

@@ -14,7 +14,7 @@ from distributed_worker import NUM_EVAL_IMAGES, SHARDING, make_accelerator, meas
 from train_process import environment
 
 from jet_hf import JetForDensityEstimation
-from jet_hf.evaluation import evaluate
+from jet_hf.analysis.evaluation import evaluate
 
 
 RECIPE = ROOT / "recipes" / "accelerate" / "fsdp2.yaml"

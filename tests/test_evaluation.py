@@ -17,11 +17,11 @@ from train_process import environment, write_images
 
 import jet_hf
 from jet_hf import JetImageProcessor
+from jet_hf.analysis.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record
+from jet_hf.analysis.sampling import sample_images
 from jet_hf.data import DataSource, PixelSplit, UnknownSplitError, held_out_split
-from jet_hf.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record
 from jet_hf.model.modeling_jet import scale_bytes
-from jet_hf.noise import uniform_noise
-from jet_hf.sampling import sample_images
+from jet_hf.utils.noise import uniform_noise
 
 
 SCRIPT = str(ROOT / "scripts" / "evaluate.py")

@@ -7,8 +7,8 @@ import math
 import pytest
 from conftest import ROOT
 
-from jet_hf.console import console
-from jet_hf.files import strict_json
+from jet_hf.utils.console import console
+from jet_hf.utils.files import strict_json
 
 
 def parse_strictly(text: str) -> object:

@@ -12,13 +12,10 @@ PACKAGE = ROOT / "src" / "jet_hf"
 MODEL_FILES = [path for path in sorted((PACKAGE / "model").glob("*.py")) if path.name != "__init__.py"]
 # Each part may import those before it in the list.
 LAYERS = [
-    ["model", "console", "files", "markdown", "noise", "precision"],
-    ["convert", "data", "photographs", "baselines", "cost", "hub"],
-    ["density"],
-    ["evaluation", "sampling", "deployment"],
+    ["model", "utils"],
+    ["data", "hub", "importers"],
+    ["analysis"],
     ["training"],
-    ["plots"],
-    ["demo", "sweeps", "benchmark"],
 ]
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from jet_hf.noise import philox, uniform_noise
+from jet_hf.utils.noise import philox, uniform_noise
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from conftest import FIXTURES, ROOT
 
 from jet_hf import JetForDensityEstimation
-from jet_hf.convert import convert_big_vision, names
+from jet_hf.importers import convert_big_vision, names
 
 
 BIG_VISION = {

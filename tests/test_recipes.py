@@ -14,10 +14,10 @@ from accelerate.commands import launch
 from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import ROOT
 
+from examples.photographs import write_photographs
 from jet_hf import JetConfig
-from jet_hf.cost import CostEstimate, estimate_cost, peak_flops
+from jet_hf.analysis.cost import CostEstimate, estimate_cost, peak_flops
 from jet_hf.data import RELEASES
-from jet_hf.photographs import write_photographs
 from jet_hf.training import TrainArguments, parse_arguments
 from jet_hf.training.setup import count_steps
 

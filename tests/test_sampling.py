@@ -9,8 +9,7 @@ from conftest import ROOT, random_bytes, random_images, tiny_model
 from PIL import Image
 
 from jet_hf import JetImageProcessor
-from jet_hf.files import replace_text
-from jet_hf.sampling import (
+from jet_hf.analysis.sampling import (
     decode_steps,
     draw_latents,
     image_grid,
@@ -19,6 +18,7 @@ from jet_hf.sampling import (
     reconstruct,
     sample_images,
 )
+from jet_hf.utils.files import replace_text
 
 
 @pytest.fixture(scope="module")

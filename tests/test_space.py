@@ -19,8 +19,8 @@ from PIL import Image
 from uploads import MAX_FILE_SIZE, UnreadableImageError, read_upload
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.baselines import codec_bits_per_dim
-from jet_hf.sampling import sample_images
+from jet_hf.analysis.baselines import codec_bits_per_dim
+from jet_hf.analysis.sampling import sample_images
 
 
 SPACE = ROOT / "space"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from deploy import stage_space
 from hub_repos import card_metadata
 from hub_server import Client, ClientError, HubServer
 
 import jet_hf
-from jet_hf.deployment import stage_space
 
 
 SPACE = ROOT / "space"
@@ -126,7 +126,9 @@ def test_the_first_deployment(hub, deployed):
     files = hub.files(deployed, "space")
     assert files == expected()
     sources = {"app.py", "requirements.txt", "jet_hf/__init__.py", "jet_hf/model/modeling_jet.py"}
-    assert sources | {"model/config.json", "model/model.safetensors", "jet_hf/model_card_template.md"} <= files.keys()
+    assert (
+        sources | {"model/config.json", "model/model.safetensors", "jet_hf/hub/model_card_template.md"} <= files.keys()
+    )
     assert not [name for name in files if "__pycache__" in name or name.endswith("deploy.py")]
     assert card_metadata(files["README.md"].decode())["sdk"] == "gradio"
     assert hub.messages(deployed, "space") == ["Deploy the demo of Jet"]
@@ -141,7 +143,7 @@ from pathlib import Path
 here = Path.cwd()
 sys.path[:] = [str(here), *(place for place in sys.path[1:] if not (Path(place) / "jet_hf").exists())]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
-import jet_hf, jet_hf.sampling
+import jet_hf, jet_hf.analysis.sampling
 
 siblings = {file.stem for file in here.glob("*.py")}
 for file in here.glob("*.py"):
@@ -154,10 +156,10 @@ for file in here.glob("*.py"):
             elif module in siblings:
                 assert importlib.util.find_spec(module).origin == str(here / f"{module}.py")
 files = {name: Path(module.__file__) for name, module in sys.modules.items() if name.split(".")[0] == "jet_hf"}
-assert {"jet_hf", "jet_hf.model.modeling_jet", "jet_hf.sampling"} <= files.keys()
+assert {"jet_hf", "jet_hf.model.modeling_jet", "jet_hf.analysis.sampling"} <= files.keys()
 assert all(file.is_relative_to(here / "jet_hf") for file in files.values()), files
 model = jet_hf.JetForDensityEstimation.from_pretrained("model").eval()
-print(len(jet_hf.sampling.sample_images(model, jet_hf.JetImageProcessor.from_pretrained("model"), 2)))
+print(len(jet_hf.analysis.sampling.sample_images(model, jet_hf.JetImageProcessor.from_pretrained("model"), 2)))
 """
 
 

@@ -24,14 +24,14 @@ from safetensors.torch import load_file
 from train_process import TINY, environment, write_images
 
 from jet_hf import JetConfig
-from jet_hf.cost import training_flops
-from jet_hf.sweeps import TABLES, SweepArguments, SweepError, run_sweep
-from jet_hf.sweeps.claims import CONTRARY, NOT_RUN, ONE_SEED, SHOWN, WITHIN, Claim, FrontClaim, above, judge
-from jet_hf.sweeps.plan import FAILED, FINISHED, NOT_STARTED, Run, State, base_arguments, make_runs, read_state
-from jet_hf.sweeps.report import judge_all, report_text
-from jet_hf.sweeps.results import by_cell, pareto_front, result_row
-from jet_hf.sweeps.runner import START_LINE, LocalRunner, failure_reason, is_at_work, open_log
-from jet_hf.sweeps.sweep import is_pending
+from jet_hf.analysis.cost import training_flops
+from reproduction import TABLES, SweepArguments, SweepError, run_sweep
+from reproduction.claims import CONTRARY, NOT_RUN, ONE_SEED, SHOWN, WITHIN, Claim, FrontClaim, above, judge
+from reproduction.plan import FAILED, FINISHED, NOT_STARTED, Run, State, base_arguments, make_runs, read_state
+from reproduction.report import judge_all, report_text
+from reproduction.results import by_cell, pareto_front, result_row
+from reproduction.runner import START_LINE, LocalRunner, failure_reason, is_at_work, open_log
+from reproduction.sweep import is_pending
 
 
 TRAIN_SCRIPT = ROOT / "scripts" / "train.py"
@@ -335,7 +335,7 @@ def test_every_kind_of_model_is_counted(table, axes, overrides):
 
 
 def test_the_plot_is_written(made_up, tmp_path):
-    from jet_hf.sweeps.figure import plot_compute
+    from reproduction.figure import plot_compute
 
     runs, rows = made_up
     plot_compute(tmp_path / "plot.png", "title", by_cell([run.cell for run in runs[:4]], rows))

@@ -16,9 +16,9 @@ from test_transformers import assert_same_tensors
 from train_process import TINY, TrainProcess, run_to_end, write_images
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
+from jet_hf.analysis.density import bits_per_patch
+from jet_hf.analysis.evaluation import evaluate
 from jet_hf.data import Batch, DataSource, Shares, load_pixels, read_pixels, stream_batches
-from jet_hf.density import bits_per_patch
-from jet_hf.evaluation import evaluate
 from jet_hf.training import Trainer
 from jet_hf.training.arguments import parse_arguments
 from jet_hf.training.run import TrainingRun

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from ..files import fsync
+from ..utils.files import fsync
 from .fingerprints import StoredFile
 from .folders import FolderScan, name_some, plural
 from .splits import canonical_split

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..files import check_is_free, replace_file, replace_text, strict_json
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
+from ..utils.files import check_is_free, replace_file, replace_text, strict_json
 from .columns import find_image_column, find_label_column
 from .contents import PREPARATION_FILE, preparation_record
 from .decoding import (

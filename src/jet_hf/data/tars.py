@@ -22,7 +22,7 @@ from posixpath import dirname, join, normpath
 import datasets
 from datasets.fingerprint import Hasher
 
-from ..files import replace_text, strict_json
+from ..utils.files import replace_text, strict_json
 from .columns import is_picture
 from .folders import Examples, Stamp, plural
 

@@ -4,10 +4,10 @@
 from .arguments import TrainArguments, parse_arguments
 from .checkpoints import CheckpointError
 from .lock import RunLockedError
-from .loop import NonFiniteLossError, StepMetrics, Trainer
 from .optim import build_optimizer, build_scheduler
 from .run import EXPECTED_ERRORS, RunResult, TrainingRun, train
 from .signals import RunInterrupted
+from .trainer import NonFiniteLossError, StepMetrics, Trainer
 
 
 __all__ = [

@@ -13,7 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..model.configuration_jet import JetConfig
-from ..precision import resolve_precision
+from ..utils.precision import resolve_precision
 
 
 # Entries of a checkpoint's trajectory that several arguments decide together; see [`TrainingRun`].

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..files import publish_folder, strict_json
+from ..utils.files import publish_folder, strict_json
 
 
 logger = logging.getLogger(__name__)

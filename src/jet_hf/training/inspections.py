@@ -5,16 +5,16 @@ import math
 
 import torch
 
+from ..analysis.evaluation import evaluate
+from ..analysis.sampling import image_grid, reconstruct, sample_images
 from ..data import read_pixels
-from ..evaluation import evaluate
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import scale_bytes
-from ..sampling import image_grid, reconstruct, sample_images
 from .arguments import TrainArguments
-from .loop import Trainer
 from .monitor import Monitor
 from .processes import on_main_process
 from .setup import RunData
+from .trainer import Trainer
 
 
 def is_due(step: int, every: int, num_steps: int) -> bool:

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from PIL import Image
 
-from ..files import replace_file, replace_text, strict_json
-from .loop import StepMetrics
+from ..utils.files import replace_file, replace_text, strict_json
+from .trainer import StepMetrics
 
 
 class JsonLines:

@@ -14,10 +14,10 @@ import yaml
 from accelerate import PartialState
 from safetensors.torch import load_model
 
-from ..cost import peak_flops, training_flops
+from ..analysis.cost import peak_flops, training_flops
 from ..data import Batch, Shares, UndecodableImagesError, stream_batches, train_batches
-from ..files import replace_text
 from ..model.configuration_jet import JetConfig
+from ..utils.files import replace_text
 from .arguments import TrainArguments
 from .checkpoints import (
     CheckpointError,
@@ -28,16 +28,16 @@ from .checkpoints import (
     prune_checkpoints,
     save_checkpoint,
 )
+from .dry_run import describe
 from .inspections import Inspections, is_due
 from .launcher import find_launcher
 from .lock import LOCK_FILE, RunLock, RunLockedError
-from .loop import NonFiniteLossError, Trainer
 from .monitor import Monitor
-from .plan import describe
 from .processes import on_main_process
 from .publishing import Publisher
 from .setup import count_steps, load_data, make_accelerator, make_model, make_processor, weights_digest
 from .signals import RunInterrupted, StopSignals
+from .trainer import NonFiniteLossError, Trainer
 
 
 logger = logging.getLogger(__name__)

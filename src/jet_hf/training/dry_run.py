@@ -7,13 +7,13 @@ import psutil
 import torch
 from accelerate import Accelerator
 
-from ..cost import CostEstimate, estimate_cost, format_estimate
+from ..analysis.cost import CostEstimate, estimate_cost, format_estimate
 from ..data import Shares, train_batches
 from ..data.releases import RELEASES
 from ..model.configuration_jet import JetConfig
 from .arguments import TrainArguments
-from .loop import Batch, Trainer
 from .setup import RunData, count_steps, load_data, make_accelerator, make_model, make_processor
+from .trainer import Batch, Trainer
 
 
 # A step of so many takes a CPU some seconds.

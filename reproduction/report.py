@@ -4,10 +4,11 @@
 import inspect
 from pathlib import Path
 
-from ..files import replace_text, strict_json
-from ..markdown import markdown_table
-from ..model.configuration_jet import JetConfig
-from ..training import TrainArguments
+from jet_hf.model.configuration_jet import JetConfig
+from jet_hf.training import TrainArguments
+from jet_hf.utils.files import replace_text, strict_json
+from jet_hf.utils.tables import markdown_table
+
 from .claims import CONTRARY, NOT_RUN, ONE_SEED, SHOWN, WITHIN, Verdict, judge, mean_and_error
 from .results import CellResult, by_cell
 from .tables import Cell, Table
@@ -56,8 +57,8 @@ def report_text(
         parts += [
             "## Compute",
             f"![Bits per dimension against training compute]({picture})",
-            "Operations of training are counted from the configuration (`jet_hf.cost.training_flops`). Bars are "
-            "standard errors over seeds; the line joins the cells that no other undercuts in both.",
+            "Operations of training are counted from the configuration (`jet_hf.analysis.cost.training_flops`). Bars "
+            "are standard errors over seeds; the line joins the cells that no other undercuts in both.",
         ]
     return "\n\n".join(parts) + "\n"
 

@@ -13,14 +13,14 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-from . import __version__
-from .data import RELEASES, Batch, DataSource, PixelSplit, eval_batches, known_release
-from .data.pixels import LABEL, check_classes
-from .files import replace_text, strict_json
-from .hub import EvaluationRecord
-from .model.modeling_jet import scale_bytes
-from .model.validation_jet import check_whole, trusted_values
-from .noise import MASK, uniform_noise
+from .. import __version__
+from ..data import RELEASES, Batch, DataSource, PixelSplit, eval_batches, known_release
+from ..data.pixels import LABEL, check_classes
+from ..hub import EvaluationRecord
+from ..model.modeling_jet import scale_bytes
+from ..model.validation_jet import check_whole, trusted_values
+from ..utils.files import replace_text, strict_json
+from ..utils.noise import MASK, uniform_noise
 
 
 @dataclass(frozen=True)

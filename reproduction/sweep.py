@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from ..training import TrainArguments
+from jet_hf.training import TrainArguments
+
 from .jobs import hf_jobs_script, slurm_script
 from .plan import (
     FAILED,

@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from .files import replace_file
-from .sampling import image_grid
-from .training import StepMetrics
+from jet_hf.analysis.sampling import image_grid
+from jet_hf.training import StepMetrics
+from jet_hf.utils.files import replace_file
 
 
 def save_figure(path: str | os.PathLike, figure: plt.Figure) -> None:

@@ -14,7 +14,8 @@ from multiprocessing import get_context
 
 import torch
 
-from ..model.configuration_jet import JetConfig
+from jet_hf.model.configuration_jet import JetConfig
+
 from .contenders import COMPILED, Contender, Work, build
 
 

@@ -5,8 +5,9 @@ import os
 
 import numpy as np
 
-from ..markdown import markdown_table
-from ..plots import plt, save_figure
+from examples.plots import plt, save_figure
+from jet_hf.utils.tables import markdown_table
+
 from .contenders import BF16, FLOOR, JET_HF, JET_PYTORCH
 
 
@@ -272,6 +273,6 @@ def _scoring(rows: list[dict]) -> str:
         lines.append([str(row["patch_size"]), *speeds, f"{row['evaluate'] / row['bare']:.3f}"])
     return (
         "## Scoring a data set\n\n" + markdown_table(lines, 0) + "\n\n"
-        "`jet_hf.evaluation.evaluate`, which `scripts/evaluate.py` calls, reads batches from Arrow, draws each "
-        "image's noise and gathers scores; the bare model has batches and noise at hand."
+        "`jet_hf.analysis.evaluation.evaluate`, which `scripts/evaluate.py` calls, reads batches from Arrow, draws "
+        "each image's noise and gathers scores; the bare model has batches and noise at hand."
     )

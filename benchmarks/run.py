@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from ..files import replace_text, shared_command, strict_json
-from ..model.configuration_jet import JetConfig
-from ..model.validation_jet import check_whole
+from jet_hf.model.configuration_jet import JetConfig
+from jet_hf.model.validation_jet import check_whole
+from jet_hf.utils.files import replace_text, shared_command, strict_json
+
 from .contenders import JET_HF, NAMES, OPERATIONS, Contender
 from .measures import keep_freed_memory
 from .parts import Setting, compilation, growth, latency, memory, precision, profile, scoring, speed

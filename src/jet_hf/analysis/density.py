@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .model.conditioners_jet import Conditioning
-from .model.configuration_jet import LEVELS_PER_UNIT
-from .model.flow_jet import steps
-from .model.modeling_jet import JetForDensityEstimation, dequantize, standard_normal_log_prob
-from .model.validation_jet import check_8bit_images, check_noise
+from ..model.conditioners_jet import Conditioning
+from ..model.configuration_jet import LEVELS_PER_UNIT
+from ..model.flow_jet import steps
+from ..model.modeling_jet import JetForDensityEstimation, dequantize, standard_normal_log_prob
+from ..model.validation_jet import check_8bit_images, check_noise
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from .model.configuration_jet import LEVELS_PER_UNIT
-from .model.flow_jet import steps
-from .model.image_processing_jet import JetImageProcessor
-from .model.modeling_jet import JetForDensityEstimation, dequantize
-from .model.validation_jet import check_8bit_images, check_images, check_temperature, check_values, check_whole
+from ..model.configuration_jet import LEVELS_PER_UNIT
+from ..model.flow_jet import steps
+from ..model.image_processing_jet import JetImageProcessor
+from ..model.modeling_jet import JetForDensityEstimation, dequantize
+from ..model.validation_jet import check_8bit_images, check_images, check_temperature, check_values, check_whole
 
 
 # Dequantised with this noise, a byte lies in the middle of its grey level, farthest from those beside it.

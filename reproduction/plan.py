@@ -11,9 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from ..files import replace_text, strict_json
-from ..model.configuration_jet import JetConfig
-from ..training import TrainArguments, parse_arguments
+from jet_hf.model.configuration_jet import JetConfig
+from jet_hf.training import TrainArguments, parse_arguments
+from jet_hf.utils.files import replace_text, strict_json
+
 from .tables import Cell, Table
 
 

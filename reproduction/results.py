@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .. import cost
-from ..files import replace_text, strict_json
-from ..model.configuration_jet import JetConfig
-from ..training.plan import release_images
-from ..training.setup import count_steps
+from jet_hf.analysis import cost
+from jet_hf.model.configuration_jet import JetConfig
+from jet_hf.training.dry_run import release_images
+from jet_hf.training.setup import count_steps
+from jet_hf.utils.files import replace_text, strict_json
+
 from .plan import FAILED, FINISHED, Run, State
 from .tables import Cell
 

@@ -3,7 +3,8 @@
 
 import os
 
-from ..plots import plt, save_figure
+from examples.plots import plt, save_figure
+
 from .results import CellResult, pareto_front
 
 

@@ -8,12 +8,13 @@ import logging
 import datasets
 import torch
 
-from ..cost import forward_flops, peak_flops, training_flops
-from ..data import Batch
-from ..evaluation import evaluate
-from ..model.configuration_jet import JetConfig
-from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
-from ..noise import uniform_noise
+from jet_hf.analysis.cost import forward_flops, peak_flops, training_flops
+from jet_hf.analysis.evaluation import evaluate
+from jet_hf.data import Batch
+from jet_hf.model.configuration_jet import JetConfig
+from jet_hf.model.modeling_jet import JetForDensityEstimation, scale_bytes
+from jet_hf.utils.noise import uniform_noise
+
 from .contenders import BF16, CHECKPOINTED, COMPILED, FLOOR, JET_HF, OPERATIONS, Contender, Work, build
 from .measures import first_call, interleave, peak_memory
 

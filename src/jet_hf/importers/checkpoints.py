@@ -12,11 +12,11 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..files import check_is_free, new_folder
 from ..model.configuration_jet import SPATIAL_COUPLINGS, JetConfig
 from ..model.flow_jet import spatial_permutation
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
+from ..utils.files import check_is_free, new_folder
 from . import names
 
 

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..model.conditioners_jet import eager_attention_forward, prefers_plain_products
-from ..model.configuration_jet import JetConfig
-from ..model.modeling_jet import (
+from jet_hf.model.conditioners_jet import eager_attention_forward, prefers_plain_products
+from jet_hf.model.configuration_jet import JetConfig
+from jet_hf.model.modeling_jet import (
     JetForDensityEstimation,
     bits_per_dim,
     dequantize,
     scale_bytes,
     standard_normal_log_prob,
 )
-from ..training import build_optimizer
+from jet_hf.training import build_optimizer
 
 
 JET_HF, JET_PYTORCH, FLOOR = "jet_hf", "jet_pytorch", "floor"

@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from .files import strict_json
-from .model.configuration_jet import JetConfig
-from .model.modeling_jet import JetForDensityEstimation
+from ..model.configuration_jet import JetConfig
+from ..model.modeling_jet import JetForDensityEstimation
+from ..utils.files import strict_json
 
 
 # Dense operations a second in bfloat16, or in float16 where a device has no bfloat16, from the makers' data sheets.

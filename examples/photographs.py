@@ -2,7 +2,7 @@
 """
 Real photographs that ship inside scikit-learn and scikit-image: data for trying things without a download.
 
-    python -m jet_hf.photographs data/photographs
+    python -m examples.photographs data/photographs
 """
 
 import argparse

@@ -15,16 +15,17 @@ from accelerate.utils import set_seed
 from PIL import Image
 from tqdm.auto import tqdm
 
-from . import JetConfig, JetForDensityEstimation, JetImageProcessor
-from .baselines import codec_bits_per_dim, histogram_bits_per_dim
-from .data import Batch, DataSource, Shares, load_pixels, read_pixels, train_batches
-from .evaluation import Evaluation, evaluate
-from .files import new_folder, strict_json
-from .model.modeling_jet import scale_bytes
+from jet_hf import JetConfig, JetForDensityEstimation, JetImageProcessor
+from jet_hf.analysis.baselines import codec_bits_per_dim, histogram_bits_per_dim
+from jet_hf.analysis.evaluation import Evaluation, evaluate
+from jet_hf.analysis.sampling import reconstruct, sample_images
+from jet_hf.data import Batch, DataSource, Shares, load_pixels, read_pixels, train_batches
+from jet_hf.model.modeling_jet import scale_bytes
+from jet_hf.training import StepMetrics, Trainer
+from jet_hf.utils.files import new_folder, strict_json
+
 from .photographs import SPLITS, write_photographs
 from .plots import plot_image_rows, plot_learning_curve
-from .sampling import reconstruct, sample_images
-from .training import StepMetrics, Trainer
 
 
 @dataclass

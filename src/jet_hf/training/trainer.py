@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ..data import Batch
 from ..model.modeling_jet import JetForDensityEstimation, dequantize, scale_bytes
 from ..model.validation_jet import trusted_values
-from ..noise import uniform_noise
+from ..utils.noise import uniform_noise
 from .optim import FUSED_DEVICES, build_optimizer, build_scheduler
 
 
