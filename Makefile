@@ -1,21 +1,30 @@
-# `make demo` trains, scores and samples on real photographs; `make test` checks everything. Both make .venv first.
+# `make demo` trains, scores and samples on real photographs, `make test` checks everything, and `make check` checks the
+# essentials in less than a minute. All three create .venv first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 
-# Where the browser's package can be installed, the tests in a browser must run; elsewhere they are skipped without one.
+# The browser tests must run where the browser can be installed; elsewhere they are skipped without one.
 APT := $(and $(filter 0,$(shell id -u)),$(shell command -v apt-get))
 BROWSER := $(if $(APT),REQUIRE_BROWSER=1)
 
-.PHONY: demo test chromium clean
+.PHONY: demo test check lint chromium clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python scripts/demo.py
 
-# One thread for each of two processes: sums keep one order, and the cores are not oversubscribed.
-test: $(VENV)/.dev $(VENV)/.peer chromium
+# One thread in each of two processes: sums keep their order, and the cores are not oversubscribed.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+test: lint $(VENV)/.peer chromium
+	OMP_NUM_THREADS=1 $(BROWSER) $(PYTEST)
+
+check: lint
+	OMP_NUM_THREADS=1 $(PYTEST) tests/test_parity.py tests/test_bijection.py tests/test_layering.py
+
+lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	OMP_NUM_THREADS=1 $(BROWSER) $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/mypy
 
 chromium:
 ifdef APT
@@ -27,7 +36,7 @@ $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
 	touch $@
 
-# The peer of the benchmark, without the many packages that its own scripts need.
+# The benchmark's peer, without the many packages that its own scripts need.
 $(VENV)/.peer: $(VENV)/.dev
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps jet-pytorch
 	touch $@
