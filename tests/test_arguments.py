@@ -12,7 +12,7 @@ from conftest import ROOT, tiny_model
 from train_process import TINY, environment, write_images
 
 from jet_hf.training import TrainArguments, parse_arguments, train
-from jet_hf.training.arguments import OWN_VALUE, _field, check_declarations
+from jet_hf.arguments import OWN_VALUE, _field, check_declarations
 from jet_hf.training.checkpoints import read_manifest
 
 
