@@ -60,13 +60,11 @@ def _model_arguments() -> Any:
     return dataclasses.make_dataclass("ModelArguments", fields)
 
 
-ModelArguments = _model_arguments()
+ModelArguments: Any = _model_arguments()
 
 
 @dataclass
 class PretrainedArguments(ModelArguments):
-    group_title = "model"
-
     model_name_or_path: str | None = train_argument(
         None,
         "Model to fine-tune: a folder, or a name on the Hub. Excludes the other fields of the model.",
@@ -76,8 +74,6 @@ class PretrainedArguments(ModelArguments):
 
 @dataclass
 class DataArguments:
-    group_title = "data"
-
     dataset_name: str | None = train_argument(
         None, "Dataset on the Hub, such as uoft-cs/cifar10. Excludes dataset_path.", decides="data"
     )
@@ -149,8 +145,6 @@ class DataArguments:
 
 @dataclass
 class OptimizationArguments:
-    group_title = "optimization"
-
     train_batch_size: int = train_argument(
         1024,
         "Images per optimizer step, over all processes and accumulation steps together.",
@@ -211,8 +205,6 @@ class OptimizationArguments:
 
 @dataclass
 class RunArguments:
-    group_title = "run"
-
     output_dir: str = train_argument(
         "runs/jet", "Folder of the run: the finished model, checkpoints, metrics.jsonl.", decides=None
     )
@@ -256,8 +248,6 @@ class RunArguments:
 
 @dataclass
 class HubArguments:
-    group_title = "sharing"
-
     push_to_hub: bool = train_argument(
         False, "Push the model with its code, card, log and samples at each save and at the end.", decides=None
     )
@@ -269,7 +259,14 @@ class HubArguments:
     )
 
 
-GROUPS = (PretrainedArguments, DataArguments, OptimizationArguments, RunArguments, HubArguments)
+# Headings of `--help`.
+GROUPS = {
+    "model": PretrainedArguments,
+    "data": DataArguments,
+    "optimization": OptimizationArguments,
+    "run": RunArguments,
+    "sharing": HubArguments,
+}
 
 
 @dataclass

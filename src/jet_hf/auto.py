@@ -18,8 +18,8 @@ class _SavedJetModel(JetModel):
         return JetModel(config, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config: JetConfig, **kwargs):
-        is_density = JetForDensityEstimation.__name__ in (config.architectures or ())
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config: JetConfig | None = None, **kwargs):
+        is_density = JetForDensityEstimation.__name__ in (getattr(config, "architectures", None) or ())
         model_class = JetForDensityEstimation if is_density else JetModel
         return model_class.from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 

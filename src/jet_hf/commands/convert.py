@@ -14,4 +14,6 @@ EXPECTED_ERRORS = (StrictDataclassError,)
 
 def run(arguments: ConvertArguments) -> None:
     """Convert a checkpoint. See [`jet_hf.importers.convert_checkpoint`]."""
-    print(f"wrote {convert_checkpoint(**asdict(arguments))}")
+    known = asdict(arguments)
+    source, checkpoint, output_dir = (known.pop(name) for name in ("source", "checkpoint", "output_dir"))
+    print(f"wrote {convert_checkpoint(source, checkpoint, output_dir, **known)}")

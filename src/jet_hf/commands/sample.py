@@ -37,7 +37,8 @@ def make_images(arguments: SampleArguments) -> list[Image.Image]:
         return sample_images(model, processor, **{name: getattr(arguments, name) for name in names})
     pixel_values = processor(inputs, return_tensors="pt").pixel_values.to(model.device)
     if arguments.interpolate:
-        return processor.post_process(interpolate(model, *pixel_values, arguments.num_images))
+        first, second = pixel_values
+        return processor.post_process(interpolate(model, first, second, arguments.num_images))
     result = reconstruct(model, pixel_values)
     print(f"largest error {result.max_abs_error:.1e} of [-1, 1]; bytes equal: {result.bytes_equal}")
     return processor.post_process(result.pixel_values)

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import operator
-from collections.abc import Iterable
+from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
@@ -72,10 +72,10 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         arguments: Dataclass of the command.
         prog: Command as the user typed it.
-        groups: Dataclasses whose fields, together those of `arguments`, are listed under the headings `group_title`.
+        groups: Headings of `--help`, with dataclasses that together have the fields of `arguments`.
     """
 
-    def __init__(self, arguments: type, prog: str, groups: Iterable[type] = ()):
+    def __init__(self, arguments: type, prog: str, groups: Mapping[str, type] | None = None):
         items = dataclasses.fields(arguments)
         words = [prog, *(item.name.upper() for item in items if "positional" in item.metadata), "[--flag value ...]"]
         super().__init__(
@@ -85,15 +85,11 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.names = ["help", *(item.name for item in items)]
         self.required = [item.name for item in items if item.default is dataclasses.MISSING]
-        for group in groups:
-            container = self.add_argument_group(group.group_title)
+        for title, group in (groups or {"arguments": arguments}).items():
+            container = self.add_argument_group(title)
             for item in dataclasses.fields(group):
                 _add_field(container.add_argument, item)
-        if not groups:
-            for item in items:
-                _add_field(self.add_argument, item)
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
         """
@@ -106,7 +102,7 @@ class CommandParser(argparse.ArgumentParser):
         values = vars(namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
-            close = difflib.get_close_matches(name.lstrip("-"), self.names, n=1)
+            close = difflib.get_close_matches(name.lstrip("-"), values, n=1)
             kind = "flag" if name.startswith("-") else "argument"
             self.error(f"unknown {kind} {name}" + (f", did you mean --{close[0]}?" if close else ""))
         for name in self.required:
@@ -140,7 +136,7 @@ def _add_field(add_argument, item: dataclasses.Field) -> None:
     kind, is_list = value_type(item.type)
     text, default = item.metadata["help"].replace("%", "%%"), item.default
     if item.metadata.get("positional"):
-        add_argument(item.name, type=kind, help=text, choices=item.metadata.get("choices"))
+        add_argument(item.name, metavar=item.name, type=kind, help=text, choices=item.metadata.get("choices"))
         return
     if default is dataclasses.MISSING:
         text += " Required."

@@ -11,6 +11,9 @@ from types import FrameType
 from typing import Any
 
 
+Handler = Callable[[int, FrameType | None], Any] | int
+
+
 class Interrupted(KeyboardInterrupt):
     """
     SIGINT or SIGTERM ended a command.
@@ -61,6 +64,7 @@ def console(*errors: type[Exception]) -> Iterator[None]:
     def interrupt(number: int) -> None:
         raise Interrupted(signal.Signals(number))
 
+    expected: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
     previous = _handle_signals(interrupt)
     try:
         try:
@@ -68,7 +72,7 @@ def console(*errors: type[Exception]) -> Iterator[None]:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-    except (ValueError, OSError, *errors) as error:
+    except expected as error:
         raise SystemExit(1 if rank() else f"error: {' '.join(str(error).split())}") from error
     except KeyboardInterrupt as stop:
         if not rank():
@@ -76,7 +80,7 @@ def console(*errors: type[Exception]) -> Iterator[None]:
         raise SystemExit(getattr(stop, "exit_code", 128 + signal.SIGINT)) from None
 
 
-def _handle_signals(handle: Callable[[int], None]) -> dict[int, Any]:
+def _handle_signals(handle: Callable[[int], None]) -> dict[int, Handler]:
     """Install a handler of SIGINT and SIGTERM, except where they are ignored; return the previous handlers."""
     process = os.getpid()
 
@@ -85,9 +89,11 @@ def _handle_signals(handle: Callable[[int], None]) -> dict[int, Any]:
             os._exit(128 + number)
         handle(number)
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # None belongs to a handler that was not installed from Python and cannot be put back.
-    previous = {number: handler for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)}
-    for number in previous:
-        signal.signal(number, receive)
+    previous: dict[int, Handler] = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handler = signal.getsignal(number)
+        # None belongs to a handler that was not installed from Python and cannot be put back.
+        if handler is not None and handler != signal.SIG_IGN:
+            previous[number] = handler
+            signal.signal(number, receive)
     return previous
