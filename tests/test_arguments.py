@@ -1,4 +1,4 @@
-"""Training arguments: their fields, recipes and flags, bounds, precisions, and the declarations that resuming needs."""
+"""Training arguments: fields, bounds, recipes and flags, precisions, and the declarations that resuming needs."""
 
 import dataclasses
 import inspect
@@ -46,7 +46,7 @@ def test_the_model_has_the_fields_of_its_configuration():
         default = getattr(JetConfig, name)
         if isinstance(default, int | float):
             assert item.metadata["help"].endswith(f"(default: {default})") or "e-" in str(default), name
-    assert TrainArguments(**{name: None for name in fields}).config_fields() == {}
+    assert TrainArguments(**dict.fromkeys(fields)).config_fields() == {}
     (kinds,) = (item for item in dataclasses.fields(ConvertArguments) if item.name == "coupling_kinds")
     assert kinds.metadata["choices"] == COUPLING_KINDS
 

@@ -305,7 +305,7 @@ def test_samples_reconstructions_and_interpolations_are_written_whole(run, model
     assert code == 0 and "bytes equal: True" in stdout
     for i, path in enumerate(images):
         assert Image.open(folder / f"0000{i}.png").tobytes() == Image.open(path).tobytes()
-    folder = tmp_path / "interpolation"
+    folder = tmp_path / ("é" * (os.pathconf(tmp_path, "PC_NAME_MAX") // 2))  # the longest name
     words = ["--model", model, "--interpolate", *images, "--num_images", 4, "--output_dir", folder]
     assert run("sample", *words)[0] == 0 and len(list(folder.glob("0*.png"))) == 4
 
