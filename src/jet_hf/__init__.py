@@ -8,9 +8,10 @@ __version__ = "0.1.0"
 
 __all__ = ["JetConfig", "JetForDensityEstimation", "JetImageProcessor", "JetModel"]
 
-# Commands parse their arguments before they import torch: `jet-hf`, or `python -m jet_hf.train`, for which Python sets
-# the first argument to "-m" while it imports this package.
-if not ("jet_hf_cli" in sys.modules or sys.argv[:1] == ["-m"]):
+# Commands parse their arguments before they import torch: `jet-hf`, which imports jet_hf_cli first, and `python -m
+# jet_hf.train`, for which Python sets the first argument to "-m" while it imports this package.
+_starts_command = "jet_hf_cli" in sys.modules or (sys.argv[:1] == ["-m"] and "jet_hf.train" in sys.orig_argv)
+if not _starts_command:
     from .auto import JetConfig, JetForDensityEstimation, JetImageProcessor, JetModel
 
 

@@ -15,24 +15,11 @@ from .utils.arguments import BoundedArguments, CommandParser, argument
 from .utils.precision import resolve_precision
 
 
-# Entries of a checkpoint's trajectory that several arguments determine together; see [`TrainingRun`].
+# A checkpoint's trajectory records the settings that must not change when a run is resumed. Each training argument
+# declares in `decides` the entry that depends on it: one that several arguments determine together, an entry with the
+# argument's own name and value, or None if it changes the numbers of a run by rounding at most.
 JOINT_ENTRIES = ("model", "initial_weights", "data", "num_steps", "mixed_precision")
 OWN_VALUE = "own value"
-
-
-def train_argument(default: Any, help: str, *, decides: str | None, **metadata) -> Any:
-    """
-    Declare a field of [`TrainArguments`].
-
-    Args:
-        default: Default value.
-        help: Line in `--help`.
-        decides: Entry of a checkpoint's trajectory that depends on the field, and that must not change when a run is
-            resumed: one of `JOINT_ENTRIES`, or `OWN_VALUE` for an entry with the field's name and value. `None` if
-            the field changes the numbers of a run by rounding at most.
-        metadata: See [`argument`].
-    """
-    return argument(help, default, decides=decides, **metadata)
 
 
 def check_declarations(arguments: type) -> None:
@@ -56,7 +43,7 @@ def _model_arguments() -> Any:
     fields = []
     for name, kind, default, text in re.findall(entry, documentation, re.MULTILINE):
         help = " ".join(text.split()) + (f" (default: {default})" if default else "")
-        fields.append((name, types[kind] | None, train_argument(None, help.replace("`", ""), decides="model")))
+        fields.append((name, types[kind] | None, argument(help.replace("`", ""), None, decides="model")))
     return dataclasses.make_dataclass("ModelArguments", fields)
 
 
@@ -65,197 +52,189 @@ ModelArguments: Any = _model_arguments()
 
 @dataclass
 class PretrainedArguments(ModelArguments):
-    model_name_or_path: str | None = train_argument(
-        None,
+    model_name_or_path: str | None = argument(
         "Model to fine-tune: a folder, or a name on the Hub. Excludes the other fields of the model.",
+        None,
         decides="initial_weights",
     )
 
 
 @dataclass
 class DataArguments:
-    dataset_name: str | None = train_argument(
-        None, "Dataset on the Hub, such as uoft-cs/cifar10. Excludes dataset_path.", decides="data"
+    dataset_name: str | None = argument(
+        "Dataset on the Hub, such as uoft-cs/cifar10. Excludes dataset_path.", None, decides="data"
     )
-    dataset_config: str | None = train_argument(None, "Configuration of the dataset on the Hub.", decides="data")
-    dataset_path: str | None = train_argument(
-        None,
+    dataset_config: str | None = argument("Configuration of the dataset on the Hub.", None, decides="data")
+    dataset_path: str | None = argument(
         "Dataset on disk: a folder of images, parquet shards, webdataset tars, or Chrabaszcz's npz or pickle batches; "
         "or a single such file. Excludes dataset_name.",
+        None,
         decides="data",
     )
-    dataset_release: str | None = train_argument(
-        None,
+    dataset_release: str | None = argument(
         "Release of a known dataset, such as imagenet1k_vandenoord. It is checked against the number of validation "
         "images and reported with every score, because scores on different releases are not comparable.",
+        None,
         decides="data",
     )
-    train_split: str = train_argument(
-        "train",
+    train_split: str = argument(
         "Split to train on, or a slice such as train[:98%]; 'all' takes every image of a folder.",
+        "train",
         decides=OWN_VALUE,
     )
-    eval_split: str | None = train_argument(
-        None,
+    eval_split: str | None = argument(
         "Split to evaluate on, or 'none'. By default the validation split, or else the test split, under any of their "
         "usual names, such as val, dev or eval.",
+        None,
         decides=OWN_VALUE,
     )
-    image_column: str | None = train_argument(
-        None, "Column of the images; detected if only one column qualifies.", decides="data"
+    image_column: str | None = argument(
+        "Column of the images; detected if only one column qualifies.", None, decides="data"
     )
-    label_column: str | None = train_argument(
-        None,
+    label_column: str | None = argument(
         "Column of the classes, for a model with num_classes; detected if only one column qualifies.",
+        None,
         decides="data",
     )
-    streaming: bool = train_argument(
-        False, "Read the images during training instead of decoding all of them before it.", decides=OWN_VALUE
+    streaming: bool = argument(
+        "Read the images during training instead of decoding all of them before it.", False, decides=OWN_VALUE
     )
-    shuffle_buffer_size: int = train_argument(
-        10_000, "Number of images in the shuffle buffer of a stream.", decides=OWN_VALUE, at_least=1
+    shuffle_buffer_size: int = argument(
+        "Number of images in the shuffle buffer of a stream.", 10_000, decides=OWN_VALUE, at_least=1
     )
-    center_crop: bool = train_argument(
-        True,
+    center_crop: bool = argument(
         "Crop each image to its central square before downsampling; false squeezes the whole image.",
+        True,
         decides=OWN_VALUE,
     )
-    random_crops_per_image: int | None = train_argument(
-        None,
+    random_crops_per_image: int | None = argument(
         "Number of crops at full resolution to cut at random from each image instead of downsampling it.",
+        None,
         decides=OWN_VALUE,
         at_least=1,
     )
-    max_train_images: int | None = train_argument(
-        None, "Train on the first images only.", decides=OWN_VALUE, at_least=1
+    max_train_images: int | None = argument("Train on the first images only.", None, decides=OWN_VALUE, at_least=1)
+    max_eval_images: int | None = argument("Evaluate on the first images only.", None, decides=OWN_VALUE, at_least=1)
+    max_undecodable_share: float = argument(
+        "Fraction of undecodable images above which the run stops.", 0.001, decides=None, at_least=0
     )
-    max_eval_images: int | None = train_argument(
-        None, "Evaluate on the first images only.", decides=OWN_VALUE, at_least=1
+    preprocessing_num_workers: int | None = argument(
+        "Number of processes that decode images before training.", None, decides=None, at_least=1
     )
-    max_undecodable_share: float = train_argument(
-        0.001, "Fraction of undecodable images above which the run stops.", decides=None, at_least=0
-    )
-    preprocessing_num_workers: int | None = train_argument(
-        None, "Number of processes that decode images before training.", decides=None, at_least=1
-    )
-    dataloader_num_workers: int = train_argument(
-        0, "Number of processes that load batches, for each training process.", decides=None, at_least=0
+    dataloader_num_workers: int = argument(
+        "Number of processes that load batches, for each training process.", 0, decides=None, at_least=0
     )
 
 
 @dataclass
 class OptimizationArguments:
-    train_batch_size: int = train_argument(
-        1024,
+    train_batch_size: int = argument(
         "Images per optimizer step, over all processes and accumulation steps together.",
+        1024,
         decides=OWN_VALUE,
         at_least=1,
     )
-    gradient_accumulation_steps: int = train_argument(
-        1, "Micro-batches into which a process splits its share of a batch.", decides=None, at_least=1
+    gradient_accumulation_steps: int = argument(
+        "Micro-batches into which a process splits its share of a batch.", 1, decides=None, at_least=1
     )
-    num_train_epochs: float = train_argument(
-        200.0, "Passes over the data, unless max_steps is given.", decides="num_steps", above=0
+    num_train_epochs: float = argument(
+        "Passes over the data, unless max_steps is given.", 200.0, decides="num_steps", above=0
     )
-    max_steps: int | None = train_argument(
-        None, "Number of optimizer steps; overrides num_train_epochs.", decides="num_steps", at_least=1
+    max_steps: int | None = argument(
+        "Number of optimizer steps; overrides num_train_epochs.", None, decides="num_steps", at_least=1
     )
-    learning_rate: float = train_argument(3e-4, "Peak learning rate of Adam.", decides=OWN_VALUE, above=0)
-    weight_decay: float = train_argument(
-        1e-5,
+    learning_rate: float = argument("Peak learning rate of Adam.", 3e-4, decides=OWN_VALUE, above=0)
+    weight_decay: float = argument(
         "Weight decay per step, multiplied by the schedule but not by the learning rate.",
+        1e-5,
         decides=OWN_VALUE,
         at_least=0,
     )
-    warmup_ratio: float = train_argument(
-        0.1,
+    warmup_ratio: float = argument(
         "Fraction of the steps with linear warm-up; a half cosine follows.",
+        0.1,
         decides=OWN_VALUE,
         at_least=0,
         below=1,
     )
-    max_grad_norm: float = train_argument(1.0, "Global norm for gradient clipping.", decides=OWN_VALUE, above=0)
-    use_ema: bool = train_argument(
-        False, "Evaluate, sample and save an exponential moving average of the weights.", decides=OWN_VALUE
+    max_grad_norm: float = argument("Global norm for gradient clipping.", 1.0, decides=OWN_VALUE, above=0)
+    use_ema: bool = argument(
+        "Evaluate, sample and save an exponential moving average of the weights.", False, decides=OWN_VALUE
     )
-    ema_decay: float = train_argument(
-        0.9999, "Decay of the moving average per step.", decides=OWN_VALUE, above=0, below=1
-    )
-    mixed_precision: str | None = train_argument(
-        None,
+    ema_decay: float = argument("Decay of the moving average per step.", 0.9999, decides=OWN_VALUE, above=0, below=1)
+    mixed_precision: str | None = argument(
         "Precision of the conditioners: no or bf16; by default the setting of accelerate. The state of the flow is "
         "always float32.",
+        None,
         decides="mixed_precision",
     )
-    gradient_checkpointing: bool = train_argument(
-        False, "Recompute activations in the backward pass to save memory.", decides=None
+    gradient_checkpointing: bool = argument(
+        "Recompute activations in the backward pass to save memory.", False, decides=None
     )
-    torch_compile: bool = train_argument(False, "Compile the coupling layers.", decides=None)
-    label_dropout: float = train_argument(
-        0.1,
+    torch_compile: bool = argument("Compile the coupling layers.", False, decides=None)
+    label_dropout: float = argument(
         "Probability of a training step without labels, which classifier-free guidance needs.",
+        0.1,
         decides=OWN_VALUE,
         at_least=0,
         at_most=1,
     )
-    seed: int = train_argument(
-        0, "Seed of the weights, the data order and the dequantization noise.", decides=OWN_VALUE, at_least=0
+    seed: int = argument(
+        "Seed of the weights, the data order and the dequantization noise.", 0, decides=OWN_VALUE, at_least=0
     )
 
 
 @dataclass
 class RunArguments:
-    output_dir: str = train_argument(
-        "runs/jet", "Folder of the run: the finished model, checkpoints, metrics.jsonl.", decides=None
+    output_dir: str = argument(
+        "Folder of the run: the finished model, checkpoints, metrics.jsonl.", "runs/jet", decides=None
     )
-    resume_from_checkpoint: str | None = train_argument(
-        None,
+    resume_from_checkpoint: str | None = argument(
         "Checkpoint to resume from, or 'latest': the newest whole one in output_dir, or a fresh start without any.",
+        None,
         decides=None,
     )
-    save_steps: int = train_argument(
-        1000, "Optimizer steps between checkpoints; 0 saves at the end only.", decides=None, at_least=0
+    save_steps: int = argument(
+        "Optimizer steps between checkpoints; 0 saves at the end only.", 1000, decides=None, at_least=0
     )
-    save_total_limit: int | None = train_argument(
-        3, "Number of checkpoints to keep, the newest ones.", decides=None, at_least=1
+    save_total_limit: int | None = argument(
+        "Number of checkpoints to keep, the newest ones.", 3, decides=None, at_least=1
     )
-    logging_steps: int = train_argument(
-        50, "Optimizer steps between lines of metrics.jsonl.", decides=None, at_least=1
-    )
-    eval_steps: int = train_argument(
-        5000,
+    logging_steps: int = argument("Optimizer steps between lines of metrics.jsonl.", 50, decides=None, at_least=1)
+    eval_steps: int = argument(
         "Optimizer steps between evaluations, which include step 0 and the last step; 0 disables them.",
-        decides=None,
-        at_least=0,
-    )
-    eval_batch_size: int = train_argument(64, "Images per evaluation batch of a process.", decides=None, at_least=1)
-    sample_steps: int = train_argument(
         5000,
-        "Optimizer steps between grids of samples and reconstructions; 0 disables them.",
         decides=None,
         at_least=0,
     )
-    num_samples: int = train_argument(
-        16, "Number of images in a grid; their latents stay the same during a run.", decides=None, at_least=1
+    eval_batch_size: int = argument("Images per evaluation batch of a process.", 64, decides=None, at_least=1)
+    sample_steps: int = argument(
+        "Optimizer steps between grids of samples and reconstructions; 0 disables them.",
+        5000,
+        decides=None,
+        at_least=0,
     )
-    report_to: list[str] | None = train_argument(  # noqa: RUF009
-        None, "Trackers, such as tensorboard, trackio or wandb; 'all' for every installed one.", decides=None
+    num_samples: int = argument(
+        "Number of images in a grid; their latents stay the same during a run.", 16, decides=None, at_least=1
     )
-    dry_run: bool = train_argument(
-        False, "Print the sizes, steps, FLOPs, memory and time of the run, and exit.", decides=None
+    report_to: list[str] | None = argument(  # noqa: RUF009
+        "Trackers, such as tensorboard, trackio or wandb; 'all' for every installed one.", None, decides=None
+    )
+    dry_run: bool = argument(
+        "Print the sizes, steps, FLOPs, memory and time of the run, and exit.", False, decides=None
     )
 
 
 @dataclass
 class HubArguments:
-    push_to_hub: bool = train_argument(
-        False, "Push the model with its code, card, log and samples at each save and at the end.", decides=None
+    push_to_hub: bool = argument(
+        "Push the model with its code, card, log and samples at each save and at the end.", False, decides=None
     )
-    hub_model_id: str | None = train_argument(
-        None, "Repository to push to; by default the name of output_dir in your account.", decides=None
+    hub_model_id: str | None = argument(
+        "Repository to push to; by default the name of output_dir in your account.", None, decides=None
     )
-    hub_private_repo: bool | None = train_argument(
-        None, "Whether a new repository is private; by default the setting of your account.", decides=None
+    hub_private_repo: bool | None = argument(
+        "Whether a new repository is private; by default the setting of your account.", None, decides=None
     )
 
 

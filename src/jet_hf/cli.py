@@ -49,6 +49,8 @@ def run(argv: list[str]) -> None:
     try:
         command = import_module(f".commands.{name}", __package__)
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith(__package__):
+            raise
         raise SystemExit(f"error: jet-hf {name} needs the package {error.name}, which is not installed.") from error
     try:
         with console(*command.EXPECTED_ERRORS):

@@ -15,12 +15,7 @@ from .console import rank
 
 Arguments = TypeVar("Arguments", bound="BoundedArguments")
 
-BOUNDS = {
-    "at_least": ("at least", operator.ge),
-    "above": ("above", operator.gt),
-    "at_most": ("at most", operator.le),
-    "below": ("below", operator.lt),
-}
+BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 
 
@@ -36,6 +31,7 @@ def argument(help: str, default: Any = dataclasses.MISSING, **metadata) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
 
+@dataclasses.dataclass
 class BoundedArguments:
     """
     Base class of argument dataclasses; their docstring is the text of `--help`.
@@ -45,14 +41,15 @@ class BoundedArguments:
     """
 
     def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]  # a base class of dataclasses
-            value = getattr(self, item.name)
-            whole = "a whole number of " if value_type(item.type)[0] is int else ""
-            for bound in BOUNDS.keys() & item.metadata.keys():
-                words, holds = BOUNDS[bound]
-                limit = item.metadata[bound]
-                if value is not None and not (holds(value, limit) and (not whole or isinstance(value, int))):
-                    raise ValueError(f"`{item.name}` must be {whole}{words} {limit}, got {value}.")
+        for item in dataclasses.fields(self):
+            value, is_whole = getattr(self, item.name), value_type(item.type)[0] is int
+            for bound, holds in BOUNDS.items():
+                limit = item.metadata.get(bound)
+                if value is None or limit is None:
+                    continue
+                if not holds(value, limit) or (is_whole and not isinstance(value, int)):
+                    words = ("a whole number of " if is_whole else "") + bound.replace("_", " ")
+                    raise ValueError(f"`{item.name}` must be {words} {limit}, got {value}.")
 
 
 def value_type(annotation: Any) -> tuple[type, bool]:
