@@ -317,8 +317,7 @@ def parse_arguments(argv: list[str], prog: str = "jet-hf train") -> TrainArgumen
     Parse `--config` and flags, which override the fields of the recipe; check every value against its field's type.
 
     Raises:
-        ValueError: see [`read_recipe`] and [`TrainArguments`].
-        SystemExit: with code 2 for an unknown flag or a value of the wrong type.
+        ValueError: see [`CommandParser.parse`], [`read_recipe`] and [`TrainArguments`].
     """
     parser = CommandParser(TrainArguments, prog, GROUPS)
     parser.add_argument("--config", metavar="YAML", help="Recipe with fields and values, which flags override.")

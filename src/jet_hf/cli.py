@@ -19,7 +19,7 @@ from .arguments import (
     TrainArguments,
     parse_arguments,
 )
-from .utils.arguments import BoundedArguments, parse
+from .utils.arguments import BoundedArguments, UsageError, parse
 from .utils.console import console, rank
 
 
@@ -43,9 +43,14 @@ def run(argv: list[str]) -> None:
     Raises:
         SystemExit: with code 1 for an expected error and 2 for a usage error, both with one line.
     """
-    name = _command(argv)
     with console():
-        arguments = COMMANDS[name][1](argv[1:], prog=f"jet-hf {name}")
+        try:
+            name = _command(argv)
+            arguments = COMMANDS[name][1](argv[1:], prog=f"jet-hf {name}")
+        except UsageError as error:
+            if not rank():
+                print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
     try:
         command = import_module(f".commands.{name}", __package__)
     except ModuleNotFoundError as error:
@@ -63,10 +68,13 @@ def run(argv: list[str]) -> None:
 
 
 def _command(argv: list[str]) -> str:
-    """Return the name of the command; answer `--help` and `--version`, and end the process for an unknown command."""
-    lines = [
-        f"  {name:10} {cleandoc(arguments.__doc__ or '').splitlines()[0]}" for name, (arguments, _) in COMMANDS.items()
-    ]
+    """
+    Return the name of the command; answer `--help` and `--version`.
+
+    Raises:
+        UsageError: for an unknown command; the message names the nearest one.
+    """
+    lines = [f"  {name:10} {cleandoc(kind.__doc__ or '').splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="jet-hf",
         usage="jet-hf COMMAND [--flag value ...]",
@@ -75,10 +83,10 @@ def _command(argv: list[str]) -> str:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"jet-hf {__version__}")
-    parser.add_argument("command", help=argparse.SUPPRESS)
-    name = parser.parse_args(argv[:1] or ["--help"]).command
+    parser.parse_known_args(argv[:1] or ["--help"])
+    name = argv[0]
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}."
-        parser.exit(2, None if rank() else f"error: unknown command {name}, {hint} (see jet-hf --help)\n")
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {name}, {hint} (see jet-hf --help)")
     return name

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
-from .console import rank
-
 
 Arguments = TypeVar("Arguments", bound="BoundedArguments")
 
 BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+
+
+class UsageError(ValueError):
+    """A command line that does not fit its command."""
 
 
 def argument(help: str, default: Any = dataclasses.MISSING, **metadata) -> Any:
@@ -63,8 +65,8 @@ class CommandParser(argparse.ArgumentParser):
     """
     Parser of the arguments of a command.
 
-    Flags are accepted with underscores and with hyphens. A usage error is one line, with the nearest flag for an
-    unknown one.
+    Flags are accepted with underscores and with hyphens. An abbreviated or unknown flag is an error that names the
+    nearest flag.
 
     Args:
         arguments: Dataclass of the command.
@@ -93,7 +95,8 @@ class CommandParser(argparse.ArgumentParser):
         Return the values of the arguments by name.
 
         Raises:
-            SystemExit: with code 2 for a usage error, or 0 after `--help`.
+            UsageError: for an unknown flag, a missing argument, or a value of the wrong type; the message names it.
+            SystemExit: after `--help`.
         """
         namespace, unknown = self.parse_known_args([_with_underscores(word) for word in argv])
         values = vars(namespace)
@@ -108,8 +111,8 @@ class CommandParser(argparse.ArgumentParser):
         return values
 
     def error(self, message: str) -> NoReturn:
-        """End the process with code 2 and one line."""
-        self.exit(2, None if rank() else f"error: {message} (see {self.prog} --help)\n")
+        """Raise UsageError."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def parse(arguments: type[Arguments], argv: list[str], prog: str) -> Arguments:
@@ -117,8 +120,8 @@ def parse(arguments: type[Arguments], argv: list[str], prog: str) -> Arguments:
     Parse a command line into a dataclass.
 
     Raises:
+        UsageError: see [`CommandParser.parse`].
         ValueError: from the dataclass, for a value out of bounds.
-        SystemExit: with code 2 for a usage error, or 0 after `--help`.
     """
     return arguments(**CommandParser(arguments, prog).parse(argv))
 
