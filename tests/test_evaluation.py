@@ -282,7 +282,6 @@ def test_splits_and_limits_that_are_asked_for(place, monkeypatch, capsys, model)
         (["--num_noise_samples", "0"], "`num_noise_samples` must be a whole number of at least 1"),
         (["--mixed_precision", "int3"], "int3"),
         (["--model", "someone/model", "--write_model_card"], "needs a folder with a card"),
-        (["--samples", "3"], "--samples"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,21 +1,17 @@
 """scripts/train.py: what a run leaves behind, and what it survives. Real processes, real kills."""
 
-import dataclasses
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 
 import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from hub_server import HubServer
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
@@ -363,51 +359,6 @@ def test_only_the_drafts_of_a_run_are_cleared(tmp_path):
         (tmp_path / name).mkdir()
     clear_drafts(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".git.draft", ".checkpoint-notes", "checkpoint-3"}
-
-
-@pytest.mark.parametrize(
-    ("recipe", "message"),
-    [
-        ("learning_rat: 1", "unknown field `learning_rat`; `learning_rate`?"),
-        ("- a\n- b", "field: value"),
-        ("a: [", "not YAML"),
-        ("ema_decay: 2", "`ema_decay` must lie between 0 and 1, got 2.0"),
-        ("max_steps: 0", "`max_steps` must be at least 1, got 0"),
-        ("random_crops_per_image: 2\nstreaming: true", "cannot be combined"),
-    ],
-)
-def test_a_wrong_recipe_is_refused_by_name(tmp_path, recipe, message):
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
-
-
-@pytest.mark.parametrize("flags", [["--max_steps", "1.5"], ["--use_ema", "perhaps"]])
-def test_a_flag_of_the_wrong_type_is_refused_by_name(flags, capsys):
-    with pytest.raises(SystemExit):
-        parse_arguments(flags)
-    assert flags[0] in capsys.readouterr().err
-    with pytest.raises(ValueError, match="max_step"):  # no guessing what was meant
-        parse_arguments(["--max_step", "3"])
-
-
-def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(tmp_path):
-    (tmp_path / "recipe.yaml").write_text(
-        "learning_rate: 1.0e-3\nseed: 3\ncoupling_kinds: [channels, spatial]\nuse_ema: true\nmax_steps: null\n"
-    )
-    arguments = parse_arguments(["--seed", "4", "--config", str(tmp_path / "recipe.yaml")])
-    assert (arguments.learning_rate, arguments.seed, arguments.use_ema) == (1e-3, 4, True)
-    assert arguments.config_fields() == {"coupling_kinds": ["channels", "spatial"]} and arguments.max_steps is None
-    assert arguments.weight_decay == 1e-5
-
-
-def test_help_reads_like_documentation():
-    text = subprocess.run([sys.executable, ROOT / "scripts/train.py", "--help"], capture_output=True, text=True).stdout
-    assert "accelerate launch scripts/train.py" in text and "(default: 0.0003)" in text
-    for name in (item.name for item in dataclasses.fields(TrainArguments)):
-        assert f"--{name}" in text, name
-    for heading in ("model:", "data:", "optimisation:", "run:", "sharing:"):
-        assert f"\n{heading}\n" in text
 
 
 @pytest.mark.parametrize("refused", [False, True])

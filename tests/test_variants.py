@@ -20,7 +20,7 @@ from jet_hf.analysis.density import bits_per_patch
 from jet_hf.analysis.evaluation import evaluate
 from jet_hf.data import Batch, DataSource, Shares, load_pixels, read_pixels, stream_batches
 from jet_hf.training import Trainer
-from jet_hf.training.arguments import parse_arguments
+from jet_hf.arguments import parse_arguments
 from jet_hf.training.run import TrainingRun
 
 

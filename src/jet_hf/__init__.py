@@ -1,33 +1,24 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Jet, the transformer-based normalizing flow, as a transformers model."""
 
-from transformers import AutoConfig, AutoModel
+import sys
 
-# From its own module: some releases of transformers hide it behind torchvision, which Jet does not need.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-from .model.configuration_jet import JetConfig
-from .model.image_processing_jet import JetImageProcessor
-from .model.modeling_jet import JetForDensityEstimation, JetModel
-
-
-class _SavedJetModel(JetModel):
-    """Entry for `AutoModel`: `from_pretrained` opens the class that was saved, `from_config` makes a `JetModel`."""
-
-    def __new__(cls, config: JetConfig, *args, **kwargs) -> JetModel:
-        return JetModel(config, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config: JetConfig, **kwargs):
-        is_density = JetForDensityEstimation.__name__ in (config.architectures or ())
-        model_class = JetForDensityEstimation if is_density else JetModel
-        return model_class.from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-
-
-AutoConfig.register("jet", JetConfig, exist_ok=True)
-AutoModel.register(JetConfig, _SavedJetModel, exist_ok=True)
-AutoImageProcessor.register(JetConfig, image_processor_classes={"pil": JetImageProcessor}, exist_ok=True)
 
 __version__ = "0.1.0"
 
 __all__ = ["JetConfig", "JetForDensityEstimation", "JetImageProcessor", "JetModel"]
+
+# Commands parse their arguments before they import torch: `jet-hf`, which imports jet_hf_cli first, and `python -m
+# jet_hf.train`, for which Python sets the first argument to "-m" while it imports this package.
+_starts_command = "jet_hf_cli" in sys.modules or (sys.argv[:1] == ["-m"] and "jet_hf.train" in sys.orig_argv)
+if not _starts_command:
+    from .auto import JetConfig, JetForDensityEstimation, JetImageProcessor, JetModel
+
+
+def __getattr__(name: str) -> type:
+    """Import a public name on its first use in a command."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import auto
+
+    return getattr(auto, name)

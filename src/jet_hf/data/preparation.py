@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .. import __version__
+from ..arguments import PreparationArguments
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
 from ..utils.files import check_is_free, replace_file, replace_text, strict_json
@@ -50,39 +51,6 @@ METADATA_KEY = b"jet_hf"
 # What shards of one data set have in common, whatever their split.
 COMMON_PARAMETERS = ("image_size", "center_crop", "dataset_release")
 SECONDS_TO_LOCK = 10
-
-
-@dataclass
-class PreparationArguments:
-    """Everything a preparation can be told."""
-
-    output_dir: str = field(metadata={"help": "Folder to write; one folder takes several splits, one after another."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub. This or dataset_path."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
-    dataset_path: str | None = field(
-        default=None, metadata={"help": "Folder or file with images, parquet or webdataset. This or dataset_name."}
-    )
-    dataset_release: str | None = field(
-        default=None, metadata={"help": "What the result is, such as imagenet1k_area; checked by its images' number."}
-    )
-    split: str = field(default="train", metadata={"help": "Split to prepare; it keeps its name."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by itself."})
-    label_column: str | None = field(
-        default=None, metadata={"help": "Column of the classes, kept as label; likewise."}
-    )
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the source as a stream: no more shards than it has files."}
-    )
-    image_size: int = field(default=64, metadata={"help": "Height and width of the result, in pixels."})
-    center_crop: bool = field(
-        default=True,
-        metadata={"help": "Crop to the central square first; false squeezes the whole image, as TensorFlow does."},
-    )
-    num_shards: int = field(default=64, metadata={"help": "Parquet files of the split."})
-    num_proc: int = field(default=1, metadata={"help": "Processes that decode; the result does not depend on them."})
-    max_undecodable_share: float = field(
-        default=0.001, metadata={"help": "Share of undecodable images above which it stops with an error."}
-    )
 
 
 @dataclass(frozen=True)

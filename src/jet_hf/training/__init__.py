@@ -1,7 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Training: the paper's optimiser, schedule and update, and whole runs."""
 
-from .arguments import TrainArguments, parse_arguments
+from ..arguments import TrainArguments, parse_arguments
 from .checkpoints import CheckpointError
 from .lock import RunLockedError
 from .optim import build_optimizer, build_scheduler

@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 
 from ..analysis.cost import CostEstimate, estimate_cost, format_estimate
+from ..arguments import TrainArguments
 from ..data import Shares, train_batches
 from ..data.releases import RELEASES
 from ..model.configuration_jet import JetConfig
-from .arguments import TrainArguments
 from .setup import RunData, count_steps, load_data, make_accelerator, make_model, make_processor
 from .trainer import Batch, Trainer
 

@@ -7,10 +7,10 @@ import torch
 
 from ..analysis.evaluation import evaluate
 from ..analysis.sampling import image_grid, reconstruct, sample_images
+from ..arguments import TrainArguments
 from ..data import read_pixels
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import scale_bytes
-from .arguments import TrainArguments
 from .monitor import Monitor
 from .processes import on_main_process
 from .setup import RunData

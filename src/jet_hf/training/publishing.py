@@ -12,11 +12,11 @@ import torch
 
 from ..analysis.cost import training_flops
 from ..analysis.evaluation import data_title, score_record
+from ..arguments import TrainArguments
 from ..data import RELEASES, known_release
 from ..hub import CardFacts, PushError, check_login, full_repo_id, push_folder, write_model_card
 from ..model.image_processing_jet import JetImageProcessor
 from ..utils.files import publish_files, shared_command
-from .arguments import TrainArguments
 from .monitor import Monitor
 from .setup import RunData
 from .trainer import Trainer

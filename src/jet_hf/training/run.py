@@ -15,10 +15,10 @@ from accelerate import PartialState
 from safetensors.torch import load_model
 
 from ..analysis.cost import peak_flops, training_flops
+from ..arguments import TrainArguments
 from ..data import Batch, Shares, UndecodableImagesError, stream_batches, train_batches
 from ..model.configuration_jet import JetConfig
 from ..utils.files import replace_text
-from .arguments import TrainArguments
 from .checkpoints import (
     CheckpointError,
     clear_drafts,

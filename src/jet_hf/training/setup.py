@@ -18,12 +18,12 @@ from accelerate.utils import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..analysis.evaluation import check_processes
+from ..arguments import TrainArguments
 from ..data import DataSource, PixelSplit, UnknownSplitError, held_out_split, load_pixels, stream_fingerprint
 from ..model.configuration_jet import JetConfig
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 from ..utils.precision import resolve_precision
-from .arguments import TrainArguments
 
 
 logger = logging.getLogger(__name__)

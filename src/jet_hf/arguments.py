@@ -1,0 +1,461 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of the commands. This module imports no torch, so that `--help` answers at once."""
+
+import ast
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .utils.arguments import BoundedArguments, CommandParser, argument
+from .utils.precision import resolve_precision
+
+
+# A checkpoint's trajectory records the settings that must not change when a run is resumed. Each training argument
+# declares in `decides` the entry that depends on it: one that several arguments determine together, an entry with the
+# argument's own name and value, or None if it changes the numbers of a run by rounding at most.
+JOINT_ENTRIES = ("model", "initial_weights", "data", "num_steps", "mixed_precision")
+OWN_VALUE = "own value"
+
+
+def check_declarations(arguments: type) -> None:
+    """Raise TypeError if a field of a dataclass does not declare which entry of the trajectory it decides."""
+    for item in dataclasses.fields(arguments):
+        declared = item.metadata.get("decides", "nothing")
+        if declared not in (None, OWN_VALUE, *JOINT_ENTRIES):
+            raise TypeError(
+                f"the field `{item.name}` must declare in `decides` the entry of the trajectory that depends on it: "
+                f"one of {', '.join(JOINT_ENTRIES)}, OWN_VALUE or None, got {declared}."
+            )
+
+
+def _model_arguments() -> Any:
+    """Return a dataclass with the fields of JetConfig, each `None` by default, read from JetConfig's docstring."""
+    source = (Path(__file__).parent / "model" / "configuration_jet.py").read_text(encoding="utf-8")
+    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    documentation = ast.get_docstring(next(node for node in classes if node.name == "JetConfig")) or ""
+    types = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": list[str]}
+    entry = r"^    (\w+) \(`([^`]+)`, \*optional\*(?:, defaults to ([^\n]*))?\):\n((?:^ {8}.*\n?)+)"
+    fields = []
+    for name, kind, default, text in re.findall(entry, documentation, re.MULTILINE):
+        help = " ".join(text.split()) + (f" (default: {default})" if default else "")
+        fields.append((name, types[kind] | None, argument(help.replace("`", ""), None, decides="model")))
+    return dataclasses.make_dataclass("ModelArguments", fields)
+
+
+ModelArguments: Any = _model_arguments()
+
+
+@dataclass
+class PretrainedArguments(ModelArguments):
+    model_name_or_path: str | None = argument(
+        "Model to fine-tune: a folder, or a name on the Hub. Excludes the other fields of the model.",
+        None,
+        decides="initial_weights",
+    )
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str | None = argument(
+        "Dataset on the Hub, such as uoft-cs/cifar10. Excludes dataset_path.", None, decides="data"
+    )
+    dataset_config: str | None = argument("Configuration of the dataset on the Hub.", None, decides="data")
+    dataset_path: str | None = argument(
+        "Dataset on disk: a folder of images, parquet shards, webdataset tars, or Chrabaszcz's npz or pickle batches; "
+        "or a single such file. Excludes dataset_name.",
+        None,
+        decides="data",
+    )
+    dataset_release: str | None = argument(
+        "Release of a known dataset, such as imagenet1k_vandenoord. It is checked against the number of validation "
+        "images and reported with every score, because scores on different releases are not comparable.",
+        None,
+        decides="data",
+    )
+    train_split: str = argument(
+        "Split to train on, or a slice such as train[:98%]; 'all' takes every image of a folder.",
+        "train",
+        decides=OWN_VALUE,
+    )
+    eval_split: str | None = argument(
+        "Split to evaluate on, or 'none'. By default the validation split, or else the test split, under any of their "
+        "usual names, such as val, dev or eval.",
+        None,
+        decides=OWN_VALUE,
+    )
+    image_column: str | None = argument(
+        "Column of the images; detected if only one column qualifies.", None, decides="data"
+    )
+    label_column: str | None = argument(
+        "Column of the classes, for a model with num_classes; detected if only one column qualifies.",
+        None,
+        decides="data",
+    )
+    streaming: bool = argument(
+        "Read the images during training instead of decoding all of them before it.", False, decides=OWN_VALUE
+    )
+    shuffle_buffer_size: int = argument(
+        "Number of images in the shuffle buffer of a stream.", 10_000, decides=OWN_VALUE, at_least=1
+    )
+    center_crop: bool = argument(
+        "Crop each image to its central square before downsampling; false squeezes the whole image.",
+        True,
+        decides=OWN_VALUE,
+    )
+    random_crops_per_image: int | None = argument(
+        "Number of crops at full resolution to cut at random from each image instead of downsampling it.",
+        None,
+        decides=OWN_VALUE,
+        at_least=1,
+    )
+    max_train_images: int | None = argument("Train on the first images only.", None, decides=OWN_VALUE, at_least=1)
+    max_eval_images: int | None = argument("Evaluate on the first images only.", None, decides=OWN_VALUE, at_least=1)
+    max_undecodable_share: float = argument(
+        "Fraction of undecodable images above which the run stops.", 0.001, decides=None, at_least=0
+    )
+    preprocessing_num_workers: int | None = argument(
+        "Number of processes that decode images before training.", None, decides=None, at_least=1
+    )
+    dataloader_num_workers: int = argument(
+        "Number of processes that load batches, for each training process.", 0, decides=None, at_least=0
+    )
+
+
+@dataclass
+class OptimizationArguments:
+    train_batch_size: int = argument(
+        "Images per optimizer step, over all processes and accumulation steps together.",
+        1024,
+        decides=OWN_VALUE,
+        at_least=1,
+    )
+    gradient_accumulation_steps: int = argument(
+        "Micro-batches into which a process splits its share of a batch.", 1, decides=None, at_least=1
+    )
+    num_train_epochs: float = argument(
+        "Passes over the data, unless max_steps is given.", 200.0, decides="num_steps", above=0
+    )
+    max_steps: int | None = argument(
+        "Number of optimizer steps; overrides num_train_epochs.", None, decides="num_steps", at_least=1
+    )
+    learning_rate: float = argument("Peak learning rate of Adam.", 3e-4, decides=OWN_VALUE, above=0)
+    weight_decay: float = argument(
+        "Weight decay per step, multiplied by the schedule but not by the learning rate.",
+        1e-5,
+        decides=OWN_VALUE,
+        at_least=0,
+    )
+    warmup_ratio: float = argument(
+        "Fraction of the steps with linear warm-up; a half cosine follows.",
+        0.1,
+        decides=OWN_VALUE,
+        at_least=0,
+        below=1,
+    )
+    max_grad_norm: float = argument("Global norm for gradient clipping.", 1.0, decides=OWN_VALUE, above=0)
+    use_ema: bool = argument(
+        "Evaluate, sample and save an exponential moving average of the weights.", False, decides=OWN_VALUE
+    )
+    ema_decay: float = argument("Decay of the moving average per step.", 0.9999, decides=OWN_VALUE, above=0, below=1)
+    mixed_precision: str | None = argument(
+        "Precision of the conditioners: no or bf16; by default the setting of accelerate. The state of the flow is "
+        "always float32.",
+        None,
+        decides="mixed_precision",
+    )
+    gradient_checkpointing: bool = argument(
+        "Recompute activations in the backward pass to save memory.", False, decides=None
+    )
+    torch_compile: bool = argument("Compile the coupling layers.", False, decides=None)
+    label_dropout: float = argument(
+        "Probability of a training step without labels, which classifier-free guidance needs.",
+        0.1,
+        decides=OWN_VALUE,
+        at_least=0,
+        at_most=1,
+    )
+    seed: int = argument(
+        "Seed of the weights, the data order and the dequantization noise.", 0, decides=OWN_VALUE, at_least=0
+    )
+
+
+@dataclass
+class RunArguments:
+    output_dir: str = argument(
+        "Folder of the run: the finished model, checkpoints, metrics.jsonl.", "runs/jet", decides=None
+    )
+    resume_from_checkpoint: str | None = argument(
+        "Checkpoint to resume from, or 'latest': the newest whole one in output_dir, or a fresh start without any.",
+        None,
+        decides=None,
+    )
+    save_steps: int = argument(
+        "Optimizer steps between checkpoints; 0 saves at the end only.", 1000, decides=None, at_least=0
+    )
+    save_total_limit: int | None = argument(
+        "Number of checkpoints to keep, the newest ones.", 3, decides=None, at_least=1
+    )
+    logging_steps: int = argument("Optimizer steps between lines of metrics.jsonl.", 50, decides=None, at_least=1)
+    eval_steps: int = argument(
+        "Optimizer steps between evaluations, which include step 0 and the last step; 0 disables them.",
+        5000,
+        decides=None,
+        at_least=0,
+    )
+    eval_batch_size: int = argument("Images per evaluation batch of a process.", 64, decides=None, at_least=1)
+    sample_steps: int = argument(
+        "Optimizer steps between grids of samples and reconstructions; 0 disables them.",
+        5000,
+        decides=None,
+        at_least=0,
+    )
+    num_samples: int = argument(
+        "Number of images in a grid; their latents stay the same during a run.", 16, decides=None, at_least=1
+    )
+    report_to: list[str] | None = argument(  # noqa: RUF009
+        "Trackers, such as tensorboard, trackio or wandb; 'all' for every installed one.", None, decides=None
+    )
+    dry_run: bool = argument(
+        "Print the sizes, steps, FLOPs, memory and time of the run, and exit.", False, decides=None
+    )
+
+
+@dataclass
+class HubArguments:
+    push_to_hub: bool = argument(
+        "Push the model with its code, card, log and samples at each save and at the end.", False, decides=None
+    )
+    hub_model_id: str | None = argument(
+        "Repository to push to; by default the name of output_dir in your account.", None, decides=None
+    )
+    hub_private_repo: bool | None = argument(
+        "Whether a new repository is private; by default the setting of your account.", None, decides=None
+    )
+
+
+# Headings of `--help`.
+GROUPS = {
+    "model": PretrainedArguments,
+    "data": DataArguments,
+    "optimization": OptimizationArguments,
+    "run": RunArguments,
+    "sharing": HubArguments,
+}
+
+
+@dataclass
+class TrainArguments(
+    HubArguments, RunArguments, OptimizationArguments, DataArguments, PretrainedArguments, BoundedArguments
+):
+    """
+    Train or fine-tune a Jet on one or many devices.
+
+        jet-hf train --config recipes/cifar10.yaml --output_dir runs/cifar10
+        accelerate launch -m jet_hf.train --dataset_path photographs/ --image_size 32 --patch_size 2 --max_steps 10000
+        jet-hf train --config recipes/cifar10.yaml --dry_run
+
+    With --resume_from_checkpoint latest, a killed run continues as if it had not been interrupted. SIGTERM and Ctrl-C
+    save a checkpoint and end the run with exit code 0, or with 143 and 130 if there is nothing to save.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        resolve_precision(self.mixed_precision)
+        if self.streaming and self.random_crops_per_image:
+            raise ValueError("`random_crops_per_image` cannot be combined with `streaming`.")
+        if self.model_name_or_path and self.config_fields():
+            raise ValueError(
+                "`model_name_or_path` determines the fields of the model and cannot be combined with "
+                f"{', '.join(self.config_fields())}."
+            )
+
+    def config_fields(self) -> dict[str, Any]:
+        """Return the given fields of JetConfig."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(ModelArguments)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def own_trajectory(self) -> dict[str, Any]:
+        """Return the values of the fields that are themselves entries of a checkpoint's trajectory."""
+        own = [item.name for item in dataclasses.fields(self) if item.metadata["decides"] == OWN_VALUE]
+        return {name: getattr(self, name) for name in own}
+
+
+check_declarations(TrainArguments)
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """
+    Read the fields of a YAML recipe.
+
+    Raises:
+        ValueError: for a file that is not a mapping, or an unknown field; the message names it.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            recipe = yaml.safe_load(file) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} must be a YAML file: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} must hold `field: value` lines, got a {type(recipe).__name__}.")
+    known = [item.name for item in dataclasses.fields(TrainArguments)]
+    for name in recipe:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            raise ValueError(
+                f"{path} has the unknown field `{name}`{f', did you mean `{close[0]}`?' if close else '.'}"
+            )
+    return recipe
+
+
+def parse_arguments(argv: list[str], prog: str = "jet-hf train") -> TrainArguments:
+    """
+    Parse `--config` and flags, which override the fields of the recipe; check every value against its field's type.
+
+    Raises:
+        ValueError: see [`CommandParser.parse`], [`read_recipe`] and [`TrainArguments`].
+    """
+    parser = CommandParser(TrainArguments, prog, GROUPS)
+    parser.add_argument("--config", metavar="YAML", help="Recipe with fields and values, which flags override.")
+    values = parser.parse(argv)
+    if path := values.pop("config"):
+        from_recipe = []
+        for name, value in read_recipe(path).items():
+            if value is not None:
+                from_recipe += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+        values = parser.parse([*from_recipe, *argv])
+        del values["config"]
+    return TrainArguments(**values)
+
+
+@dataclass
+class EvaluateArguments(BoundedArguments):
+    """
+    Score a split of a dataset in bits per dimension.
+
+        jet-hf evaluate --model runs/cifar10 --dataset uoft-cs/cifar10
+        accelerate launch scripts/evaluate.py --model runs/imagenet64 --dataset valid_64x64.tar --num_noise_samples 16
+
+    Stdout receives JSON and stderr a table.
+    """
+
+    model: str = argument("Folder of a saved model, or a name on the Hub.")
+    dataset: str = argument("Path of images (a folder, parquet, tar or npz), or a name on the Hub.")
+    dataset_config: str | None = argument("Configuration of the dataset on the Hub.", None)
+    split: str | None = argument("Split to score; by default validation, or else test.", None)
+    image_column: str | None = argument("Column of the images; detected by default.", None)
+    label_column: str | None = argument(
+        "Column of the classes, for a class-conditional model; detected by default.", None
+    )
+    dataset_release: str | None = argument("Release of a known dataset, such as imagenet1k_vandenoord.", None)
+    batch_size: int = argument("Images per batch of a process.", 64, at_least=1)
+    num_noise_samples: int = argument(
+        "Number of noise draws per image; more draws give a tighter bound.", 1, at_least=1
+    )
+    max_images: int | None = argument("Score the first images only.", None, at_least=1)
+    random_crops_per_image: int | None = argument(
+        "Number of crops at full resolution to score per image, instead of the downsampled image.", None, at_least=1
+    )
+    seed: int = argument("Seed of the crops and the noise; scores do not depend on the batch size.", 0, at_least=0)
+    mixed_precision: str = argument("Precision of the conditioners: no or bf16.", "no")
+    scores_file: str | None = argument("JSON file for the score of each image.", None)
+    write_model_card: bool = argument("Add the score to the card in the folder --model.", False)
+
+
+@dataclass
+class SampleArguments(BoundedArguments):
+    """
+    Draw images from a Jet, reconstruct images, or interpolate between two images in latent space.
+
+        jet-hf sample --model demo/model --num_images 16 --output_dir samples
+        jet-hf sample --model demo/model --reconstruct a.png b.png --output_dir reconstructions
+        jet-hf sample --model demo/model --interpolate a.png b.png --output_dir interpolation
+    """
+
+    model: str = argument("Folder of a saved model, or a name on the Hub.")
+    output_dir: str = argument("New folder for grid.png and one PNG per image.", "samples")
+    num_images: int = argument("Number of samples, or of steps with --interpolate.", 16, at_least=1)
+    temperature: float = argument("Standard deviation of the latents; the model's is 1.", 1.0, at_least=0)
+    seed: int = argument("Seed of the latents; samples do not depend on the batch size.", 0, at_least=0)
+    batch_size: int = argument("Images to decode at a time.", 64, at_least=1)
+    label: int | None = argument("Class of the samples; by default all classes in turn.", None)
+    guidance_scale: float | None = argument("Scale of classifier-free guidance; 1 disables it.", None)
+    columns: int = argument("Images in a row of the grid.", 8, at_least=1)
+    reconstruct: list[str] | None = argument("Images to encode and decode.", None)  # noqa: RUF009
+    interpolate: list[str] | None = argument("Two images to interpolate between.", None)  # noqa: RUF009
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reconstruct and self.interpolate:
+            raise ValueError("`reconstruct` and `interpolate` exclude each other, got both.")
+        if self.interpolate and len(self.interpolate) != 2:
+            raise ValueError(f"`interpolate` takes two images, got {len(self.interpolate)}.")
+
+
+@dataclass
+class ConvertArguments(BoundedArguments):
+    """
+    Convert a checkpoint of another implementation to a folder for from_pretrained.
+
+        jet-hf convert big_vision jet.npz jet-i21k-64
+        jet-hf convert jet_pytorch model.safetensors jet-64 --num-attention-heads 8
+
+    Flags supply the fields of the model that the file does not show, and must agree with those that it shows.
+    """
+
+    source: str = argument(
+        "Implementation that wrote the checkpoint: big_vision (.npz) or jet_pytorch (.safetensors).",
+        positional=True,
+        choices=("big_vision", "jet_pytorch"),
+    )
+    checkpoint: str = argument("File of the checkpoint.", positional=True)
+    output_dir: str = argument("New or empty folder.", positional=True)
+    num_channels: int | None = argument("Number of image channels; 3 by default.", None)
+    scale_factor: float | None = argument("Upper bound of the scales; 2.0 by default.", None)
+    image_size: int | None = argument("Height and width of an image; checked against the file.", None)
+    num_attention_heads: int | None = argument(
+        "Number of attention heads, which files of jet-pytorch do not show.", None
+    )
+    coupling_kinds: list[str] | None = argument(  # noqa: RUF009
+        "Cycle of splits, which files of jet-pytorch do not show.", None, choices=("channels", "spatial")
+    )
+
+
+@dataclass
+class PreparationArguments(BoundedArguments):
+    """
+    Downsample a dataset of images by area averaging into parquet shards for `datasets.load_dataset`.
+
+        jet-hf prepare --dataset_name ILSVRC/imagenet-1k --split train --image_size 64 --num_proc 16 \\
+            --dataset_release imagenet1k_area --output_dir imagenet64
+        jet-hf prepare --dataset_path photographs/ --image_size 32 --output_dir photographs32
+
+    Repeating the command continues after an interruption; the shards come out the same.
+    """
+
+    output_dir: str = argument("Folder for the shards; one folder takes several splits, one after another.")
+    dataset_name: str | None = argument("Dataset on the Hub. Excludes dataset_path.", None)
+    dataset_config: str | None = argument("Configuration of the dataset on the Hub.", None)
+    dataset_path: str | None = argument(
+        "Folder or file with images, parquet or webdataset. Excludes dataset_name.", None
+    )
+    dataset_release: str | None = argument(
+        "Release that the result is, such as imagenet1k_area; checked against the number of images.", None
+    )
+    split: str = argument("Split to prepare; it keeps its name.", "train")
+    image_column: str | None = argument("Column of the images; detected by default.", None)
+    label_column: str | None = argument("Column of the classes, kept as label; detected by default.", None)
+    streaming: bool = argument("Read the source as a stream, with at most one shard per source file.", False)
+    image_size: int = argument("Height and width of the result, in pixels.", 64, at_least=1)
+    center_crop: bool = argument(
+        "Crop each image to its central square first; false squeezes the whole image, as TensorFlow does.", True
+    )
+    num_shards: int = argument("Number of parquet files of the split.", 64, at_least=1)
+    num_proc: int = argument("Number of decoding processes; the result does not depend on it.", 1, at_least=1)
+    max_undecodable_share: float = argument(
+        "Fraction of undecodable images above which the command stops with an error.", 0.001
+    )

@@ -1,0 +1,92 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""The `jet-hf` command: parse the arguments, then import and run what the command needs."""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from inspect import cleandoc
+
+from . import __version__
+from .arguments import (
+    ConvertArguments,
+    EvaluateArguments,
+    PreparationArguments,
+    SampleArguments,
+    TrainArguments,
+    parse_arguments,
+)
+from .utils.arguments import BoundedArguments, UsageError, parse
+from .utils.console import console, rank
+
+
+# Command, the dataclass of its arguments, and their parser.
+COMMANDS: dict[str, tuple[type, Callable[..., BoundedArguments]]] = {
+    "train": (TrainArguments, parse_arguments),
+    "evaluate": (EvaluateArguments, partial(parse, EvaluateArguments)),
+    "sample": (SampleArguments, partial(parse, SampleArguments)),
+    "convert": (ConvertArguments, partial(parse, ConvertArguments)),
+    "prepare": (PreparationArguments, partial(parse, PreparationArguments)),
+}
+
+
+def run(argv: list[str]) -> None:
+    """
+    Run a command.
+
+    Args:
+        argv: Name of the command and its arguments.
+
+    Raises:
+        SystemExit: with code 1 for an expected error and 2 for a usage error, both with one line.
+    """
+    with console():
+        try:
+            name = _command(argv)
+            arguments = COMMANDS[name][1](argv[1:], prog=f"jet-hf {name}")
+        except UsageError as error:
+            if not rank():
+                print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+    try:
+        command = import_module(f".commands.{name}", __package__)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(__package__):
+            raise
+        raise SystemExit(f"error: jet-hf {name} needs the package {error.name}, which is not installed.") from error
+    try:
+        with console(*command.EXPECTED_ERRORS):
+            command.run(arguments)
+    except SystemExit as stop:
+        if isinstance(stop.code, int) and stop.code > 128:
+            sys.stdout.flush()
+            os._exit(stop.code)  # a thread may still wait for the network
+        raise
+
+
+def _command(argv: list[str]) -> str:
+    """
+    Return the name of the command; answer `--help` and `--version`.
+
+    Raises:
+        UsageError: for an unknown command; the message names the nearest one.
+    """
+    lines = [f"  {name:10} {cleandoc(kind.__doc__ or '').splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="jet-hf",
+        usage="jet-hf COMMAND [--flag value ...]",
+        description="Jet, the transformer-based normalizing flow.\n\ncommands:\n" + "\n".join(lines),
+        epilog="`jet-hf COMMAND --help` lists the flags of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"jet-hf {__version__}")
+    parser.parse_known_args(argv[:1] or ["--help"])
+    name = argv[0]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {name}, {hint} (see jet-hf --help)")
+    return name

@@ -1,0 +1,63 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""`jet-hf evaluate`."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
+
+from ..analysis.evaluation import describe_evaluation, evaluate, evaluation_record, write_scores
+from ..arguments import EvaluateArguments
+from ..data import DataSource, UndecodableImagesError, held_out_split, load_pixels
+from ..hub import add_evaluation
+from ..model.image_processing_jet import JetImageProcessor
+from ..model.modeling_jet import JetForDensityEstimation
+from ..utils.files import strict_json
+from ..utils.precision import resolve_precision
+
+
+EXPECTED_ERRORS = (StrictDataclassError, UndecodableImagesError)
+
+
+def run(arguments: EvaluateArguments) -> None:
+    """Score a dataset; print the result, and write it to the requested files."""
+    check_outputs(arguments)
+    accelerator = Accelerator(mixed_precision=resolve_precision(arguments.mixed_precision))
+    model = JetForDensityEstimation.from_pretrained(arguments.model)
+    processor = JetImageProcessor.from_pretrained(arguments.model)
+    columns = {name: getattr(arguments, name) for name in ("image_column", "label_column")}
+    source = DataSource.at(arguments.dataset, arguments.dataset_config, release=arguments.dataset_release, **columns)
+    options = {name: getattr(arguments, name) for name in ("max_images", "random_crops_per_image", "seed")}
+    with accelerator.main_process_first():
+        split = arguments.split or held_out_split(source)
+        pixels = load_pixels(source, split, processor, num_classes=model.config.num_classes, **options)
+    # Every process holds the whole model, whichever sharding the launcher configures for training.
+    model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
+    settings = (arguments.batch_size, arguments.num_noise_samples, arguments.seed)
+    start = time.monotonic()
+    evaluation = evaluate(model, pixels.dataset, *settings, accelerator, progress=sys.stderr.isatty())
+    throughput = len(pixels.dataset) / (time.monotonic() - start)
+    if accelerator.is_main_process:
+        if arguments.write_model_card:
+            add_evaluation(arguments.model, evaluation_record(evaluation, source, split))
+        if arguments.scores_file:
+            write_scores(arguments.scores_file, evaluation, source, split)
+        result = {"model": arguments.model, **describe_evaluation(evaluation, source, split, pixels)}
+        result |= {name: getattr(arguments, name) for name in ("seed", "mixed_precision")}
+        result |= {"num_processes": accelerator.num_processes, "images_per_second": throughput}
+        print(strict_json(result, indent=2))
+        print(*(f"{name:20} {value}" for name, value in result.items()), sep="\n", file=sys.stderr)
+    accelerator.end_training()
+
+
+def check_outputs(arguments: EvaluateArguments) -> None:
+    """Raise ValueError before the scoring if its results could not be written."""
+    if arguments.write_model_card and not (card := Path(arguments.model) / "README.md").is_file():
+        raise ValueError(f"`write_model_card` needs a folder with a card, but there is no {card}.")
+    if arguments.scores_file:
+        path = Path(arguments.scores_file)
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise ValueError(f"`scores_file` must be a file in an existing, writable folder, got {path}.")
