@@ -1,37 +1,18 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Measures of the benchmark: time in turns, time of a cold start, and memory."""
 
-import ctypes
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity
 from torch.utils.benchmark import Measurement, Timer, timer
 
+from .allocator import keep_freed_memory
 from .contenders import Task, Work, build
-
-
-# Parameters of glibc's mallopt (malloc.h), in bytes.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-
-
-def keep_freed_memory() -> None:
-    """
-    Let glibc keep freed memory for later allocations.
-
-    By default, earlier allocations decide whether a call must fetch its memory from the system, page by page, so that
-    chance would favor one contender over another.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(M_TRIM_THRESHOLD, 2**30)  # free memory at the end of the heap that is not returned
-        library.mallopt(M_TOP_PAD, 2**28)  # growth of the heap
-        library.mallopt(M_MMAP_THRESHOLD, 2**25)  # glibc's maximum; larger blocks are fetched and returned each time
 
 
 def interleave(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, Measurement]:
@@ -89,20 +70,18 @@ def peak_memory(work: Work, device: str) -> tuple[int, int]:
     return resident, peak
 
 
-class FirstCall(NamedTuple):
-    """Seconds of the first call in a new process, and the median of later calls."""
+def first_call(contender: str, task: Task, repeats: int) -> dict[str, float]:
+    """
+    Time the first call in a new process with an empty compilation cache, and `repeats` later calls.
 
-    first: float
-    later: float
-
-
-def first_call(contender: str, task: Task, repeats: int = 5) -> FirstCall:
-    """Time the first call in a new process with an empty compilation cache, and `repeats` later calls."""
+    Returns:
+        The seconds of the `first` call, and the median of the `later` ones.
+    """
     with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_time_first_call, contender, task, repeats, cache).result()
 
 
-def _time_first_call(contender: str, task: Task, repeats: int, cache: str) -> FirstCall:
+def _time_first_call(contender: str, task: Task, repeats: int, cache: str) -> dict[str, float]:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     keep_freed_memory()
     if "compiled" in contender:
@@ -111,4 +90,4 @@ def _time_first_call(contender: str, task: Task, repeats: int, cache: str) -> Fi
     start = timer()
     work.run()
     first = timer() - start
-    return FirstCall(first, interleave({contender: work.run}, repeats)[contender].median)
+    return {"first": first, "later": interleave({contender: work.run}, repeats)[contender].median}

@@ -87,7 +87,7 @@ def compilation(arguments: BenchmarkArguments) -> list[dict]:
         for contender in arguments.entrants:
             if "compiled" in contender and "bf16" not in contender:
                 call = first_call(contender, task, repeats=1)
-                rows.append({"contender": contender, "layers": number, "seconds": call.first - call.later})
+                rows.append({"contender": contender, "layers": number, "seconds": call["first"] - call["later"]})
     return rows
 
 
@@ -98,7 +98,7 @@ def latency(arguments: BenchmarkArguments) -> list[dict]:
         for contender in arguments.entrants:
             if supports(contender, "decode"):
                 call = first_call(contender, arguments.task("decode", config, batch_size=1), repeats=15)
-                rows.append({"contender": contender, "patch_size": config.patch_size, **call._asdict()})
+                rows.append({"contender": contender, "patch_size": config.patch_size, **call})
     return rows
 
 

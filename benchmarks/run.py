@@ -17,9 +17,9 @@ import torch
 from jet_hf.utils.files import replace_text, shared_command, strict_json
 
 from . import parts
+from .allocator import keep_freed_memory
 from .arguments import BenchmarkArguments
 from .contenders import is_installed
-from .measures import keep_freed_memory
 from .tables import plot_growth, update_tables
 
 
