@@ -12,10 +12,6 @@ from .contenders import CONTENDERS, OPERATIONS, Task, is_installed
 
 
 PARTS = ("speed", "memory", "precision", "compilation", "latency", "profile", "growth", "scoring")
-DEFAULT_CONTENDERS = (
-    *("jet_hf", "jet_pytorch", "floor"),
-    *("jet_hf-compiled", "jet_pytorch-compiled", "jet_hf-bf16", "floor-bf16"),
-)
 CHOICES = {"parts": PARTS, "contenders": CONTENDERS, "operations": OPERATIONS, "device": ("cpu", "cuda")}
 
 
@@ -29,7 +25,10 @@ class BenchmarkArguments:
         metadata={"help": f"Parts to measure, of {', '.join(PARTS)}; other results in output_dir are kept."},
     )
     contenders: list[str] = field(
-        default_factory=lambda: list(DEFAULT_CONTENDERS),
+        default_factory=lambda: [
+            *("jet_hf", "jet_pytorch", "floor"),
+            *("jet_hf-compiled", "jet_pytorch-compiled", "jet_hf-bf16", "floor-bf16"),
+        ],
         metadata={"help": f"Contenders, of {', '.join(CONTENDERS)}."},
     )
     operations: list[str] = field(
@@ -65,30 +64,27 @@ class BenchmarkArguments:
                     raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value}.")
         if "jet_hf" not in self.contenders:
             raise ValueError(f"`contenders` must include jet_hf, got {', '.join(self.contenders)}.")
-        for name in ("batch_size", "rounds", "num_threads", "compile_layers"):
-            values = getattr(self, name)
-            for value in values if isinstance(values, list) else [values]:
-                if value is not None:
-                    check_whole(name, value)
+        for name in ("batch_size", "rounds", "num_threads"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
+        for number in self.compile_layers:
+            check_whole("compile_layers", number)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("`device` must be cpu, since torch finds no GPU; got cuda.")
-        self.configs()
+        for patch_size in self.patch_sizes:
+            self.config(patch_size=patch_size)
 
     @property
     def entrants(self) -> list[str]:
         """The contenders whose packages are installed."""
         return [name for name in self.contenders if is_installed(name)]
 
-    def config(self, **fields) -> JetConfig:
-        """Return the configuration of the model, with the first patch size and with `fields` replaced."""
+    def config(self, **fields: int) -> JetConfig:
+        """Return the configuration of the model, with `fields` in place of the arguments."""
         names = ("image_size", "num_coupling_layers", "num_hidden_layers", "hidden_size", "num_attention_heads")
         sizes = {name: getattr(self, name) for name in names}
         return JetConfig(**{**sizes, "patch_size": self.patch_sizes[0], **fields})
 
-    def configs(self) -> list[JetConfig]:
-        """Return a configuration for each patch size."""
-        return [self.config(patch_size=patch_size) for patch_size in self.patch_sizes]
-
-    def task(self, operation: str, config: JetConfig, batch_size: int | None = None) -> Task:
-        """Return the task of all contenders."""
-        return Task(operation, config, batch_size or self.batch_size, self.device, self.compile_mode)
+    def task(self, operation: str, batch_size: int | None = None, **fields: int) -> Task:
+        """Return a task for all contenders, see [`config`]."""
+        return Task(operation, self.config(**fields), batch_size or self.batch_size, self.device, self.compile_mode)

@@ -24,14 +24,9 @@ from jet_hf.training import build_optimizer
 
 OPERATIONS = ("encode", "decode", "train")
 # Each name is a library with its options. A contender with `bf16` has bfloat16 weights if it is the floor or if jet_hf
-# encodes or decodes; otherwise it runs under autocast.
+# encodes or decodes; otherwise it runs under autocast. A further way to run jet_hf is one more name, and one line in
+# `_jet_hf`.
 CONTENDERS = (
-    "floor",
-    "floor-bf16",
-    "jet_pytorch",
-    "jet_pytorch-compiled",
-    "jet_pytorch-bf16",
-    "jet_pytorch-compiled-bf16",
     "jet_hf",
     "jet_hf-compiled",
     "jet_hf-bf16",
@@ -40,6 +35,12 @@ CONTENDERS = (
     "jet_hf-compiled-checkpointed",
     "jet_hf-bf16-checkpointed",
     "jet_hf-compiled-bf16-checkpointed",
+    "jet_pytorch",
+    "jet_pytorch-compiled",
+    "jet_pytorch-bf16",
+    "jet_pytorch-compiled-bf16",
+    "floor",
+    "floor-bf16",
 )
 MAX_GRAD_NORM = 1.0
 

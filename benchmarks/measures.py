@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity
@@ -15,7 +16,10 @@ from .allocator import keep_freed_memory
 from .contenders import Task, Work, build
 
 
-def interleave(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, Measurement]:
+Name = TypeVar("Name")
+
+
+def interleave(runs: dict[Name, Callable[[], object]], rounds: int) -> dict[Name, Measurement]:
     """
     Time several functions in turns, so that other work on the machine affects all of them alike.
 
@@ -30,11 +34,11 @@ def interleave(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
         The wall-clock time of each call in seconds, including the work queued on an accelerator.
     """
     names = list(runs)
-    measured: dict[str, list[Measurement]] = {name: [] for name in names}
+    measured: dict[Name, list[Measurement]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            once = Timer("run()", globals={"run": runs[name]}, num_threads=torch.get_num_threads(), label=name)
+            once = Timer("run()", globals={"run": runs[name]}, num_threads=torch.get_num_threads())
             measured[name].append(once.timeit(1))
     return {name: Measurement.merge(measurements)[0] for name, measurements in measured.items()}
 

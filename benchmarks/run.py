@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """A run of the benchmark: measure the parts, store the results as JSON, update the tables of the report."""
 
+import contextlib
 import datetime
 import json
 import logging
@@ -50,11 +51,16 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, dict]:
         torch.set_num_threads(arguments.num_threads)
         os.environ["OMP_NUM_THREADS"] = str(arguments.num_threads)  # for new processes
     keep_freed_memory()
+    origin = {
+        "machine": describe_machine(arguments.device),
+        "commit": _commit(),
+        "command": _command(),
+        "date": datetime.date.today().isoformat(),
+        "batch_size": arguments.batch_size,
+    }
     for part in arguments.parts:
         logger.info(f"measuring {part}")
-        origin = {"machine": describe_machine(arguments.device), "commit": _commit(), "command": _command()}
-        origin |= {"date": datetime.date.today().isoformat(), "batch_size": arguments.batch_size}
-        results[part] = origin | {"rows": getattr(parts, part)(arguments)}
+        results[part] = origin | {"rows": list(getattr(parts, part)(arguments))}
         replace_text(path, strict_json(results, indent=1) + "\n")
     if arguments.report:
         report = Path(arguments.report)
@@ -76,14 +82,12 @@ def _read_results(path: Path) -> dict[str, dict]:
 
 def describe_machine(device: str) -> dict[str, str | int | None]:
     """Return the processor, the number of threads, the GPU, and the versions of packages."""
-    machine = {"processor": _processor(), "threads": torch.get_num_threads()}
+    machine: dict[str, str | int | None] = {"processor": _processor(), "threads": torch.get_num_threads()}
     if device == "cuda":
         machine |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             machine[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return machine | {"python": platform.python_version()}
 
 

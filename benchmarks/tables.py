@@ -17,10 +17,11 @@ COLUMNS = {
     "resident": ("resident, MiB", 2**-20, ".1f"),
     "peak": ("peak of a step, MiB", 2**-20, ".1f"),
     "total": ("sum, MiB", 2**-20, ".1f"),
+    "compile_seconds": ("seconds", 1, ".1f"),
     "bits_per_dim": ("bits per dimension", 1, ".4f"),
     "mean_error": ("mean error", 1, "+.5f"),
     "largest_error": ("largest error", 1, ".5f"),
-    "first": ("first image, ms", 1e3, ".0f"),
+    "first": ("first image, s", 1, ".2f"),
     "later": ("later image, ms", 1e3, ".1f"),
     "exponent": ("exponent of time", 1, ".2f"),
     "last": ("between the largest two", 1, ".2f"),
@@ -51,7 +52,7 @@ RATIOS = {
         ("x jet_pytorch in the same mode", "seconds", _peer_in_same_mode),
     ],
     "memory": [("peak x jet_pytorch", "peak", _peer), ("sum x jet_pytorch", "total", _peer)],
-    "compilation": [("x jet_pytorch", "seconds", _peer_in_same_mode)],
+    "compilation": [("x jet_pytorch", "compile_seconds", _peer_in_same_mode)],
     "latency": [("later x jet_pytorch", "later", _peer)],
 }
 SETTING = ("operation", "patch_size", "layers")  # columns that must agree for a ratio

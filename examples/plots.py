@@ -2,6 +2,7 @@
 """Plots of samples and of the learning curve."""
 
 import os
+from pathlib import Path
 
 import matplotlib
 
@@ -19,7 +20,7 @@ from jet_hf.utils.files import replace_file
 
 def save_figure(path: str | os.PathLike, figure: plt.Figure) -> None:
     """Save a figure as a PNG file and close it."""
-    replace_file(path, lambda draft: figure.savefig(draft, dpi=120, format="png"))
+    replace_file(Path(path), lambda draft: figure.savefig(draft, dpi=120, format="png"))
     plt.close(figure)
 
 

@@ -15,6 +15,7 @@ from conftest import ROOT, random_images, tiny_config, tiny_model
 from torch._dynamo.testing import CompileCounter
 
 from benchmarks import BenchmarkArguments, run
+from benchmarks.arguments import PARTS
 from benchmarks.contenders import Task, build, is_installed
 from benchmarks.measures import interleave, peak_memory
 from benchmarks.parts import fit_exponent, growth
@@ -171,7 +172,7 @@ def test_random_weights_reach_the_ends_of_conditioners():
 def test_growth_is_fitted(tmp_path):
     assert fit_exponent([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
     arguments = BenchmarkArguments(image_size=8, patch_sizes=[2], hidden_size=16, num_attention_heads=2, rounds=1)
-    rows = growth(arguments, {"batch_size": (1, 2), "image_size": (8, 16)})
+    rows = list(growth(arguments, {"batch_size": (1, 2), "image_size": (8, 16)}))
     assert [(row["size"], row["operation"], row["contender"]) for row in rows] == [
         (size, operation, contender)
         for size in ("batch_size", "image_size")
@@ -187,17 +188,21 @@ def test_growth_is_fitted(tmp_path):
 def test_tables_are_replaced_and_prose_is_kept():
     def result(seconds: float) -> dict:
         rows = [
-            {"contender": name, "layers": 8, "seconds": seconds * factor}
+            {"contender": name, "layers": 8, "compile_seconds": seconds * factor}
             for factor, name in enumerate(("jet_pytorch-compiled", "jet_hf-compiled"), start=1)
         ]
         origin = {"command": "python scripts/benchmark.py", "commit": "abc", "date": "today", "batch_size": 1}
         return {"compilation": {"rows": rows, "machine": {"threads": 2}, **origin}}
 
+    document = (ROOT / "docs" / "performance.md").read_text()
+    assert all(
+        f"<!-- {part} -->\n" in document and f"<!-- end of {part} -->\n" in document for part in ("runs", *PARTS)
+    )
     first = update_tables("# Speed\n", result(1.0))
-    assert first.startswith("# Speed\n") and "| `jet_hf-compiled` | 8 | 2000.0 | 2.00 |" in first
+    assert first.startswith("# Speed\n") and "| `jet_hf-compiled` | 8 | 2.0 | 2.00 |" in first
     prose = first.replace("<!-- compilation -->", "## Compiling\n\nBy hand.\n\n<!-- compilation -->") + "The end.\n"
     second = update_tables(prose, result(3.0))
-    assert "1000.0" not in second and second == prose.replace("1000.0", "3000.0").replace("| 2000.0", "| 6000.0")
+    assert second == prose.replace("| 1.0 |", "| 3.0 |").replace("| 2.0 |", "| 6.0 |") != prose
     with pytest.raises(ValueError, match="<!-- end of compilation -->"):
         update_tables(prose.replace("<!-- end of compilation -->", ""), result(3.0))
 
@@ -239,7 +244,7 @@ def test_the_script_writes_results_and_a_report(tmp_path, run_script):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--contenders", "zuko"], "`contenders` must be one of floor, floor-bf16, jet_pytorch,"),
+        (["--contenders", "zuko"], "`contenders` must be one of jet_hf, jet_hf-compiled, jet_hf-bf16,"),
         (["--contenders", "jet_hf", "floor-compiled"], "got floor-compiled"),
         (["--contenders", "floor"], "`contenders` must include jet_hf, got floor"),
         (["--parts", "speeds"], "`parts` must be one of speed, memory"),
