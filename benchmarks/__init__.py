@@ -1,7 +1,8 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Speed and memory against peers and against the machine's limit."""
+"""Benchmark of speed and memory against jet-pytorch and against the limit of the machine."""
 
-from .run import BenchmarkArguments, run_benchmark
+from .arguments import BenchmarkArguments
+from .run import run_benchmark
 
 
 __all__ = ["BenchmarkArguments", "run_benchmark"]

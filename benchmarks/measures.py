@@ -1,102 +1,55 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""How it is measured: in turns, in bytes, and from a cold start."""
+"""Measures of the benchmark: time in turns, time of a cold start, and memory."""
 
-import ctypes
 import os
-import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import TypeVar
 
 import torch
+from torch.profiler import ProfilerActivity
+from torch.utils.benchmark import Measurement, Timer, timer
 
-from jet_hf.model.configuration_jet import JetConfig
-
-from .contenders import COMPILED, Contender, Work, build
-
-
-WARMUP = 2
-# Parameters of glibc's mallopt (malloc.h), in bytes.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+from .allocator import keep_freed_memory
+from .contenders import Task, Work, build
 
 
-@dataclass(frozen=True)
-class Timing:
+Name = TypeVar("Name")
+
+
+def interleave(runs: dict[Name, Callable[[], object]], rounds: int) -> dict[Name, Measurement]:
     """
-    Repeated measurements of one thing, in seconds.
+    Time several functions in turns, so that other work on the machine affects all of them alike.
+
+    Each round starts with another function. `Timer.timeit` makes two calls of the same function before the timed one:
+    after matrix products in bfloat16, some processors are slow for a while.
 
     Args:
-        seconds: Of each time.
+        runs: Functions by name.
+        rounds: Number of timed calls of each function.
+
+    Returns:
+        The wall-clock time of each call in seconds, including the work queued on an accelerator.
     """
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        if len(self.seconds) < 2:
-            return self.median, self.median
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, high
-
-
-def keep_freed_memory() -> None:
-    """
-    Has glibc keep freed memory for what comes next. Otherwise it depends on what was allocated before whether a call
-    has to fetch its memory from the system, page by page: whoever is timed, by chance.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(M_TRIM_THRESHOLD, 2**30)  # free memory at the heap's end that is not given back
-        library.mallopt(M_TOP_PAD, 2**28)  # what the heap grows by
-        library.mallopt(M_MMAP_THRESHOLD, 2**25)  # glibc's maximum; what is larger is fetched by itself and given back
-
-
-def seconds_of(run: Callable[[], object], device: str) -> float:
-    """Wall-clock time of one call, the device's work included."""
-    _synchronize(device)
-    start = time.perf_counter()
-    run()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def interleave(runs: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Timing]:
-    """
-    Times several things in turns, so that what else the machine does falls on all of them alike; each round starts
-    with another one. Every timed call follows one of the same thing that is not timed: after matrix products in
-    bfloat16, for one, some processors are slow for a while.
-
-    Args:
-        runs: What is timed, by name.
-        rounds: Times that each is measured, after `WARMUP` calls that are not.
-        device: Where the work is done.
-    """
-    for run in runs.values():
-        for _ in range(WARMUP):
-            run()
-    names, seconds = list(runs), {name: [] for name in runs}
+    names = list(runs)
+    measured: dict[Name, list[Measurement]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            runs[name]()
-            seconds[name].append(seconds_of(runs[name], device))
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+            once = Timer("run()", globals={"run": runs[name]}, num_threads=torch.get_num_threads())
+            measured[name].append(once.timeit(1))
+    return {name: Measurement.merge(measurements)[0] for name, measurements in measured.items()}
 
 
 def peak_memory(work: Work, device: str) -> tuple[int, int]:
     """
-    Memory of one call, after one that is not counted.
+    Measure the memory of one call, after a first call that is not measured.
 
     Returns:
-        Bytes that stay between calls (weights, buffers, the optimiser's state), and the largest number of bytes beside
-        them during the call (activations, gradients, what kernels need), as torch's allocator counted them.
+        Bytes that stay allocated between calls (weights, buffers, optimizer state), and the peak of all other bytes
+        during the call (activations, gradients, workspaces), as counted by torch's allocator.
     """
     work.run()
     tensors = [*work.model.parameters(), *work.model.buffers()]
@@ -111,7 +64,7 @@ def peak_memory(work: Work, device: str) -> tuple[int, int]:
         work.run()
         torch.cuda.synchronize()
         return resident, torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
         work.run()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     live = peak = 0
@@ -121,50 +74,24 @@ def peak_memory(work: Work, device: str) -> tuple[int, int]:
     return resident, peak
 
 
-@dataclass(frozen=True)
-class FirstCall:
+def first_call(contender: str, task: Task, repeats: int) -> dict[str, float]:
     """
-    A call in a new process, with nothing compiled before.
+    Time the first call in a new process with an empty compilation cache, and `repeats` later calls.
 
-    Args:
-        first: Seconds of the first call.
-        later: Seconds of one after it, the median of a few.
+    Returns:
+        The seconds of the `first` call, and the median of the `later` ones.
     """
-
-    first: float
-    later: float
-
-
-def first_call(
-    contender: Contender,
-    operation: str,
-    config: JetConfig,
-    batch_size: int,
-    device: str,
-    compile_mode: str | None = None,
-    repeats: int = 5,
-) -> FirstCall:
-    """Times the first call of a new process, where nothing is compiled but a trifle, and some later ones."""
-    arguments = (contender, operation, config, batch_size, device, compile_mode, repeats)
-    with tempfile.TemporaryDirectory() as cache:
-        settings = {"TORCHINDUCTOR_CACHE_DIR": cache}  # empty: nothing of an earlier process
-        with ProcessPoolExecutor(1, get_context("spawn"), _set_environment, (settings,)) as pool:
-            return pool.submit(_time_first_call, *arguments).result()
+    with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_time_first_call, contender, task, repeats, cache).result()
 
 
-def _time_first_call(contender, operation, config, batch_size, device, compile_mode, repeats) -> FirstCall:
+def _time_first_call(contender: str, task: Task, repeats: int, cache: str) -> dict[str, float]:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     keep_freed_memory()
-    if COMPILED in contender.options:
-        torch.compile(torch.nn.functional.gelu)(torch.ones(64, device=device))  # the compiler's own start
-    work = build(contender, operation, config, batch_size, device, compile_mode)
-    seconds = [seconds_of(work.run, device) for _ in range(repeats + 1)]
-    return FirstCall(seconds[0], statistics.median(seconds[1:]))
-
-
-def _set_environment(settings: dict[str, str]) -> None:
-    os.environ.update(settings)
-
-
-def _synchronize(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+    if "compiled" in contender:
+        torch.compile(torch.nn.functional.gelu)(torch.ones(64, device=task.device))  # exclude the compiler's start-up
+    work = build(contender, task)
+    start = timer()
+    work.run()
+    first = timer() - start
+    return {"first": first, "later": interleave({contender: work.run}, repeats)[contender].median}

@@ -1,193 +1,125 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""The parts of a benchmark; each gives rows of figures."""
+"""Parts of the benchmark; each measures and yields rows of results, ready for JSON."""
 
-import dataclasses
-import inspect
-import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import datasets
+import numpy as np
 import torch
+from torch.nn.functional import interpolate
+from torch.profiler import ProfilerActivity
 
 from jet_hf.analysis.cost import forward_flops, peak_flops, training_flops
 from jet_hf.analysis.evaluation import evaluate
 from jet_hf.data import Batch
-from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.model.modeling_jet import JetForDensityEstimation, scale_bytes
 from jet_hf.utils.noise import uniform_noise
 
-from .contenders import BF16, CHECKPOINTED, COMPILED, FLOOR, JET_HF, OPERATIONS, Contender, Work, build
+from .arguments import BenchmarkArguments
+from .contenders import Task, build, supports
 from .measures import first_call, interleave, peak_memory
 
 
-logger = logging.getLogger(__name__)
+def speed(arguments: BenchmarkArguments) -> Iterator[dict]:
+    """Measure the seconds of each operation, with all contenders in turns."""
+    peak = peak_flops(torch.cuda.get_device_name()) if arguments.device == "cuda" else None
+    for patch_size in arguments.patch_sizes:
+        for operation in arguments.operations:
+            task = arguments.task(operation, patch_size=patch_size)
+            runs = {name: build(name, task).run for name in arguments.entrants if supports(name, operation)}
+            for name, timing in interleave(runs, arguments.rounds).items():
+                low, high = np.quantile(timing.times, (0.25, 0.75)).tolist()
+                row: dict[str, object] = {"operation": operation, "patch_size": patch_size, "contender": name}
+                images_per_second = arguments.batch_size / timing.median
+                row |= {"seconds": timing.median, "low": low, "high": high, "images_per_second": images_per_second}
+                if peak is not None:
+                    row["utilization"] = images_per_second * _flops_per_image(task) / peak
+                yield row
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """
-    What all parts share.
-
-    Args:
-        config: Sizes of the model, but for what a part changes.
-        patch_sizes: Each is a table of its own.
-        batch_size: Images at a time.
-        contenders: Who takes part; those that are not installed are left out.
-        rounds: Times that each is measured.
-        device: Where.
-        compile_mode: Of `torch.compile`.
-        operations: Those of the part [`speed`].
-        compile_layers: Numbers of coupling layers of the part [`compilation`].
-    """
-
-    config: JetConfig
-    patch_sizes: tuple[int, ...]
-    batch_size: int
-    contenders: tuple[Contender, ...]
-    rounds: int
-    device: str
-    compile_mode: str | None = None
-    operations: tuple[str, ...] = OPERATIONS
-    compile_layers: tuple[int, ...] = ()
-
-    def with_fields(self, **fields) -> JetConfig:
-        """The model's configuration with other fields."""
-        own = {name: getattr(self.config, name) for name in inspect.get_annotations(JetConfig)}
-        if "hidden_size" in fields:
-            own["intermediate_size"] = None
-        return JetConfig(**own | fields)
-
-    def build(self, contender: Contender, operation: str, config: JetConfig, batch_size: int | None = None) -> Work:
-        return build(contender, operation, config, batch_size or self.batch_size, self.device, self.compile_mode)
+def _flops_per_image(task: Task) -> int:
+    return training_flops(task.config) if task.operation == "train" else forward_flops(task.config)
 
 
-def speed(setting: Setting) -> list[dict]:
-    """Seconds of each operation, all contenders in turns."""
-    rows = []
-    for patch_size in setting.patch_sizes:
-        config = setting.with_fields(patch_size=patch_size)
-        for operation in setting.operations:
-            taking_part = [contender for contender in setting.contenders if contender.can(operation)]
-            logger.info(f"speed: {operation}, patch size {patch_size}, {len(taking_part)} contenders")
-            works = {contender.name: setting.build(contender, operation, config) for contender in taking_part}
-            timings = interleave({name: work.run for name, work in works.items()}, setting.rounds, setting.device)
-            flops = training_flops(config) if operation == "train" else forward_flops(config)
-            for name, timing in timings.items():
-                low, high = timing.quartiles
-                row = {"operation": operation, "patch_size": patch_size, "contender": name, "seconds": timing.median}
-                row |= {"low": low, "high": high, "images_per_second": setting.batch_size / timing.median}
-                rows.append(row | {"utilization": _utilization(setting, flops, timing.median)})
-    return rows
+def memory(arguments: BenchmarkArguments) -> Iterator[dict]:
+    """Measure the bytes of a training step, also with jet_hf's gradient checkpointing."""
+    for patch_size in arguments.patch_sizes:
+        for contender in dict.fromkeys([*arguments.entrants, "jet_hf-checkpointed"]):
+            work = build(contender, arguments.task("train", patch_size=patch_size))
+            resident, peak = peak_memory(work, arguments.device)
+            row = {"patch_size": patch_size, "contender": contender}
+            yield row | {"resident": resident, "peak": peak, "total": resident + peak}
 
 
-def _utilization(setting: Setting, flops: int, seconds: float) -> float | None:
-    """Operations a second over the device's peak, where that is known."""
-    peak = peak_flops(torch.cuda.get_device_name()) if torch.device(setting.device).type == "cuda" else None
-    return peak and flops * setting.batch_size / seconds / peak
-
-
-def memory(setting: Setting) -> list[dict]:
-    """Bytes of a training step, those of jet_hf with gradient checkpointing among them."""
-    contenders = [*setting.contenders, Contender(JET_HF, (CHECKPOINTED,))]
-    rows = []
-    for patch_size in setting.patch_sizes:
-        config = setting.with_fields(patch_size=patch_size)
-        for contender in dict.fromkeys(contenders):
-            logger.info(f"memory: {contender.name}, patch size {patch_size}")
-            resident, peak = peak_memory(setting.build(contender, "train", config), setting.device)
-            rows.append({"patch_size": patch_size, "contender": contender.name, "resident": resident, "peak": peak})
-    return rows
-
-
-def precision(setting: Setting, num_images: int = 64) -> list[dict]:
-    """Bits per dimension with conditioners in bfloat16, and in float32 on the same images and noise."""
-    rows = []
-    shape = (setting.config.num_channels, setting.config.image_size, setting.config.image_size)
-    # Smooth images: noise would have 8 bits whatever the model does.
-    small = torch.rand(num_images, shape[0], 4, 4, generator=torch.Generator().manual_seed(0))
-    images = torch.nn.functional.interpolate(small, size=shape[1:], mode="bicubic").clamp(0, 1)
-    images = scale_bytes((255 * images).byte()).to(setting.device)
-    noise = uniform_noise(0, torch.arange(num_images, device=images.device), shape)
-    for patch_size in setting.patch_sizes:
-        work = setting.build(Contender(JET_HF), "encode", setting.with_fields(patch_size=patch_size))
+def precision(arguments: BenchmarkArguments, num_images: int = 64) -> Iterator[dict]:
+    """Measure the error of bits per dimension with bfloat16 conditioners, on the same images and noise."""
+    for patch_size in arguments.patch_sizes:
+        shape = (3, arguments.image_size, arguments.image_size)
+        # Smooth images: noise has 8 bits per dimension under any model.
+        small = torch.rand(num_images, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        images = interpolate(small, size=shape[1:], mode="bicubic").clamp(0, 1)
+        pixel_values = scale_bytes((255 * images).byte()).to(arguments.device)
+        noise = uniform_noise(0, torch.arange(num_images, device=pixel_values.device), shape)
+        model = build("jet_hf", arguments.task("encode", patch_size=patch_size)).model
         with torch.no_grad():
-            exact = work.model(images, noise=noise).bits_per_dim
-            with torch.autocast(torch.device(setting.device).type, torch.bfloat16):
-                autocast = work.model(images, noise=noise).bits_per_dim
-            narrow = work.model.bfloat16()(images, noise=noise).bits_per_dim
+            exact = model(pixel_values, noise=noise).bits_per_dim
+            with torch.autocast(arguments.device, torch.bfloat16):
+                autocast = model(pixel_values, noise=noise).bits_per_dim
+            narrow = model.bfloat16()(pixel_values, noise=noise).bits_per_dim
         for name, bits in (("bf16 weights", narrow), ("autocast", autocast)):
-            difference = bits - exact
+            errors = bits - exact
             row = {"patch_size": patch_size, "conditioners": name, "bits_per_dim": exact.mean().item()}
-            row |= {"mean_error": difference.mean().item(), "largest_error": difference.abs().max().item()}
-            rows.append(row)
-    return rows
+            yield row | {"mean_error": errors.mean().item(), "largest_error": errors.abs().max().item()}
 
 
-def compilation(setting: Setting) -> list[dict]:
-    """Seconds that compiling a training step takes in a new process, by the number of coupling layers."""
-    contenders = [c for c in setting.contenders if COMPILED in c.options and BF16 not in c.options]
-    rows = []
-    for number in setting.compile_layers:
-        config = setting.with_fields(num_coupling_layers=number, patch_size=setting.patch_sizes[0])
-        for contender in contenders:
-            logger.info(f"compilation: {contender.name}, {number} coupling layers")
-            call = first_call(contender, "train", config, setting.batch_size, setting.device, setting.compile_mode, 1)
-            rows.append({"contender": contender.name, "layers": number, "seconds": call.first - call.later})
-    return rows
+def compilation(arguments: BenchmarkArguments) -> Iterator[dict]:
+    """Measure the seconds that compiling a training step takes, by the number of coupling layers."""
+    for number in arguments.compile_layers:
+        task = arguments.task("train", num_coupling_layers=number)
+        for contender in arguments.entrants:
+            if "compiled" in contender and "bf16" not in contender:
+                call = first_call(contender, task, repeats=1)
+                yield {"contender": contender, "layers": number, "compile_seconds": call["first"] - call["later"]}
 
 
-def latency(setting: Setting) -> list[dict]:
-    """Seconds to a new process's first image, and to a later one."""
-    rows = []
-    for patch_size in setting.patch_sizes:
-        config = setting.with_fields(patch_size=patch_size)
-        for contender in setting.contenders:
-            if contender.can("decode"):
-                logger.info(f"latency: {contender.name}, patch size {patch_size}")
-                call = first_call(contender, "decode", config, 1, setting.device, setting.compile_mode, 15)
-                row = {"contender": contender.name, "patch_size": patch_size}
-                rows.append(row | {"first": call.first, "later": call.later})
-    return rows
+def latency(arguments: BenchmarkArguments) -> Iterator[dict]:
+    """Measure the seconds of decoding the first image in a new process, and of a later one."""
+    for patch_size in arguments.patch_sizes:
+        for contender in arguments.entrants:
+            if supports(contender, "decode"):
+                task = arguments.task("decode", batch_size=1, patch_size=patch_size)
+                yield {"contender": contender, "patch_size": patch_size, **first_call(contender, task, repeats=15)}
 
 
-# Kinds of operations in a profile, by what their names contain; the first that fits counts.
+# Substrings of operator names by the kind of the operator; the first kind with a match counts.
 KINDS = {
     "matrix products": ("mm", "linear_pointwise", "aten::linear"),
     "attention": ("scaled_dot_product", "softmax"),
     "layer norms": ("layer_norm",),
-    "optimiser and clipping": ("adam", "norm"),
+    "optimizer and clipping": ("adam", "norm"),
     "moving and copying": ("copy", "index", "cat", "fill", "zero", "clone"),
     "element by element": ("gelu", "sigmoid", "aten::add", "aten::mul", "aten::div", "aten::sub", "lerp"),
 }
 
 
-def _kind(name: str) -> str:
-    return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "rest")
-
-
-def profile(setting: Setting, repeats: int = 3) -> list[dict]:
-    """Shares of jet_hf's own time in each kind of operation, and their number of calls."""
-    device_type = torch.device(setting.device).type
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    activities += [torch.profiler.ProfilerActivity.CUDA] * (device_type == "cuda")
-    rows = []
-    for patch_size in setting.patch_sizes:
-        config = setting.with_fields(patch_size=patch_size)
+def profile(arguments: BenchmarkArguments, repeats: int = 3) -> Iterator[dict]:
+    """Measure the share of jet_hf's time in each kind of operator."""
+    on_cuda = arguments.device == "cuda"
+    for patch_size in arguments.patch_sizes:
         for operation in ("encode", "train"):
-            logger.info(f"profile: {operation}, patch size {patch_size}")
-            work = setting.build(Contender(JET_HF), operation, config)
-            work.run()
+            run = build("jet_hf", arguments.task(operation, patch_size=patch_size)).run
+            run()
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
             with torch.profiler.profile(activities=activities) as recorded:
                 for _ in range(repeats):
-                    work.run()
-            times: dict[str, float] = {}
+                    run()
+            times: Counter[str] = Counter()
             for event in recorded.key_averages():
-                kind = _kind(event.key)
-                times.setdefault(kind, 0.0)
-                times[kind] += event.self_device_time_total if device_type == "cuda" else event.self_cpu_time_total
-            total = sum(times.values())
-            for kind, spent in sorted(times.items(), key=lambda item: -item[1]):
-                rows.append({"patch_size": patch_size, "operation": operation, "kind": kind, "share": spent / total})
-    return rows
+                kinds = [kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)]
+                times[[*kinds, "rest"][0]] += event.self_device_time_total if on_cuda else event.self_cpu_time_total
+            shares = {kind: times[kind] / times.total() for kind in (*KINDS, "rest")}
+            yield {"operation": operation, "patch_size": patch_size, **shares}
 
 
 GROWTH = {
@@ -198,53 +130,58 @@ GROWTH = {
 }
 
 
-def growth(setting: Setting, axes: dict[str, tuple[int, ...]] = GROWTH) -> list[dict]:
-    """Seconds of jet_hf and of the floor as one size grows, all sizes in turns; but for the batch, of two images."""
-    rows = []
-    contenders = [c for c in setting.contenders if c.name in (JET_HF, FLOOR)]
+def growth(arguments: BenchmarkArguments, axes: dict[str, tuple[int, ...]] = GROWTH) -> Iterator[dict]:
+    """
+    Measure jet_hf and the floor as one size grows; the other sizes are 2 images, 2 layers and patches of 4 pixels.
+
+    The exponents are those of power laws: of the time over all values, of the time between the two largest, and of
+    the FLOPs.
+    """
     for axis, values in axes.items():
         for operation in ("encode", "train"):
-            logger.info(f"growth: {axis}, {operation}")
-            runs, sizes = {}, {}
-            for value in values:
-                fields = {"num_coupling_layers": 2, "patch_size": 4} | ({axis: value} if axis != "batch_size" else {})
-                config, batch_size = setting.with_fields(**fields), value if axis == "batch_size" else 2
-                flops = batch_size * (training_flops(config) if operation == "train" else forward_flops(config))
-                for contender in contenders:
-                    name = f"{contender.name} {value}"
-                    runs[name] = setting.build(contender, operation, config, batch_size).run
-                    sizes[name] = {"axis": axis, "value": value, "contender": contender.name, "flops": flops}
-            timings = interleave(runs, max(3, setting.rounds // 2), setting.device)
-            rows += [
-                sizes[name] | {"operation": operation, "seconds": timing.median} for name, timing in timings.items()
-            ]
-    return rows
+            sizes = [{"batch_size": 2, "num_coupling_layers": 2, "patch_size": 4, axis: value} for value in values]
+            tasks = dict(zip(values, [arguments.task(operation, **fields) for fields in sizes], strict=True))
+            runs = {
+                (contender, value): build(contender, task).run
+                for contender in ("jet_hf", "floor")
+                for value, task in tasks.items()
+            }
+            flops = [task.batch_size * _flops_per_image(task) for task in tasks.values()]
+            timings = interleave(runs, max(3, arguments.rounds // 2))
+            for contender in ("jet_hf", "floor"):
+                seconds = [timings[contender, value].median for value in values]
+                row: dict[str, object] = {"size": axis, "operation": operation, "contender": contender}
+                row |= {"range": f"{values[0]} to {values[-1]}", "values": list(values), "seconds": seconds}
+                row |= {"exponent": fit_exponent(values, seconds), "last": fit_exponent(values[-2:], seconds[-2:])}
+                yield row | {"flops": fit_exponent(values, flops)}
 
 
-def scoring(setting: Setting, num_batches: int = 8) -> list[dict]:
-    """Images a second of `evaluate`, which `scripts/evaluate.py` calls, and of the bare model on the same images."""
-    rows = []
-    for patch_size in setting.patch_sizes:
-        config = setting.with_fields(patch_size=patch_size)
-        logger.info(f"scoring: patch size {patch_size}")
+def fit_exponent(values: Sequence[float], results: Sequence[float]) -> float:
+    """Fit the exponent of a power law, by least squares of logarithms."""
+    return float(np.polyfit(np.log(values), np.log(results), 1)[0])
+
+
+def scoring(arguments: BenchmarkArguments, num_batches: int = 8) -> Iterator[dict]:
+    """Measure the images per second of `evaluate`, and of the bare model on the same images."""
+    for patch_size in arguments.patch_sizes:
+        config = arguments.config(patch_size=patch_size)
         shape = (config.num_channels, config.image_size, config.image_size)
-        number = num_batches * setting.batch_size
-        pixels = torch.randint(256, (number, *shape), dtype=torch.uint8)
+        pixels = torch.randint(256, (num_batches * arguments.batch_size, *shape), dtype=torch.uint8)
         features = datasets.Features({"pixels": datasets.Array3D(shape, "uint8")})
         dataset = datasets.Dataset.from_dict({"pixels": list(pixels.numpy())}, features=features)
-        model = JetForDensityEstimation(config).to(setting.device).eval()
-        parts = pixels.split(setting.batch_size)
-        batches = [Batch(part, torch.arange(len(part))).to(setting.device) for part in parts]
+        model = JetForDensityEstimation(config).to(arguments.device).eval()
+        indices = torch.arange(arguments.batch_size)
+        batches = [Batch(part, indices).to(arguments.device) for part in pixels.split(arguments.batch_size)]
         noise = uniform_noise(0, batches[0].indices, shape)
 
         @torch.no_grad()
-        def bare(model=model, batches=batches, noise=noise) -> list[torch.Tensor]:
+        def bare(model=model, batches=batches, noise=noise):
             return [model(scale_bytes(batch.pixels), noise=noise).bits_per_dim for batch in batches]
 
         def whole(model=model, dataset=dataset):
-            return evaluate(model, dataset, setting.batch_size)
+            return evaluate(model, dataset, arguments.batch_size)
 
-        timings = interleave({"bare": bare, "evaluate": whole}, setting.rounds, setting.device)
-        speeds = {name: number / timing.median for name, timing in timings.items()}
-        rows.append({"patch_size": patch_size, **speeds})
-    return rows
+        timings = interleave({"bare": bare, "evaluate": whole}, arguments.rounds)
+        speeds = {name: len(pixels) / timing.median for name, timing in timings.items()}
+        ratio = speeds["evaluate"] / speeds["bare"]
+        yield {"patch_size": patch_size, **speeds, "evaluate / bare": ratio}

@@ -1,6 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Real photographs that ship inside scikit-learn and scikit-image: data for trying things without a download.
+Photographs that ship with scikit-learn and scikit-image, as data that needs no download of its own.
 
     python -m examples.photographs data/photographs
 """
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 
-# Whole photographs are held out, so that no crop of the validation split shares a scene with one of training.
+# The splits differ in whole photographs, so that training and validation crops never show the same scene.
 SPLITS = {
     "train": ("astronaut", "chelsea", "flower", "hubble_deep_field", "rocket", "stereo_motorcycle"),
     "validation": ("china", "coffee"),
@@ -22,7 +22,7 @@ SPLITS = {
 
 
 def load_photograph(name: str) -> np.ndarray:
-    """One of the photographs in [`SPLITS`]: uint8 array (height, width, 3)."""
+    """Return one of the photographs in `SPLITS`, as a uint8 array (height, width, 3)."""
     if name in ("china", "flower"):
         from sklearn.datasets import load_sample_image
 
@@ -30,26 +30,26 @@ def load_photograph(name: str) -> np.ndarray:
     from skimage import data
 
     photograph = getattr(data, name)()
-    return photograph[0] if name == "stereo_motorcycle" else photograph
+    return photograph[0] if name == "stereo_motorcycle" else photograph  # the left image of the pair
 
 
 def write_photographs(folder: str | os.PathLike, reductions: Sequence[int] = (1,)) -> Path:
     """
-    Writes the photographs as an image folder, `train/NAME.png` and `validation/NAME.png`.
+    Write the photographs to an image folder, as `train/NAME.png` and `validation/NAME.png`.
 
     Args:
-        folder: Where to.
-        reductions: Factors by which each photograph is averaged down; by 2, say, to `NAME_2.png`. Crops of these show
-            whole things, and the sharpness of images that were made small.
+        folder: Folder to write to.
+        reductions: Factors by which copies of each photograph are reduced; a factor of 2 writes `NAME_2.png`. Crops of
+            reduced copies show whole objects, with the sharpness of small images.
 
     Returns:
         The folder, for `datasets.load_dataset("imagefolder", data_dir=...)`.
 
     Raises:
-        ValueError: for a factor below 1.
+        ValueError: If a factor is below 1.
     """
     if min(reductions) < 1:
-        raise ValueError(f"`reductions` must be whole numbers of at least 1, got {list(reductions)}.")
+        raise ValueError(f"`reductions` must contain only whole numbers of at least 1, got {list(reductions)}.")
     folder = Path(folder)
     for split, names in SPLITS.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
@@ -62,12 +62,12 @@ def write_photographs(folder: str | os.PathLike, reductions: Sequence[int] = (1,
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Writes the photographs as an image folder.")
-    parser.add_argument("folder")
-    parser.add_argument(
-        "--reductions", type=int, nargs="+", default=[1], help="factors to average photographs down by"
-    )
+    parser = argparse.ArgumentParser(description="Write the photographs to an image folder.")
+    parser.add_argument("folder", help="folder to write to")
+    parser.add_argument("--reductions", type=int, nargs="+", default=[1], help="factors to reduce photographs by")
     arguments = parser.parse_args()
-    if min(arguments.reductions) < 1:
-        parser.error(f"--reductions must be whole numbers of at least 1, got {arguments.reductions}")
-    print(f"wrote {write_photographs(arguments.folder, arguments.reductions)}/train and /validation")
+    try:
+        write_photographs(arguments.folder, arguments.reductions)
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"wrote {arguments.folder}/train and {arguments.folder}/validation")

@@ -1,7 +1,8 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of training and samples."""
+"""Plots of samples and of the learning curve."""
 
 import os
+from pathlib import Path
 
 import matplotlib
 
@@ -18,17 +19,15 @@ from jet_hf.utils.files import replace_file
 
 
 def save_figure(path: str | os.PathLike, figure: plt.Figure) -> None:
-    """Writes a finished figure as a PNG file and closes it."""
-    replace_file(path, lambda draft: figure.savefig(draft, dpi=120, format="png"))
+    """Save a figure as a PNG file and close it."""
+    replace_file(Path(path), lambda draft: figure.savefig(draft, dpi=120, format="png"))
     plt.close(figure)
 
 
 def plot_image_rows(path: str | os.PathLike, rows: dict[str, list[Image.Image]], columns: int = 8) -> None:
-    """Writes blocks of small images under their titles, each pixel enlarged to a square."""
-    num_lines = [-(-len(images) // columns) for images in rows.values()]
-    figure, axes = plt.subplots(
-        len(rows), figsize=(columns, sum(num_lines) + 0.4 * len(rows)), height_ratios=num_lines
-    )
+    """Plot grids of small images, one below the other, each under its title."""
+    num_rows = [-(-len(images) // columns) for images in rows.values()]
+    figure, axes = plt.subplots(len(rows), figsize=(columns, sum(num_rows) + 0.4 * len(rows)), height_ratios=num_rows)
     for axis, (title, images) in zip(np.atleast_1d(axes), rows.items(), strict=True):
         axis.imshow(image_grid(images, columns), interpolation="nearest")
         axis.set_title(title, fontsize=10)
@@ -40,16 +39,16 @@ def plot_image_rows(path: str | os.PathLike, rows: dict[str, list[Image.Image]],
 def plot_learning_curve(
     path: str | os.PathLike, history: list[StepMetrics], held_out: list[tuple[int, float]]
 ) -> None:
-    """Writes bits per dimension against the optimiser step: of each batch, smoothed, and of held-out images."""
+    """Plot the bits per dimension of training batches, their moving mean, and those of held-out images by step."""
     steps = np.array([metrics.step for metrics in history])
     losses = np.array([metrics.loss for metrics in history])
     width = max(1, len(losses) // 40)
-    smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+    moving_mean = np.convolve(losses, np.ones(width) / width, mode="valid")
     figure, axis = plt.subplots(figsize=(7, 4))
     axis.plot(steps, losses, color="tab:blue", alpha=0.2, linewidth=0.8, label="training batch")
-    axis.plot(steps[width - 1 :], smooth, color="tab:blue", label=f"mean of {width} batches")
+    axis.plot(steps[width - 1 :], moving_mean, color="tab:blue", label=f"mean of {width} batches")
     axis.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", label="held-out photographs")
-    axis.set(xlabel="optimiser step", ylabel="bits per dimension", ylim=(None, np.quantile(losses, 0.99)))
+    axis.set(xlabel="optimizer step", ylabel="bits per dimension", ylim=(None, np.quantile(losses, 0.99)))
     axis.grid(alpha=0.3)
     axis.legend()
     figure.tight_layout()

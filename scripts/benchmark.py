@@ -1,16 +1,14 @@
 #!/usr/bin/env python
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 r"""
-Times encoding, decoding and training against jet-pytorch and against the matrix products and attention alone.
+Time encoding, decoding and training against jet-pytorch and against the matrix products and attention alone.
 
     pip install --no-deps jet-pytorch==0.0.2 einops
     python scripts/benchmark.py --report docs/performance.md
     python scripts/benchmark.py --parts speed --operations train --patch_sizes 4 --rounds 5
-    python scripts/benchmark.py --device cuda --image_size 64 --patch_sizes 4 --num_coupling_layers 64 \
-        --num_hidden_layers 5 --hidden_size 512 --num_attention_heads 8 --batch_size 64 --parts speed latency memory \
-        --contenders jet_hf jet_hf-bf16 jet_hf-compiled-bf16 jet_pytorch-compiled-bf16 floor-bf16
 
-Contenders take turns within one process; compile time and the first image are measured in new ones.
+`--report` replaces the tables of the document and keeps its text. Contenders take turns within one process; compile
+time and the first image are measured in new processes.
 """
 
 import argparse
@@ -28,9 +26,8 @@ from benchmarks import BenchmarkArguments, run_benchmark
 
 
 def main() -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
-    for name in ("jet_hf", "benchmarks"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("benchmarks").setLevel(logging.INFO)
     formatter = argparse.RawDescriptionHelpFormatter
     parser = HfArgumentParser(BenchmarkArguments, description=__doc__, formatter_class=formatter, allow_abbrev=False)
     try:

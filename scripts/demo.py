@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Trains a small Jet on crops of real photographs within five minutes and scores photographs it never saw.
+Train a small Jet on crops of photographs within five minutes and score photographs that it never saw.
 
     python scripts/demo.py [--output_dir demo] [--max_minutes 5]
 """
@@ -19,8 +19,8 @@ from examples.demo import DemoArguments, run_demo
 
 
 if __name__ == "__main__":
-    (arguments,) = HfArgumentParser(DemoArguments, description=__doc__).parse_args_into_dataclasses()
     try:
+        (arguments,) = HfArgumentParser(DemoArguments, description=__doc__).parse_args_into_dataclasses()
         run_demo(arguments)
-    except (FileExistsError, StrictDataclassError) as error:
-        sys.exit(f"error: {error}")
+    except (FileExistsError, ValueError, StrictDataclassError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")

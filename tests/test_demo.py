@@ -1,6 +1,8 @@
 """The command behind `make demo`, on a small scale."""
 
 import json
+import runpy
+import shutil
 import subprocess
 import sys
 
@@ -9,9 +11,11 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from examples import demo
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 
 
+SCRIPT = str(ROOT / "scripts" / "demo.py")
 SMALL = {
     "image_size": 8,
     "num_coupling_layers": 2,
@@ -25,22 +29,21 @@ SMALL = {
 }
 
 
-def run(folder, **arguments) -> subprocess.CompletedProcess:
-    flags = [part for name, value in (SMALL | arguments).items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, ROOT / "scripts/demo.py", "--output_dir", folder, *flags]
-    return subprocess.run(command, capture_output=True, text=True)
+def command(folder, **arguments) -> list[str]:
+    return [SCRIPT, f"--output_dir={folder}", *(f"--{name}={value}" for name, value in (SMALL | arguments).items())]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def finished(tmp_path_factory):
+    """Run the demo in a process and return its folder and its output."""
     folder = tmp_path_factory.mktemp("demo") / "out"
-    result = run(folder)
+    result = subprocess.run([sys.executable, *command(folder)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return folder, result
 
 
-def test_results(demo):
-    folder, output = demo
+def test_results(finished):
+    folder, output = finished
     results = json.loads((folder / "results.json").read_text())
     bits = {name: row["mean"] for name, row in results["bits_per_dim"].items()}
     assert set(bits) == {
@@ -56,10 +59,13 @@ def test_results(demo):
     assert results["reconstructions_bytes_equal"] is True and results["steps"] == 40
     assert f"{bits['Jet after training']:.3f}" in output.stdout and "WebP" in (folder / "results.md").read_text()
     assert "bits/dim" in output.stderr  # the progress bar
+    for name in ("samples", "reconstructions", "learning_curve"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert min(picture.size) > 300 and len(picture.convert("RGB").getcolors(2**24)) > 100
 
 
-def test_the_model_folder_loads_and_scores_as_in_the_table(demo):
-    folder, _ = demo
+def test_the_model_folder_loads_and_scores(finished):
+    folder, _ = finished
     model = JetForDensityEstimation.from_pretrained(folder / "model").eval()
     processor = JetImageProcessor.from_pretrained(folder / "model")
     assert processor.size["height"] == 8
@@ -68,46 +74,30 @@ def test_the_model_folder_loads_and_scores_as_in_the_table(demo):
     assert 2 < output.bits_per_dim.item() < 12
 
 
-def test_pictures(demo):
-    folder, _ = demo
-    for name in ("samples", "reconstructions", "learning_curve"):
-        with Image.open(folder / f"{name}.png") as picture:
-            assert min(picture.size) > 300 and len(picture.convert("RGB").getcolors(2**24)) > 100
+def test_a_second_run_replaces_the_first_and_stops_at_the_time_limit(finished, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "out"
+    shutil.copytree(finished[0], folder)
+    (folder / "stale.txt").touch()
+    monkeypatch.setattr(demo, "write_photographs", lambda path: shutil.copytree(finished[0] / "photographs", path))
+    monkeypatch.setattr(demo, "affordable_steps", lambda *_: 10**6)  # the estimate may be too high
+    results = demo.run_demo(demo.DemoArguments(str(folder), **SMALL | {"max_minutes": 0.02}))
+    assert results == json.loads((folder / "results.json").read_text())
+    assert "The time limit stopped the training after" in capsys.readouterr().out
+    assert results["training_seconds"] >= 1.2 and results["steps"] < 10**6
+    assert (folder / "learning_curve.png").is_file() and not (folder / "stale.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_second_run_replaces_the_first_and_nothing_else(demo, tmp_path):
-    folder, _ = demo
-    before = (folder / "results.json").stat().st_ino
-    assert run(folder, max_steps=2).returncode == 0
-    assert json.loads((folder / "results.json").read_text())["steps"] == 2
-    assert (folder / "results.json").stat().st_ino != before and [p.name for p in folder.parent.iterdir()] == ["out"]
-
-    precious = tmp_path / "thesis"
-    precious.mkdir()
-    (precious / "thesis.tex").write_text("years of work")
-    refused = run(precious)
-    assert refused.returncode == 1 and "already exists" in refused.stderr and "Traceback" not in refused.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis"] and (precious / "thesis.tex").read_text()
-
-
-def test_training_stops_at_the_time_limit(tmp_path):
-    """The speed that the trial steps promised need not hold."""
-    slow = (
-        "import examples.demo as demo; "
-        "demo.affordable_steps = lambda *_: 10**6; from transformers import HfArgumentParser; "
-        "demo.run_demo(*HfArgumentParser(demo.DemoArguments).parse_args_into_dataclasses())"
-    )
-    flags = [f"--{name}={value}" for name, value in (SMALL | {"max_minutes": 0.02}).items()]
-    command = [sys.executable, "-c", slow, f"--output_dir={tmp_path / 'out'}", *flags]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert "stopped after" in result.stdout and results["training_seconds"] >= 1.2 and results["steps"] < 10**6
-    assert (tmp_path / "out" / "learning_curve.png").is_file()
-
-
-def test_unknown_and_wrong_arguments_are_named(tmp_path):
-    assert "--num_layers" in run(tmp_path / "out", num_layers=3).stderr
-    wrong = run(tmp_path / "out", image_size=10)
-    assert wrong.returncode == 1 and "image_size" in wrong.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_refusals_name_the_reason_and_leave_everything(tmp_path, monkeypatch):
+    thesis = tmp_path / "thesis" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    for arguments, message in (
+        (command(thesis.parent), "already exists"),
+        (command(tmp_path / "out", image_size=10), "image_size"),
+        (command(tmp_path / "out", num_layers=3), "--num_layers"),
+    ):
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+            runpy.run_path(SCRIPT, run_name="__main__")
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis"] and thesis.read_text() == "years of work"
