@@ -171,7 +171,9 @@ def scoring(arguments: BenchmarkArguments, num_batches: int = 8) -> Iterator[dic
         dataset = datasets.Dataset.from_dict({"pixels": list(pixels.numpy())}, features=features)
         model = JetForDensityEstimation(config).to(arguments.device).eval()
         indices = torch.arange(arguments.batch_size)
-        batches = [Batch(part, indices).to(arguments.device) for part in pixels.split(arguments.batch_size)]
+        batches = [
+            Batch(part, indices).to(torch.device(arguments.device)) for part in pixels.split(arguments.batch_size)
+        ]
         noise = uniform_noise(0, batches[0].indices, shape)
 
         @torch.no_grad()

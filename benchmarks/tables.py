@@ -62,8 +62,8 @@ def update_tables(text: str, results: dict[str, dict]) -> str:
     """
     Replace the tables of a Markdown document and keep its other text.
 
-    The table of a part stands between the lines `<!-- PART -->` and `<!-- end of PART -->`; a part that the document
-    lacks is appended to it. The part `runs` lists commands and machines.
+    The table of a part stands between the lines `<!-- PART -->` and `<!-- end of PART -->`, with the command,
+    commit, date and machine of its run. A part that the document lacks is appended to it.
 
     Args:
         text: The document.
@@ -72,26 +72,23 @@ def update_tables(text: str, results: dict[str, dict]) -> str:
     Raises:
         ValueError: If the end of a table is missing.
     """
-    tables = {"runs": list_runs(results)} | {part: table(part, result["rows"]) for part, result in results.items()}
-    for part, content in tables.items():
+    for part, result in results.items():
         start, end = f"<!-- {part} -->\n", f"<!-- end of {part} -->\n"
         if start not in text:
             text = f"{text}\n{start}{end}".lstrip()
         before, rest = text.split(start, 1)
         if end not in rest:
             raise ValueError(f"the report must contain the line {end.strip()} after {start.strip()}.")
+        content = f"{table(part, result['rows'])}\n\n{describe_origin(result)}"
         text = f"{before}{start}\n{content}\n\n{end}{rest.split(end, 1)[1]}"
     return text
 
 
-def list_runs(results: dict[str, dict]) -> str:
-    """List the commands behind the results, with commit, date and machine."""
-    parts: dict[str, list[str]] = {}
-    for part, run in results.items():
-        machine = ", ".join(f"{name} {value}" for name, value in run["machine"].items())
-        origin = f"`{run['command']}`, commit {run['commit']}, {run['date']}, {machine}"
-        parts.setdefault(f"{origin}, batches of {run['batch_size']}", []).append(part)
-    return "\n".join(f"- {', '.join(names)}: {origin}" for origin, names in parts.items())
+def describe_origin(result: dict) -> str:
+    """Name the command, commit, date and machine of a part's results."""
+    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    origin = f"`{result['command']}` at commit {result['commit']} on {result['date']}"
+    return f"Measured by {origin} with batches of {result['batch_size']}: {machine}."
 
 
 def table(part: str, rows: list[dict]) -> str:
