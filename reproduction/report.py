@@ -60,7 +60,7 @@ def write_report(
         table: Table of the paper.
         cells: Cells of the sweep.
         rows: Results, see [`collect_rows`].
-        arguments: Arguments of one of the runs.
+        arguments: Arguments that all runs share.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     summary = summarize(cells, rows)

@@ -95,6 +95,11 @@ def to_flags(fields: dict) -> list[str]:
     return flags
 
 
+def base_flags(recipe: str, overrides: dict[str, list[str]]) -> list[str]:
+    """Return the flags of `scripts/train.py` that all runs share."""
+    return ["--config", recipe, *to_flags(overrides)]
+
+
 def make_runs(
     cells: list[Cell], recipe: str, overrides: dict[str, list[str]], seeds: list[int], folder: Path
 ) -> list[Run]:
@@ -117,7 +122,7 @@ def make_runs(
         raise ValueError(
             f"`override` must not set {', '.join(clashes)}, which the sweep sets: use `axis`, `seeds` or `output_dir`."
         )
-    shared = ["--config", recipe, *to_flags(overrides)]
+    shared = base_flags(recipe, overrides)
     base = parse_arguments(shared)
     if base.model_name_or_path is not None:
         raise ValueError(f"{recipe} must not set `model_name_or_path`: a sweep cannot change a pretrained model.")

@@ -4,9 +4,11 @@
 import logging
 from pathlib import Path
 
+from jet_hf.training import parse_arguments
+
 from .arguments import SweepArguments
 from .results import FINISHED, collect_rows, write_rows
-from .runs import check_settings, make_runs, parse_assignments, run_all
+from .runs import base_flags, check_settings, make_runs, parse_assignments, run_all
 from .tables import TABLES, Table
 
 
@@ -47,7 +49,8 @@ def run_sweep(arguments: SweepArguments, command: str) -> int:
     if arguments.report:
         from .report import write_report  # the training machine needs no pandas, SciPy or matplotlib
 
-        write_report(Path(arguments.report), command, table, cells, rows, runs[0].arguments)
+        base = parse_arguments(base_flags(arguments.config, overrides))
+        write_report(Path(arguments.report), command, table, cells, rows, base)
         logger.info(f"wrote {arguments.report}")
     missing = [row for row in rows if row["status"] != FINISHED]
     for row in missing:

@@ -28,7 +28,7 @@ from reproduction import runs as runs_module
 from reproduction.arguments import SweepArguments
 from reproduction.claims import Claim, FrontClaim, above
 from reproduction.figure import pareto_front
-from reproduction.report import report_text, write_report
+from reproduction.report import write_report
 from reproduction.results import collect_rows
 from reproduction.runs import make_runs, parse_assignments, run_all
 from reproduction.sweep import run_sweep
@@ -291,13 +291,19 @@ def test_the_report_has_the_results_of_the_paper_beside_ours(tmp_path):
     assert "32 x 32 images" in text and "600 steps with a batch size of 16" in text
 
 
-def test_a_report_without_results_names_cells_that_are_the_same_model():
-    axes = {"ratio": ["4to1"]}
-    runs = runs_of("coupling_layouts", axes=axes, overrides=["num_coupling_layers=10"])
-    table, rows = TABLES["coupling_layouts"], collect_rows("coupling_layouts", runs)
-    text = report_text("x", table, table.cells(axes), rows, runs[0].arguments, "p.png")
-    assert "Here `4to1-checkerboard`, `4to1-mix` are the same model." in text
-    assert "| **not run** |" in text and "- `4to1-mix`, seed 0: not started" in text
+def test_a_report_without_results(tmp_path):
+    path, options = tmp_path / "report.md", {"output_dir": str(tmp_path), "report_only": True}
+    axis, override = ["ratio=4to1"], ["num_coupling_layers=10"]
+    arguments = SweepArguments(
+        "coupling_layouts", PHOTOGRAPHS, axis=axis, override=override, report=str(path), **options
+    )
+    assert run_sweep(arguments, "x") == 1
+    assert "Here `4to1-checkerboard`, `4to1-mix` are the same model." in path.read_text()
+    assert "| **not run** |" in path.read_text() and "- `4to1-mix`, seed 0: not started" in path.read_text()
+    # The setting is that of the recipe where the table sets sizes.
+    axis = ["num_coupling_layers=2", "dequantization_num_coupling_layers=1"]
+    run_sweep(SweepArguments("dequantization", PHOTOGRAPHS, axis=axis, report=str(path), **options), "x")
+    assert "; 32 coupling layers of depth 1 and width 32 unless the table sets them; 200 steps" in path.read_text()
 
 
 # Sweeps
