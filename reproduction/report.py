@@ -62,18 +62,8 @@ def write_report(
         rows: Results, see [`collect_rows`].
         arguments: Arguments that all runs share.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    summary = summarize(cells, rows)
-    picture = path.with_suffix(".png")
-    plot_compute(picture, table.title, summary)
-    replace_text(path, report_text(command, table, cells, rows, arguments, picture.name))
-
-
-def report_text(
-    command: str, table: Table, cells: list[Cell], rows: list[dict], arguments: TrainArguments, picture: str
-) -> str:
-    """Return the report. See [`write_report`]; `picture` is the path of the plot, relative to the report."""
-    summary, bits = summarize(cells, rows), bits_by_seed(cells, rows)
+    bits = bits_by_seed(cells, rows)
+    summary = summarize(cells, rows, bits)
     judgments = [judge(claim, bits, summary["flops"], summary["paper"]) for claim in table.claims(cells)]
     number = sum(len(judgment.comparisons) for judgment in judgments)
     parts = [
@@ -89,8 +79,11 @@ def report_text(
     ]
     if missing := [f"- `{row['cell']}`, seed {row['seed']}: {row['reason']}" for row in rows if row["reason"]]:
         parts += ["## Runs without a result", "\n".join(missing)]
-    parts += ["## Compute", f"![Bits per dimension against training compute]({picture})", COMPUTE_LEGEND]
-    return "\n\n".join(parts) + "\n"
+    picture = path.with_suffix(".png")
+    parts += ["## Compute", f"![Bits per dimension against training compute]({picture.name})", COMPUTE_LEGEND]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot_compute(picture, table.title, summary)
+    replace_text(path, "\n\n".join(parts) + "\n")
 
 
 def bits_by_seed(cells: list[Cell], rows: list[dict]) -> pd.DataFrame:
@@ -99,11 +92,10 @@ def bits_by_seed(cells: list[Cell], rows: list[dict]) -> pd.DataFrame:
     return frame.pivot(index="seed", columns="cell", values="bits_per_dim")[[cell.name for cell in cells]]
 
 
-def summarize(cells: list[Cell], rows: list[dict]) -> pd.DataFrame:
+def summarize(cells: list[Cell], rows: list[dict], bits: pd.DataFrame) -> pd.DataFrame:
     """Return a table of the cells: results over seeds, the paper's result, size and group."""
-    bits = bits_by_seed(cells, rows)
     sizes = pd.DataFrame(rows).groupby("cell")
-    labels = [key for key in GROUP_LABELS if key in cells[0].labels]
+    label = next(key for key in GROUP_LABELS if key in cells[0].labels)
     return pd.DataFrame(
         {
             "paper": pd.Series({cell.name: cell.paper for cell in cells}, dtype=float),
@@ -112,7 +104,7 @@ def summarize(cells: list[Cell], rows: list[dict]) -> pd.DataFrame:
             "finished": bits.count(),
             "parameters": sizes["num_parameters"].first(),
             "flops": sizes["training_flops"].first().astype(float),
-            "group": pd.Series({cell.name: f"{labels[0]} {cell.labels[labels[0]]}" for cell in cells}),
+            "group": pd.Series({cell.name: f"{label} {cell.labels[label]}" for cell in cells}),
         },
         index=[cell.name for cell in cells],
     )
@@ -195,9 +187,10 @@ def claims_table(judgments: list[Judgment]) -> str:
     """Return the table of verdicts on the paper's claims."""
     lines = [["claim", "here", "comparisons", "smallest margin here", "smallest margin in the paper"]]
     for judgment in judgments:
-        counts = [f"{count} {verdict}" for verdict in reversed(Verdict) if (count := judgment.counts[verdict])]
+        verdicts = [item.verdict for item in judgment.comparisons]
+        counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in reversed(Verdict) if verdict in verdicts]
         comparisons, margin = ", ".join(counts) or "none", UNKNOWN
-        if finished := judgment.finished:
+        if finished := [item for item in judgment.comparisons if not item.values.empty]:
             comparisons += f"; {sum(item.mean > 0 for item in finished)} of {len(finished)} on the claimed side"
             weakest = min(finished, key=lambda item: item.mean)
             margin = plus_minus(weakest.mean, weakest.error, sign="+")

@@ -1,10 +1,9 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Results of the runs: one row per run, in a file that `datasets.load_dataset("json", data_files=...)` reads."""
+"""Results of the runs: one row per run."""
 
 import inspect
 import json
 import math
-from pathlib import Path
 
 from jet_hf.analysis.cost import count_parameters, training_flops
 from jet_hf.model.configuration_jet import JetConfig
@@ -12,13 +11,11 @@ from jet_hf.training import TrainArguments
 from jet_hf.training.checkpoints import list_checkpoints
 from jet_hf.training.dry_run import release_images
 from jet_hf.training.setup import count_steps
-from jet_hf.utils.files import replace_text, strict_json
 
 from .runs import Run
 
 
 FINISHED, FAILED, UNFINISHED, NOT_STARTED = "finished", "failed", "unfinished", "not started"
-RESULTS_FILE = "results.jsonl"
 
 
 def read_run(run: Run) -> tuple[str, str | None, dict]:
@@ -82,11 +79,3 @@ def collect_rows(table: str, runs: list[Run]) -> list[dict]:
             }
         )
     return rows
-
-
-def write_rows(folder: Path, rows: list[dict]) -> Path:
-    """Write the rows of a table to `results.jsonl` in its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RESULTS_FILE
-    replace_text(path, "".join(strict_json(row) + "\n" for row in rows))
-    return path

@@ -5,9 +5,10 @@ import logging
 from pathlib import Path
 
 from jet_hf.training import parse_arguments
+from jet_hf.utils.files import replace_text, strict_json
 
 from .arguments import SweepArguments
-from .results import FINISHED, collect_rows, write_rows
+from .results import FINISHED, collect_rows
 from .runs import base_flags, check_settings, make_runs, parse_assignments, run_all
 from .tables import TABLES, Table
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def run_sweep(arguments: SweepArguments, command: str) -> int:
     """
-    Run a sweep, or list or print its runs.
+    Run a sweep, or list its runs or their commands.
 
     Args:
         arguments: Arguments of `scripts/sweep.py`.
@@ -40,12 +41,14 @@ def run_sweep(arguments: SweepArguments, command: str) -> int:
         print(describe(table, collect_rows(arguments.table, runs)))
         return 0
     if arguments.print_commands:
-        print(*(run.command(arguments.accelerate_config) for run in left), sep="\n")
+        for run in left:
+            print(run.command(arguments.accelerate_config))
         return 0
     if not arguments.report_only:
         run_all(left, arguments.accelerate_config)
     rows = collect_rows(arguments.table, runs)
-    logger.info(f"wrote {write_rows(folder, rows)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "results.jsonl", "".join(strict_json(row) + "\n" for row in rows))
     if arguments.report:
         from .report import write_report  # the training machine needs no pandas, SciPy or matplotlib
 

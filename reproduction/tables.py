@@ -164,17 +164,21 @@ def dequantization_cells(
     cells = {}
     for layers, extra in itertools.product(num_coupling_layers, dequantization_num_coupling_layers):
         total = layers + extra
-        flow = {
-            "num_coupling_layers": layers,
-            "dequantization": "flow",
-            "dequantization_num_coupling_layers": extra,
-        }
-        uniform = {"num_coupling_layers": total, "dequantization": "uniform"}
-        for kind, name, fields in (
-            ("flow", f"flow-{layers}-and-{extra}", flow),
-            ("uniform", f"uniform-{total}", uniform),
-        ):
-            cells[name] = Cell(name, {"dequantization": kind, "total_layers": total}, fields)
+        flow, uniform = f"flow-{layers}-and-{extra}", f"uniform-{total}"
+        cells[flow] = Cell(
+            flow,
+            {"dequantization": "flow", "total_layers": total},
+            {
+                "num_coupling_layers": layers,
+                "dequantization": "flow",
+                "dequantization_num_coupling_layers": extra,
+            },
+        )
+        cells[uniform] = Cell(
+            uniform,
+            {"dequantization": "uniform", "total_layers": total},
+            {"num_coupling_layers": total, "dequantization": "uniform"},
+        )
     return list(cells.values())
 
 

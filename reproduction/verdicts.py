@@ -7,7 +7,6 @@ width of the 95 % confidence interval of Student's t over the seeds. Many contra
 one in forty would exceed its error on the claimed side.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -81,16 +80,6 @@ class Judgment:
     def verdict(self) -> Verdict:
         """Verdict on the claim."""
         return min((item.verdict for item in self.comparisons), key=list(Verdict).index, default=Verdict.NOT_RUN)
-
-    @property
-    def counts(self) -> Counter[Verdict]:
-        """Number of comparisons with each verdict."""
-        return Counter(item.verdict for item in self.comparisons)
-
-    @property
-    def finished(self) -> list[Comparison]:
-        """Comparisons with results for at least one seed."""
-        return [item for item in self.comparisons if not item.values.empty]
 
 
 def confidence_margin(values: pd.Series) -> float:
