@@ -2,7 +2,6 @@
 """Command-line arguments of `scripts/sweep.py`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from .tables import TABLES
 
@@ -16,7 +15,7 @@ class SweepArguments:
         ValueError: for seeds that are negative or repeated.
     """
 
-    table: Literal[tuple(TABLES)] = field(metadata={"help": "Table of the paper."})
+    table: str = field(metadata={"help": "Table of the paper.", "choices": list(TABLES)})
     config: str = field(metadata={"help": "Recipe that every run starts from."})
     output_dir: str = field(
         default="runs/sweep",

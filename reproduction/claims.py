@@ -194,7 +194,7 @@ def imagenet1k(cells: "list[Cell]") -> list[Claim]:
     """Return the claims of sections 3.1 and 3.2.2 about ImageNet-1k."""
     layers, width = (max(cell.labels[key] for cell in cells) for key in ("layers", "width"))
     largest = [cell for cell in cells if (cell.labels["layers"], cell.labels["width"]) == (layers, width)]
-    depths = [cell.labels["depth"] for cell in largest if cell.labels["depth"] > 2]
+    depths = sorted({cell.labels["depth"] for cell in largest} - {1, 2})
     return [
         shallow(cells),
         Claim(

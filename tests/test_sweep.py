@@ -23,7 +23,7 @@ from train_process import TINY, environment, slow_saves, write_images
 
 from jet_hf import JetConfig
 from jet_hf.analysis.cost import training_flops
-from jet_hf.training import EXPECTED_ERRORS, parse_arguments, train
+from jet_hf.training import parse_arguments, train
 from reproduction import runs as runs_module
 from reproduction.arguments import SweepArguments
 from reproduction.claims import Claim, FrontClaim, above
@@ -307,92 +307,106 @@ def test_a_report_without_results(tmp_path):
 # Sweeps
 
 
-def train_here(arguments: list[str]) -> int:
-    """Stand in for the launcher: train in this process."""
-    try:
+class TinySweep:
+    """Sweeps over two layouts; each output folder is one of `root`."""
+
+    def __init__(self, root: Path):
+        self.root, self.recipe = root, root / "recipe.yaml"
+        fields = {**TINY, "dataset_path": str(write_images(root / "images")), "sample_steps": 0, "save_steps": 6}
+        self.recipe.write_text(yaml.safe_dump(fields))
+        self.launched: list[list[str]] = []
+
+    def arguments(self, name: str, **changes) -> SweepArguments:
+        axis = ["ratio=4to1,all_channel", "pattern=mix"]
+        return SweepArguments("coupling_layouts", str(self.recipe), str(self.root / name), axis=axis, **changes)
+
+    def launch(self, arguments: list[str]) -> int:
+        """Stand in for the launcher: train in this process."""
+        self.launched.append(arguments)
         train(parse_arguments(arguments[arguments.index("--config") :]))
-    except EXPECTED_ERRORS:
-        return 1
-    return 0
+        return 0
+
+    def folders(self, name: str) -> list[Path]:
+        cells = ("4to1-mix", "all_channel")
+        return [self.root / name / "coupling_layouts" / cell / "seed_0" for cell in cells]
+
+    def rows(self, name: str) -> list[dict]:
+        path = self.root / name / "coupling_layouts" / "results.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.fixture
-def launched(monkeypatch):
-    """Let `train_here` stand in for the launcher; return the list of its calls."""
-    calls = []
-    monkeypatch.setattr(runs_module, "launch", lambda arguments: calls.append(arguments) or train_here(arguments))
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A finished sweep, in the folder `whole`."""
+    tiny = TinySweep(tmp_path_factory.mktemp("sweep"))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the processes
-    yield calls
+    torch.set_num_threads(1)  # as in the processes of the killed sweep
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs_module, "launch", tiny.launch)
+        assert run_sweep(tiny.arguments("whole"), "") == 0 and len(tiny.launched) == 2
+        yield tiny
     torch.set_num_threads(threads)
 
 
-def read_rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "coupling_layouts" / "results.jsonl").read_text().splitlines()]
+def test_the_results_of_a_sweep_are_a_dataset(sweep):
+    path = str(sweep.root / "whole" / "coupling_layouts" / "results.jsonl")
+    table = datasets.load_dataset("json", data_files=path, cache_dir=str(sweep.root / "cache"))["train"]
+    assert table["cell"] == ["4to1-mix", "all_channel"] and set(table["status"]) == {"finished"}
+    for row, run in zip(table, sweep.folders("whole"), strict=True):
+        last = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
+        assert (row["bits_per_dim"], row["standard_error"]) == (last["bits_per_dim"], last["standard_error"])
+        assert (row["num_steps"], row["num_eval_images"], row["hidden_size"]) == (12, 5, 16)
 
 
-def test_a_killed_sweep_ends_with_the_results_of_one_that_was_not(tmp_path, launched, capsys):
-    fields = {**TINY, "dataset_path": str(write_images(tmp_path / "images")), "sample_steps": 0, "save_steps": 6}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(fields))
+def test_a_finished_run_is_not_started_again_and_other_settings_are_refused(sweep, capsys):
+    num_launched = len(sweep.launched)
+    # Settings on which no number depends may differ, and a default may be given.
+    harmless = ["save_steps=5", "num_channels=3", "eval_batch_size=3"]
+    assert run_sweep(sweep.arguments("whole", override=harmless), "") == 0
+    with pytest.raises(ValueError, match=r"4to1-mix.*`learning_rate` was 0\.01 and is now 0\.5\. Give another"):
+        run_sweep(sweep.arguments("whole", override=["learning_rate=0.5"]), "")
+    assert run_sweep(sweep.arguments("whole", seeds=[0, 1], print_commands=True), "") == 0
+    for run, line in zip(sweep.folders("whole"), capsys.readouterr().out.splitlines(), strict=True):
+        assert f"--output_dir={run.with_name('seed_1')}" in shlex.split(line)
+    assert run_sweep(sweep.arguments("whole", seeds=[0, 1], dry_run=True), "") == 0
+    plan = capsys.readouterr().out
+    assert "4to1-mix/seed_0: finished" in plan and "4 runs, 2 without a result" in plan
+    assert len(sweep.launched) == num_launched
 
-    def arguments(name: str, **changes) -> SweepArguments:
-        axis = ["ratio=4to1,all_channel", "pattern=mix"]
-        return SweepArguments("coupling_layouts", str(recipe), str(tmp_path / name), axis=axis, **changes)
 
-    killed, whole = ([tmp_path / name / "coupling_layouts" / cell / "seed_0" for cell in ("4to1-mix", "all_channel")]
-                     for name in ("killed", "whole"))  # fmt: skip
-    command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), "--table", "coupling_layouts", "--config", recipe]
-    command += ["--output_dir", tmp_path / "killed", "--axis", "ratio=4to1,all_channel", "pattern=mix"]
+def test_a_killed_sweep_ends_with_the_results_of_one_that_was_not(sweep):
+    killed, whole = sweep.folders("killed"), sweep.folders("whole")
+    command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), "--table", "coupling_layouts"]
+    command += ["--config", sweep.recipe, "--output_dir", sweep.root / "killed"]
+    command += ["--axis", "ratio=4to1,all_channel", "pattern=mix"]
     command += ["--accelerate_config", ROOT / "recipes" / "accelerate" / "cpu.yaml"]
-    variables = environment(tmp_path / "cache", **slow_saves(tmp_path / "site", seconds=0.5))
+    variables = environment(sweep.root / "cache", **slow_saves(sweep.root / "site", seconds=0.5))
     process = subprocess.Popen(command, cwd=ROOT, env=variables)
     deadline = time.monotonic() + 300
-    while not (killed[1] / "checkpoint-6").exists():
+    while not (killed[0] / "checkpoint-6").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     # The machine goes down: the sweep and all that it started.
     for member in [*psutil.Process(process.pid).children(recursive=True), process]:
         member.kill()
     process.wait()
-    assert (killed[0] / "config.json").exists() and not (killed[1] / "config.json").exists()
+    assert not (killed[0] / "config.json").exists()
+    checkpoint = (killed[0] / "checkpoint-6").stat().st_ino
 
-    # The rest: the commands that are left, the run itself, and a sweep to which nothing happened.
-    assert run_sweep(arguments("killed", print_commands=True), "") == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert f"--output_dir={killed[1]}" in shlex.split(line)
-    assert run_sweep(arguments("killed", dry_run=True), "") == 0
-    plan = capsys.readouterr().out
-    assert "4to1-mix/seed_0: finished" in plan and "all_channel/seed_0: unfinished" in plan
-    assert run_sweep(arguments("killed", report_only=True), "") == 1
-    assert [(row["status"], row["reason"]) for row in read_rows(tmp_path / "killed")] == [
-        ("finished", None),
+    num_launched = len(sweep.launched)
+    assert run_sweep(sweep.arguments("killed", report_only=True), "") == 1 and len(sweep.launched) == num_launched
+    assert [(row["status"], row["reason"]) for row in sweep.rows("killed")] == [
         ("unfinished", "running, stopped or failed; last checkpoint: checkpoint-6"),
+        ("not started", "not started"),
     ]
-    assert launched == []
-    report = tmp_path / "report.md"
-    assert run_sweep(arguments("killed", report=str(report)), "python scripts/sweep.py") == 0 and len(launched) == 1
+    report = sweep.root / "report.md"
+    assert run_sweep(sweep.arguments("killed", report=str(report)), "python scripts/sweep.py") == 0
     assert report.read_text().startswith("`python scripts/sweep.py`\n") and "one seed, no error" in report.read_text()
-    assert run_sweep(arguments("whole"), "") == 0 and len(launched) == 3
-    assert read_rows(tmp_path / "killed") == read_rows(tmp_path / "whole")
+    assert (killed[0] / "checkpoint-6").stat().st_ino == checkpoint  # resumed, not run anew
+    assert sweep.rows("killed") == sweep.rows("whole")
     for run, other in zip(killed, whole, strict=True):
         ours, theirs = (load_file(path / "model.safetensors") for path in (run, other))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-    # The results are a dataset.
-    path = str(tmp_path / "whole" / "coupling_layouts" / "results.jsonl")
-    table = datasets.load_dataset("json", data_files=path, cache_dir=str(tmp_path / "cache"))["train"]
-    assert table["cell"] == ["4to1-mix", "all_channel"]
-    for row, run in zip(table, whole, strict=True):
-        last = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
-        assert (row["bits_per_dim"], row["standard_error"]) == (last["bits_per_dim"], last["standard_error"])
-        assert (row["num_steps"], row["num_eval_images"], row["hidden_size"]) == (12, 5, 16)
-
-    # A finished sweep starts nothing, also where settings differ that change no numbers; others are refused.
-    harmless = ["save_steps=5", "num_channels=3", "eval_batch_size=3"]
-    assert run_sweep(arguments("whole", override=harmless), "") == 0 and len(launched) == 3
-    with pytest.raises(ValueError, match=r"4to1-mix.*`learning_rate` was 0\.01 and is now 0\.5\. Give another"):
-        run_sweep(arguments("whole", override=["learning_rate=0.5"]), "")
 
 
 def test_a_failure_is_passed_over_and_a_signal_ends_the_sweep(tmp_path, monkeypatch, caplog):
