@@ -85,12 +85,12 @@ class FrontClaim:
 def pairs(cells: "list[Cell]", label: str, higher: str | int, lower: str | int) -> list[Contrast]:
     """Claim that cells with one value of a label are above those with another, all other labels being equal."""
     names = {frozenset(cell.labels.items()): cell.name for cell in cells}
-    twins = {cell.name: frozenset({**cell.labels, label: lower}.items()) for cell in cells}
-    return [
-        above(cell.name, names[twins[cell.name]])
-        for cell in cells
-        if cell.labels[label] == higher and twins[cell.name] in names
-    ]
+    contrasts = []
+    for cell in cells:
+        twin = frozenset({**cell.labels, label: lower}.items())
+        if cell.labels[label] == higher and twin in names:
+            contrasts.append(above(cell.name, names[twin]))
+    return contrasts
 
 
 def coupling_layouts(cells: "list[Cell]") -> list[Claim]:
@@ -124,10 +124,12 @@ def coupling_layouts(cells: "list[Cell]") -> list[Claim]:
 
 def masking_vs_pairing(cells: "list[Cell]") -> list[Claim]:
     """Return the claims of section 3.2.4. Masking and pairing tie at 3:1 in the paper, so the ratios are averaged."""
-    gaps = {}
-    for ratio in dict.fromkeys(cell.labels["ratio"] for cell in cells):
-        for gap in pairs([cell for cell in cells if cell.labels["ratio"] == ratio], "mode", "masking", "pairing"):
-            gaps[ratio] = gap
+    names = {(cell.labels["ratio"], cell.labels["mode"]): cell.name for cell in cells}
+    gaps = {
+        ratio: above(name, names[ratio, "pairing"])
+        for (ratio, mode), name in names.items()
+        if mode == "masking" and (ratio, "pairing") in names
+    }
     spatial = [gaps.pop("all_spatial")] if "all_spatial" in gaps else []
     average = {name: weight / len(gaps) for gap in gaps.values() for name, weight in gap.weights.items()}
     return [

@@ -71,7 +71,7 @@ def describe(table: Table, rows: list[dict]) -> str:
             f"{row['cell']}/seed_{row['seed']}: {row['status']}, {row['num_parameters']:,} parameters, "
             f"{flops} training FLOPs"
         )
-    left = [row for row in rows if row["status"] != FINISHED]
-    total = sum(row["training_flops"] or 0.0 for row in left)
-    lines.append(f"{len(rows)} runs, {len(left)} without a result, which take {total:.3g} training FLOPs.")
+    left = [row["training_flops"] for row in rows if row["status"] != FINISHED]
+    total = "unknown" if None in left else f"{sum(left):.3g}"
+    lines.append(f"{len(left)} of {len(rows)} runs have no result; their training FLOPs: {total}.")
     return "\n".join(lines)

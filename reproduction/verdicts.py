@@ -7,6 +7,7 @@ width of the 95 % confidence interval of Student's t over the seeds. Many contra
 one in forty would exceed its error on the claimed side.
 """
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -87,10 +88,10 @@ def confidence_margin(values: pd.Series) -> float:
     return stats.t.ppf(0.975, len(values) - 1) * values.sem()
 
 
-def evaluate(contrast: Contrast, values: pd.DataFrame | pd.Series):
-    """Return a contrast of values by cell: a number for each row of a table. Unknown values give NaN."""
+def evaluate(contrast: Contrast, bits: pd.DataFrame) -> pd.Series:
+    """Return the known values of a contrast, for a table with a column for each cell."""
     weights = pd.Series(contrast.weights, dtype=float)
-    return values[weights.index] @ weights
+    return (bits[weights.index] @ weights).dropna()
 
 
 def judge(claim: Claim | FrontClaim, bits: pd.DataFrame, flops: pd.Series, paper: pd.Series) -> Judgment:
@@ -103,9 +104,9 @@ def judge(claim: Claim | FrontClaim, bits: pd.DataFrame, flops: pd.Series, paper
         flops: Training FLOPs of the cells.
         paper: The paper's results of the cells.
     """
-    means, known_flops = bits.mean().dropna().to_dict(), flops.dropna().to_dict()
-    comparisons = [
-        Comparison(contrast.text, evaluate(contrast, bits).dropna()) for contrast in claim.select(means, known_flops)
-    ]
-    in_paper = [evaluate(contrast, paper) for contrast in claim.select(paper.dropna().to_dict(), known_flops)]
-    return Judgment(claim.text, comparisons, pd.Series(in_paper, dtype=float).min())
+    known_flops = flops.dropna().to_dict()
+    ours = claim.select(bits.mean().dropna().to_dict(), known_flops)
+    theirs = claim.select(paper.dropna().to_dict(), known_flops)
+    margins = [margin for contrast in theirs for margin in evaluate(contrast, paper.to_frame().T)]
+    comparisons = [Comparison(contrast.text, evaluate(contrast, bits)) for contrast in ours]
+    return Judgment(claim.text, comparisons, min(margins, default=math.nan))

@@ -370,7 +370,7 @@ def test_a_finished_run_is_not_started_again_and_other_settings_are_refused(swee
         assert f"--output_dir={run.with_name('seed_1')}" in shlex.split(line)
     assert run_sweep(sweep.arguments("whole", seeds=[0, 1], dry_run=True), "") == 0
     plan = capsys.readouterr().out
-    assert "4to1-mix/seed_0: finished" in plan and "4 runs, 2 without a result" in plan
+    assert "4to1-mix/seed_0: finished" in plan and "2 of 4 runs have no result" in plan
     assert len(sweep.launched) == num_launched
 
 
