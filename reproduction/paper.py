@@ -1,18 +1,22 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The figures of the paper's tables, in bits per dimension of validation images; `None` where it has none ("N/A").
+Results of the paper's tables, in bits per dimension of the validation images. `None` stands for "N/A".
 
-The text that they were read from has lost the captions of the tables of appendix A.2. Which one is which follows from
-table 1 and from the architectures of appendix A.1: the best figure of each (3.93, 3.66, 3.53, 3.13) stands where the
-best model's sizes are.
+The text that the numbers were read from has lost the captions of the tables in appendix A.2. Table 1 and the
+architectures of appendix A.1 identify them: the best result of each table (3.93, 3.66, 3.53, 3.13) stands at the sizes
+of the best model.
 """
+
+import itertools
+from collections.abc import Iterable, Mapping
+
 
 N_A = None
 
 RATIOS = ("all_spatial", "1to1", "2to1", "3to1", "4to1", "5to1")
 PATTERNS = ("rows", "columns", "checkerboard", "mix")
 
-# Section 3.2.1: channel couplings to each spatial one, by the patterns of the spatial ones.
+# Section 3.2.1: the number of channel couplings per spatial coupling down, the spatial patterns across.
 COUPLING_LAYOUTS = {
     "all_spatial": (3.877, 3.882, 3.872, 3.787),
     "1to1": (3.747, 3.742, 3.741, 3.737),
@@ -23,7 +27,7 @@ COUPLING_LAYOUTS = {
 }
 ALL_CHANNEL = 3.742
 
-# Table 4(a): masking, pairing.
+# Table 4(a): (masking, pairing).
 MASKING_VS_PAIRING = {
     "all_spatial": (3.844, 3.787),
     "1to1": (3.741, 3.737),
@@ -33,10 +37,10 @@ MASKING_VS_PAIRING = {
     "5to1": (3.722, 3.720),
 }
 
-# Table 4(b). Of the two figures for a single part, 3.727 and 3.741, the text no longer says which belongs to which.
+# Table 4(b). One of the single parts gives 3.727 and the other 3.741; the text has lost which.
 GLOW_PARTS = {"none": 3.720, "actnorm": None, "invertible_dense": None, "both": 3.733}
 
-# Appendix A.2: coupling layers and widths across, depth of a conditioner down.
+# Appendix A.2: coupling layers and widths across, conditioner depths down.
 GRID_1K_LAYERS, GRID_1K_WIDTHS = (16, 32, 64), (256, 512, 768)
 GRID_21K_LAYERS, GRID_21K_WIDTHS = (32, 64, 128), (512, 768, 1024)
 VIT_DEPTHS = (1, 2, 3, 4, 5, 6)
@@ -74,13 +78,9 @@ IMAGENET21K_64 = {
     6: (3.20, 3.17, 3.15, 3.17, 3.14, 3.13, 3.14, N_A, N_A),
 }
 
-# Width 1536 was not used with 64 coupling layers, for its memory.
-CNN_COLUMNS = tuple(
-    (layers, width)
-    for layers in (16, 32, 64)
-    for width in (256, 512, 768, 1024, 1536)
-    if (layers, width) != (64, 1536)
-)
+# The paper left out width 1536 with 64 coupling layers to limit memory.
+CNN_WIDTHS = (256, 512, 768, 1024, 1536)
+CNN_COLUMNS = [pair for pair in itertools.product(GRID_1K_LAYERS, CNN_WIDTHS) if pair != (64, 1536)]
 CNN_DEPTHS = (1, 2, 3, 4, 5, 6, 8)
 CNN = {
     1: (4.17, 4.05, 4.00, 3.96, 3.92, 4.05, 3.95, 3.91, 3.87, 3.83, 3.97, 3.88, 3.84, N_A),
@@ -94,11 +94,12 @@ CNN = {
 
 
 def by_sizes(
-    grid: dict[int, tuple[float | None, ...]], columns: list[tuple[int, int]]
+    grid: Mapping[int, tuple[float | None, ...]], columns: Iterable[tuple[int, int]]
 ) -> dict[tuple[int, int, int], float | None]:
-    """A grid's figures by (coupling layers, depth, width)."""
+    """Return the results of a grid by (coupling layers, depth, width)."""
+    columns = list(columns)
     return {
-        (layers, depth, width): figure
-        for depth, figures in grid.items()
-        for (layers, width), figure in zip(columns, figures, strict=True)
+        (layers, depth, width): result
+        for depth, results in grid.items()
+        for (layers, width), result in zip(columns, results, strict=True)
     }
