@@ -78,40 +78,24 @@ class DataArguments:
         decides="data",
     )
     train_split: str = argument(
-        "Split to train on, or a slice such as train[:98%]; 'all' takes every image of a folder.",
-        "train",
-        decides=OWN_VALUE,
+        "Split or slice to train on, such as train[:98%]; 'all' takes a whole folder.", "train", decides=OWN_VALUE
     )
     eval_split: str | None = argument(
-        "Split to evaluate on, or 'none'. By default the validation split, or else the test split, under any of their "
-        "usual names, such as val, dev or eval.",
-        None,
-        decides=OWN_VALUE,
+        "Split to evaluate on, or 'none'; by default validation, or else test.", None, decides=OWN_VALUE
     )
-    image_column: str | None = argument(
-        "Column of the images; detected if only one column qualifies.", None, decides="data"
-    )
+    image_column: str | None = argument("Column of the images; detected if only one qualifies.", None, decides="data")
     label_column: str | None = argument(
-        "Column of the classes, for a model with num_classes; detected if only one column qualifies.",
-        None,
-        decides="data",
+        "Column of the classes; detected if only one column qualifies.", None, decides="data"
     )
-    streaming: bool = argument(
-        "Read the images during training instead of decoding all of them before it.", False, decides=OWN_VALUE
-    )
+    streaming: bool = argument("Decode the images during training instead of before it.", False, decides=OWN_VALUE)
     shuffle_buffer_size: int = argument(
-        "Number of images in the shuffle buffer of a stream.", 10_000, decides=OWN_VALUE, at_least=1
+        "Images in the shuffle buffer of a stream.", 10_000, decides=OWN_VALUE, at_least=1
     )
     center_crop: bool = argument(
-        "Crop each image to its central square before downsampling; false squeezes the whole image.",
-        True,
-        decides=OWN_VALUE,
+        "Crop to the central square before downsampling; false squeezes the image.", True, decides=OWN_VALUE
     )
     random_crops_per_image: int | None = argument(
-        "Number of crops at full resolution to cut at random from each image instead of downsampling it.",
-        None,
-        decides=OWN_VALUE,
-        at_least=1,
+        "Random crops at full resolution per image, instead of downsampling.", None, decides=OWN_VALUE, at_least=1
     )
     max_train_images: int | None = argument("Train on the first images only.", None, decides=OWN_VALUE, at_least=1)
     max_eval_images: int | None = argument("Evaluate on the first images only.", None, decides=OWN_VALUE, at_least=1)
@@ -119,7 +103,7 @@ class DataArguments:
         "Fraction of undecodable images above which the run stops.", 0.001, decides=None, at_least=0
     )
     preprocessing_num_workers: int | None = argument(
-        "Number of processes that decode images before training.", None, decides=None, at_least=1
+        "Processes that decode images before training.", None, decides=None, at_least=1
     )
     dataloader_num_workers: int = argument(
         "Number of processes that load batches, for each training process.", 0, decides=None, at_least=0
@@ -129,10 +113,7 @@ class DataArguments:
 @dataclass
 class OptimizationArguments:
     train_batch_size: int = argument(
-        "Images per optimizer step, over all processes and accumulation steps together.",
-        1024,
-        decides=OWN_VALUE,
-        at_least=1,
+        "Images per optimizer step, over all processes together.", 1024, decides=OWN_VALUE, at_least=1
     )
     gradient_accumulation_steps: int = argument(
         "Micro-batches into which a process splits its share of a batch.", 1, decides=None, at_least=1
@@ -145,17 +126,10 @@ class OptimizationArguments:
     )
     learning_rate: float = argument("Peak learning rate of Adam.", 3e-4, decides=OWN_VALUE, above=0)
     weight_decay: float = argument(
-        "Weight decay per step, multiplied by the schedule but not by the learning rate.",
-        1e-5,
-        decides=OWN_VALUE,
-        at_least=0,
+        "Decay per step, scaled by the schedule but not by the learning rate.", 1e-5, decides=OWN_VALUE, at_least=0
     )
     warmup_ratio: float = argument(
-        "Fraction of the steps with linear warm-up; a half cosine follows.",
-        0.1,
-        decides=OWN_VALUE,
-        at_least=0,
-        below=1,
+        "Fraction of steps with linear warm-up before the cosine.", 0.1, decides=OWN_VALUE, at_least=0, below=1
     )
     max_grad_norm: float = argument("Global norm for gradient clipping.", 1.0, decides=OWN_VALUE, above=0)
     use_ema: bool = argument(
@@ -163,21 +137,14 @@ class OptimizationArguments:
     )
     ema_decay: float = argument("Decay of the moving average per step.", 0.9999, decides=OWN_VALUE, above=0, below=1)
     mixed_precision: str | None = argument(
-        "Precision of the conditioners: no or bf16; by default the setting of accelerate. The state of the flow is "
-        "always float32.",
-        None,
-        decides="mixed_precision",
+        "Precision of the conditioners: no or bf16; by default accelerate's setting.", None, decides="mixed_precision"
     )
     gradient_checkpointing: bool = argument(
         "Recompute activations in the backward pass to save memory.", False, decides=None
     )
     torch_compile: bool = argument("Compile the coupling layers.", False, decides=None)
     label_dropout: float = argument(
-        "Probability of a training step without labels, which classifier-free guidance needs.",
-        0.1,
-        decides=OWN_VALUE,
-        at_least=0,
-        at_most=1,
+        "Probability of a step without labels, for guidance.", 0.1, decides=OWN_VALUE, at_least=0, at_most=1
     )
     seed: int = argument(
         "Seed of the weights, the data order and the dequantization noise.", 0, decides=OWN_VALUE, at_least=0
@@ -190,9 +157,7 @@ class RunArguments:
         "Folder of the run: the finished model, checkpoints, metrics.jsonl.", "runs/jet", decides=None
     )
     resume_from_checkpoint: str | None = argument(
-        "Checkpoint to resume from, or 'latest': the newest whole one in output_dir, or a fresh start without any.",
-        None,
-        decides=None,
+        "Checkpoint to resume from, or 'latest' for the newest one, if any.", None, decides=None
     )
     save_steps: int = argument(
         "Optimizer steps between checkpoints; 0 saves at the end only.", 1000, decides=None, at_least=0
@@ -202,17 +167,11 @@ class RunArguments:
     )
     logging_steps: int = argument("Optimizer steps between lines of metrics.jsonl.", 50, decides=None, at_least=1)
     eval_steps: int = argument(
-        "Optimizer steps between evaluations, which include step 0 and the last step; 0 disables them.",
-        5000,
-        decides=None,
-        at_least=0,
+        "Optimizer steps between evaluations, from step 0 on; 0 disables them.", 5000, decides=None, at_least=0
     )
     eval_batch_size: int = argument("Images per evaluation batch of a process.", 64, decides=None, at_least=1)
     sample_steps: int = argument(
-        "Optimizer steps between grids of samples and reconstructions; 0 disables them.",
-        5000,
-        decides=None,
-        at_least=0,
+        "Optimizer steps between sample and reconstruction grids; 0 disables them.", 5000, decides=None, at_least=0
     )
     num_samples: int = argument(
         "Number of images in a grid; their latents stay the same during a run.", 16, decides=None, at_least=1
