@@ -473,12 +473,6 @@ def test_rounding_is_to_nearest_with_halves_up():
     assert resize_area(large, 1, 1).item() == 0
 
 
-def test_integer_ratio_is_the_mean_of_blocks_through_the_processor():
-    image = np.random.default_rng(3).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    blocks = image.reshape(8, 3, 8, 3, 3).mean(axis=(1, 3))
-    np.testing.assert_array_equal(as_bytes(JetImageProcessor(size=8), image)[0], to_chw(np.floor(blocks + 0.5)))
-
-
 def test_whole_image_is_squeezed_without_a_crop():
     image = np.random.default_rng(4).integers(0, 256, (9, 16, 3), dtype=np.uint8)
     squeezed = as_bytes(JetImageProcessor(size=4, do_center_crop=False), image)[0]

@@ -3,7 +3,7 @@
 Image processor of Jet: converts images of any kind to the model's 8-bit grid, and samples to images.
 
 Images on the CPU are processed with Pillow and NumPy, tensors on another device with PyTorch there. Both use the same
-integer arithmetic, so that an image has the same pixel values on every device, bit for bit.
+exact arithmetic, so that an image has the same pixel values on every device, bit for bit.
 """
 
 import math
@@ -81,7 +81,7 @@ def to_bytes(values: Pixels) -> Pixels:
         raise ValueError(f"an image array must hold bytes (uint8), got {dtype} of shape {shape}.")
     if dtype == "uint8":
         return values
-    with np.errstate(invalid="ignore"):  # of values that have no byte, which the comparison finds
+    with np.errstate(invalid="ignore"):  # the comparison finds values that have no byte
         levels = cast(values, "uint8")
     is_byte: Any = cast(levels, dtype) == values
     if not is_byte.all():
@@ -167,12 +167,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def deep_to_bytes(image: Image.Image) -> Image.Image:
-    """
-    Convert a gray image of mode I, I;16 or F to mode L. 16-bit values are scaled to bytes.
-
-    Raises:
-        ValueError: for values outside of 0 to 65535, or for mode F with values in [0, 1], which is ambiguous.
-    """
+    """Convert a gray image of mode I, I;16 or F to mode L; 16-bit values are scaled to bytes."""
     values = np.array(image).astype(np.float64)
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 65535):
         raise ValueError(
@@ -238,7 +233,13 @@ def for_pillow(image: Pixels, purpose: str) -> np.ndarray:
 
 
 def scaling(
-    num_channels: int, do_rescale: bool, rescale_factor: float, do_normalize: bool, image_mean: Any, image_std: Any
+    num_channels: int,
+    do_rescale: bool,
+    rescale_factor: float,
+    do_normalize: bool,
+    image_mean: ArrayLike,
+    image_std: ArrayLike,
+    **kwargs,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the factor and the offset, each (num_channels or 1, 1, 1), of the scale `bytes * factor - offset`."""
     if not do_normalize:
@@ -298,7 +299,7 @@ class JetImageProcessor(PilBackend):
             Device to crop, resize and scale on; by default the image's own.
 
     Raises:
-        ValueError: for arrays that do not hold bytes, or a number of channels that cannot be converted.
+        ValueError: for a size or a number of channels below 1.
 
     Example:
 
@@ -330,15 +331,12 @@ class JetImageProcessor(PilBackend):
 
     def preprocess(self, images: ImageInput, **kwargs: Unpack[JetImageProcessorKwargs]) -> BatchFeature:
         """
-        Convert images to pixel values.
+        Convert images to `pixel_values`, float32, on the device of the images or, with `return_tensors="np"`, the CPU.
 
         Args:
             images: One image, a batch (B, C, H, W) or (B, H, W, C), or a list of these, of mixed kinds and sizes.
             kwargs: Arguments of the constructor, for this call only, and `return_tensors`: `"pt"` or `"np"` for one
                 tensor or array (B, C, S, S); by default a list of (C, S, S).
-
-        Returns:
-            `pixel_values`, float32, on the device of the images; with `"np"` on the CPU.
 
         Raises:
             TypeError: for an unknown keyword argument.
@@ -353,10 +351,8 @@ class JetImageProcessor(PilBackend):
         if isinstance(size, list | tuple) and len(size) != 2:
             raise ValueError(f"`size` must be one number, or height and width, got {size}.")
         # The default statistics follow the number of channels.
-        half = (0.5,) * num_channels
-        statistics = {"image_mean": half if image_mean is None else image_mean}
-        statistics["image_std"] = half if image_std is None else image_std
-        kwargs = super()._standardize_kwargs(size=size, **statistics, **kwargs)
+        image_mean, image_std = ([0.5] * num_channels if value is None else value for value in (image_mean, image_std))
+        kwargs = super()._standardize_kwargs(size=size, image_mean=image_mean, image_std=image_std, **kwargs)
         for side in ("height", "width"):
             check_whole(f"size['{side}']", getattr(kwargs["size"], side, None))
         return kwargs | {"num_channels": int(num_channels)}
@@ -397,8 +393,7 @@ class JetImageProcessor(PilBackend):
             if 0 in image.size:
                 raise ValueError(f"an image must have at least one pixel, got {image.width} x {image.height}.")
             if do_convert_rgb and num_channels in (1, 3):
-                image = pil_to_array(image, num_channels)
-                input_data_format = ChannelDimension.FIRST
+                image, input_data_format = pil_to_array(image, num_channels), ChannelDimension.FIRST
             else:
                 image, input_data_format = np.array(upright(image)), ChannelDimension.LAST
         pixels = image.detach() if on_device(image) else to_numpy(image)
@@ -434,28 +429,20 @@ class JetImageProcessor(PilBackend):
 
     def to_uint8(self, image: Image.Image | Pixels) -> np.ndarray:
         """Convert one image, cropped and resized as configured, to the bytes (C, S, S) that the model scores."""
-        image = self.process_image(image, self.do_convert_rgb, self.num_channels, self.input_data_format)
-        return to_numpy(self._fit(image, self.do_center_crop, self.do_resize, self.size, self.resample))
+        return to_numpy(self._fit(self.process_image(image, **vars(self)), **vars(self)))
 
-    def _fit(self, image: Pixels, do_center_crop: bool, do_resize: bool, size: SizeDict, resample: int) -> Pixels:
+    def _fit(
+        self, image: Pixels, do_center_crop: bool, do_resize: bool, size: SizeDict, resample: int, **kwargs
+    ) -> Pixels:
         if do_center_crop:
             image = self.center_crop(image, size)
         return self.resize(image, size, resample) if do_resize else image
 
-    def _preprocess(
-        self,
-        images: list[Pixels],
-        do_center_crop: bool,
-        do_resize: bool,
-        size: SizeDict,
-        resample: int,
-        return_tensors: str | None = None,
-        **kwargs,
-    ) -> BatchFeature:
+    def _preprocess(self, images: list[Pixels], return_tensors: str | None = None, **kwargs) -> BatchFeature:
         pixel_values: list[Pixels] = []
         for image in images:
-            scale = scaling(image.shape[-3], *(kwargs[name] for name in SCALE_FIELDS))
-            values = scale_levels(self._fit(image, do_center_crop, do_resize, size, resample), *scale)
+            factor, offset = scaling(**kwargs | {"num_channels": image.shape[-3]})
+            values = scale_levels(self._fit(image, **kwargs), factor, offset)
             pixel_values.extend(values if values.ndim == 4 else [values])
         devices = {values.device for values in pixel_values if isinstance(values, torch.Tensor)}
         if len(devices) > 1:
@@ -466,18 +453,9 @@ class JetImageProcessor(PilBackend):
             pixel_values = [torch.as_tensor(values, device=next(iter(devices))) for values in pixel_values]
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
-    def _own_scaling(self) -> tuple[np.ndarray, np.ndarray]:
-        return scaling(self.num_channels, *(getattr(self, name) for name in SCALE_FIELDS))
-
     def check_scale(self) -> None:
-        """
-        Check that this processor scales bytes as the model does, so that [`post_process`] gives the bytes that the
-        model means.
-
-        Raises:
-            ValueError: for another scale.
-        """
-        factor, offset = self._own_scaling()
+        """Raise ValueError unless this processor scales bytes as the model does, as [`post_process`] assumes."""
+        factor, offset = scaling(**vars(self))
         if not (np.allclose(factor, 1 / 127.5, rtol=1e-6) and np.allclose(offset, 1, rtol=1e-6)):
             given = ", ".join(f"{name}={getattr(self, name)!r}" for name in SCALE_FIELDS)
             raise ValueError(f"the processor must scale bytes to [-1, 1] as `u / 127.5 - 1`, got {given}.")
@@ -507,7 +485,7 @@ class JetImageProcessor(PilBackend):
             raise ValueError(f"`pixel_values` must be floating-point, on the model's scale, got {values.dtype}.")
         if not np.isfinite(values).all():
             raise ValueError("`pixel_values` must be finite, got NaN or infinite values.")
-        factor, offset = self._own_scaling()
+        factor, offset = scaling(**vars(self))
         tolerance = HALF_PRECISION_TOLERANCE if is_half else LEVEL_TOLERANCE
         levels = np.floor((values.astype(np.float64) + offset) / factor + tolerance)
         images = np.clip(levels, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
