@@ -69,9 +69,7 @@ def count_parameters(config: JetConfig) -> int:
 
 
 def forward_flops(config: JetConfig) -> int:
-    """
-    Return the operations of one image's forward pass, with a context of one token. Sampling an image takes the same.
-    """
+    """Return the operations of one image's forward pass, as many as sampling takes; a context counts as one token."""
     return _count(strict_json(_fields(config)))[0]
 
 
@@ -290,10 +288,8 @@ def estimate_cost(
     Estimate the cost of a training run.
 
     Args:
-        config: Configuration of the model.
-        batch_size, micro_batch_size, num_steps, num_shards: See [`CostEstimate`].
-        mixed_precision: `bf16`, or `no` or `None`.
-        gradient_checkpointing: Whether the backward pass recomputes the activations of the coupling layers.
+        config, batch_size, micro_batch_size, num_steps, num_shards: See [`CostEstimate`].
+        mixed_precision, gradient_checkpointing: See [`activation_bytes`].
         use_ema: Whether the run keeps a moving average of the weights.
     """
     num_parameters = count_parameters(config)
