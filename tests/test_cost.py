@@ -63,6 +63,7 @@ def test_an_estimate_adds_up():
     assert "1 GiB a process, 16 images at a time" in text and "ema" not in text
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_real_training_step_does_as_many_operations(checkpointing):
     model = tiny_model(attn_implementation="eager").train()  # the fused CPU kernel is unknown to the counter
