@@ -22,7 +22,7 @@ from jet_hf.model import conditioners_jet, linear_jet
 
 PAPER = {"num_coupling_layers": 64, "hidden_size": 512, "num_hidden_layers": 5, "num_attention_heads": 8}
 SMALL = {"image_size": 16, "patch_size": 4, "num_coupling_layers": 6, "hidden_size": 64, "num_hidden_layers": 2}
-FLAT = SMALL | {"num_coupling_layers": 1, "num_hidden_layers": 1}  # quick to trace
+FLAT = SMALL | {"num_coupling_layers": 4, "num_hidden_layers": 1}  # layers of one kind are quick to trace
 
 
 def matrix_products(config: JetConfig) -> int:

@@ -2,7 +2,7 @@
 """Maps of an image's bits: the terms of its negative log-likelihood, patch by patch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -79,7 +79,7 @@ def bits_per_patch(
 
 
 def _transform(
-    couplings: nn.ModuleList, state: torch.Tensor, conditioning: Conditioning
+    couplings: Iterable[nn.Module], state: torch.Tensor, conditioning: Conditioning
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the state after the coupling layers, and the log-determinant of each patch, float64 (B, N), in nats."""
     log_det = torch.zeros(state.shape[:2], dtype=torch.float64, device=state.device)
