@@ -34,7 +34,7 @@ def test_the_patches_add_up_to_the_score_and_each_term_to_its_own(fields):
 
 @torch.no_grad()
 def test_a_patch_s_log_determinant_is_at_its_own_place():
-    """One spatial layer scales only the patches of its second half: elsewhere a grey level keeps its volume."""
+    """One spatial layer scales only the patches of its second half: elsewhere a gray level keeps its volume."""
     model = tiny_model(num_coupling_layers=1, coupling_kinds=["spatial"], spatial_couplings=["vstripes"])
     pixel_values = random_images(2, model.config)
     bits = bits_per_patch(model, pixel_values, torch.zeros_like(pixel_values))

@@ -1,4 +1,4 @@
-"""Scores of data sets, and scripts/evaluate.py."""
+"""Scores of datasets, and scripts/evaluate.py."""
 
 import importlib.metadata
 import json
@@ -17,7 +17,15 @@ from train_process import environment, write_images
 
 import jet_hf
 from jet_hf import JetImageProcessor
-from jet_hf.analysis.evaluation import Evaluation, data_title, describe_evaluation, evaluate, evaluation_record
+from jet_hf.analysis.evaluation import (
+    Evaluation,
+    check_scores_file,
+    data_title,
+    describe_evaluation,
+    evaluate,
+    evaluation_record,
+    write_scores,
+)
 from jet_hf.analysis.sampling import sample_images
 from jet_hf.data import DataSource, PixelSplit, UnknownSplitError, held_out_split
 from jet_hf.model.modeling_jet import scale_bytes
@@ -44,7 +52,7 @@ def nats(model, draw: int, seed: int = 0) -> torch.Tensor:
     return model(images, noise=noise).log_likelihood.double()
 
 
-def test_one_draw_is_the_model_s_own_score(model, pixels):
+def test_one_draw_is_the_models_own_score(model, pixels):
     result = evaluate(model, pixels, seed=3)
     expected = -nats(model, 0, seed=3) / (DIMS * math.log(2))
     torch.testing.assert_close(result.bits_per_dim, expected, rtol=1e-6, atol=0)
@@ -75,20 +83,23 @@ def test_images_are_not_scored_with_the_noise_that_training_draws(model, pixels)
     assert len(seen) == 3 and len(noise.flatten(0, 1).unique(dim=0)) == 4 * NUM_IMAGES
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
-def test_the_batch_size_changes_nothing(model, pixels, batch_size):
-    expected = evaluate(model, pixels, batch_size=3, num_noise_samples=2).bits_per_dim
-    ours = evaluate(model, pixels, batch_size=batch_size, num_noise_samples=2).bits_per_dim
-    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
+def test_the_batch_size_changes_nothing(model, pixels):
+    """The mean is over the images: a last batch of one image does not count as much as the others."""
+    expected = evaluate(model, pixels, batch_size=3, num_noise_samples=2)
+    assert expected.mean == pytest.approx(np.mean(expected.bits_per_dim.numpy()), rel=1e-12)
+    for batch_size in (1, 2, 7, 64):
+        ours = evaluate(model, pixels, batch_size=batch_size, num_noise_samples=2).bits_per_dim
+        torch.testing.assert_close(ours, expected.bits_per_dim, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_left_as_it_was(model, pixels, training):
-    modes = []
-    hook = model.register_forward_hook(lambda module, *_: modes.append(module.training))
+def test_the_mode_is_restored_and_no_gradients_are_kept(model, pixels, training):
+    seen = []
+    hook = model.register_forward_hook(lambda module, _, out: seen.append((module.training, out.loss.requires_grad)))
     model.train(training)
     evaluate(model, pixels)
-    assert modes == [False] and model.training is training and model.jet.training is training
+    assert seen == [(False, False)] and model.training is training and model.jet.training is training
+    assert torch.is_grad_enabled()
     hook.remove()
 
     def fail(*_):
@@ -98,13 +109,6 @@ def test_the_mode_is_left_as_it_was(model, pixels, training):
     with pytest.raises(RuntimeError, match="no more memory"):
         evaluate(model, pixels)
     assert model.training is training
-
-
-def test_no_gradients_are_kept(model, pixels):
-    seen = []
-    model.register_forward_hook(lambda module, args, output: seen.append(output.bits_per_dim.requires_grad))
-    evaluate(model, pixels)
-    assert seen == [False] and torch.is_grad_enabled()
 
 
 def test_mean_and_standard_error_by_hand():
@@ -117,28 +121,38 @@ def test_mean_and_standard_error_by_hand():
         Evaluation(torch.tensor([]))
 
 
-@pytest.mark.parametrize("argument", ["batch_size", "num_noise_samples"])
-@pytest.mark.parametrize("value", [0, -1, 1.5])
-def test_numbers_that_cannot_work_are_refused(model, pixels, argument, value):
-    with pytest.raises(ValueError, match=f"`{argument}` must be a whole number of at least 1"):
-        evaluate(model, pixels, **{argument: value})
-
-
-def test_a_data_set_without_images_is_refused(model, pixels):
+def test_invalid_arguments_are_refused(model, pixels):
+    for argument in ("batch_size", "num_noise_samples"):
+        for value in (0, -1, 1.5):
+            with pytest.raises(ValueError, match=f"`{argument}` must be a whole number of at least 1"):
+                evaluate(model, pixels, **{argument: value})
     with pytest.raises(ValueError, match="`dataset` has no images"):
         evaluate(model, pixels.select([]))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int64"])
-def test_only_bytes_are_read(model, pixels, dtype):
+def test_the_place_of_a_scores_file_is_checked(tmp_path):
+    (tmp_path / "file").touch()
+    check_scores_file(tmp_path / "scores.json")
+    check_scores_file(tmp_path / "file")
+    scores = Evaluation(torch.tensor([3.0]))
+    for path in (tmp_path, tmp_path / "missing" / "scores.json", tmp_path / "file" / "scores.json"):
+        with pytest.raises(ValueError, match="`scores_file` must be a file in an existing, writable folder, got"):
+            check_scores_file(path)
+        with pytest.raises(ValueError, match="`scores_file` must be a file"):
+            write_scores(path, scores, DataSource(name="a/b"), "test")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_only_bytes_are_read(model, pixels):
     """Images scaled to [0, 1] would become zeros, and score well."""
-    images = np.array(pixels["pixels"]) / (255 if dtype == "float32" else 1)
-    features = datasets.Features({"pixels": datasets.Array3D((3, 8, 8), dtype)})
-    scaled = datasets.Dataset.from_dict({"pixels": list(images.astype(dtype))}, features=features)
-    with pytest.raises(ValueError, match=r"must have a column `pixels` of uint8 arrays \(C, S, S\), got Array3D"):
-        evaluate(model, scaled)
-    with pytest.raises(ValueError, match=r"`pixels` must be bytes .*got torch.float64"):
-        scale_bytes(torch.from_numpy(images).double())
+    for dtype, scale in (("float32", 255), ("int64", 1)):
+        images = np.array(pixels["pixels"]) / scale
+        features = datasets.Features({"pixels": datasets.Array3D((3, 8, 8), dtype)})
+        scaled = datasets.Dataset.from_dict({"pixels": list(images.astype(dtype))}, features=features)
+        with pytest.raises(ValueError, match=r"must have a column `pixels` of uint8 arrays \(C, S, S\), got Array3D"):
+            evaluate(model, scaled)
+        with pytest.raises(ValueError, match=r"`pixels` must be bytes .*got torch.float64"):
+            scale_bytes(torch.from_numpy(images).double())
 
 
 def test_labels_are_checked_before_anything_is_scored(pixels):
@@ -269,43 +283,30 @@ def test_splits_and_limits_that_are_asked_for(place, monkeypatch, capsys, model)
         held_out_split(DataSource(path=str(place / "train only")))
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
+def test_wrong_input_ends_in_one_line(place, monkeypatch, capsys):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache")
+    for flags, message in (
         (["--model", "nowhere"], "find them in the cached files"),
         (["--dataset", "no/where"], "no/where"),
         (["--split", "tset"], "no split 'tset'"),
         (["--image_column", "jpeg"], "`image_column` is 'jpeg'"),
         (["--dataset_release", "imagenet"], "`dataset_release` must be one of"),
         (["--dataset_release", "imagenet1k_vandenoord"], "49,999"),
-        (["--batch_size", "0"], "`batch_size` must be a whole number of at least 1"),
-        (["--num_noise_samples", "0"], "`num_noise_samples` must be a whole number of at least 1"),
         (["--mixed_precision", "int3"], "int3"),
         (["--model", "someone/model", "--write_model_card"], "needs a folder with a card"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_wrong_input_ends_in_one_line(place, monkeypatch, capsys, flags, message):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache")
-    with pytest.raises(SystemExit) as stopped:
-        run_here(monkeypatch, command(place, *flags))
-    text = stopped.value.code
-    assert text.startswith("error: ") and message in text and "\n" not in text
-    assert capsys.readouterr().out == ""
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run_here(monkeypatch, command(place, *flags))
+        text = stopped.value.code
+        assert text.startswith("error: ") and message in text and "\n" not in text, flags
+        assert capsys.readouterr().out == ""
 
 
 def test_processes_that_do_not_see_each_other_are_refused(place, monkeypatch, capsys):
-    """What `accelerate launch` starts where there are no GPUs: each would score everything, and print."""
+    """`accelerate launch` starts such processes without GPUs: each would score everything, and print."""
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(sys, "argv", command(place))
     with pytest.raises(SystemExit, match="ACCELERATE_USE_CPU=true"):
         runpy.run_path(SCRIPT, run_name="__main__")
     assert capsys.readouterr().out == ""
-
-
-def test_the_mean_is_that_of_the_images_and_not_of_the_batches(model, pixels):
-    """The last batch, of one image, must not count as much as the others."""
-    result = evaluate(model, pixels, batch_size=3)
-    assert result.mean == pytest.approx(np.mean(result.bits_per_dim.numpy()), rel=1e-12)
-    assert len(result.bits_per_dim) == NUM_IMAGES

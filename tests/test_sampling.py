@@ -1,11 +1,11 @@
+"""Samples, reconstructions, interpolations and grids of images."""
+
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, random_bytes, random_images, tiny_model
+from conftest import random_bytes, random_images, tiny_model
 from PIL import Image
 
 from jet_hf import JetImageProcessor
@@ -17,8 +17,9 @@ from jet_hf.analysis.sampling import (
     latent_path,
     reconstruct,
     sample_images,
+    sample_labels,
 )
-from jet_hf.utils.files import replace_text
+from jet_hf.utils.files import new_folder, replace_text
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +53,23 @@ def test_samples_are_decoded_latents_at_a_temperature(model, processor):
         assert np.abs(pixels_of(images).astype(int) - pixels_of(expected)).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_images": 0}, "`num_images` must be a whole number of at least 1, got 0"),
-        ({"num_images": 1, "batch_size": 0}, "`batch_size` must be a whole number of at least 1, got 0"),
-        ({"num_images": 1, "temperature": -1.0}, "`temperature` must be zero or a positive number, got -1.0"),
-    ],
-)
-def test_numbers_out_of_range_are_named(model, processor, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        sample_images(model, processor, **arguments)
+def test_numbers_out_of_range_are_named(model, processor):
+    for name, value, message in (
+        ("num_images", 0, "a whole number of at least 1, got 0"),
+        ("num_images", 2.0, "a whole number of at least 1, got 2.0"),
+        ("batch_size", 0, "a whole number of at least 1, got 0"),
+        ("seed", 0.5, "a whole number .*, got 0.5"),
+        ("temperature", -1.0, "zero or a positive number, got -1.0"),
+        ("label", 0, "a class of the model, which has none, got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` must be {message}"):
+            sample_images(model, processor, **{"num_images": 1, name: value})
+    conditional = tiny_model(num_classes=3)
+    for label in (-1, 3, 1.0, True):
+        with pytest.raises(ValueError, match=f"`label` must be a class of the model, which has 3, got {label}"):
+            sample_labels(conditional, range(4), label)
+    assert sample_labels(conditional, range(2, 6)).tolist() == [2, 0, 1, 2]
+    assert sample_labels(conditional, range(2), 1).tolist() == [1, 1]
 
 
 def test_reconstruction_is_measured(model, processor):
@@ -83,7 +90,7 @@ def test_reconstruction_is_measured(model, processor):
 
 
 @torch.no_grad()
-def test_interpolation_keeps_to_the_great_circle(model):
+def test_interpolation_follows_the_great_circle(model):
     first, second = random_images(2, model.config)
     path = interpolate(model, first, second, num_steps=5)
     torch.testing.assert_close(path[0], first + 0.5 / 127.5, atol=1e-4, rtol=0)
@@ -99,75 +106,24 @@ def test_interpolation_keeps_to_the_great_circle(model):
         interpolate(model, first, second, num_steps=1)
 
 
-def test_grid_places_images_row_by_row():
-    images = [Image.new("RGB", (4, 3), (i, 0, 0)) for i in range(5)]
-    grid = np.asarray(image_grid(images, columns=2, gap=1))
-    assert grid.shape == (3 * 3 + 2, 2 * 4 + 1, 3)
-    assert [grid[4 * (i // 2), 5 * (i % 2), 0] for i in range(5)] == [0, 1, 2, 3, 4]
-    assert (grid[3] == 255).all() and (grid[-1, -1] == 255).all()
-    assert image_grid(images[:1], columns=8).size == (4, 3)
-
-
-@pytest.fixture(scope="module")
-def saved(model, processor, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    for i, pixels in enumerate(random_bytes(2, model.config).permute(0, 2, 3, 1).numpy()):
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return folder
-
-
-def run(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "scripts/sample.py", *arguments], capture_output=True, text=True)
-
-
-def test_script(saved, model, processor, tmp_path):
-    out = tmp_path / "out"
-    assert run("--model", saved, "--num_images", "3", "--seed", "5", "--output_dir", out).returncode == 0
-    assert sorted(path.name for path in out.iterdir()) == ["00000.png", "00001.png", "00002.png", "grid.png"]
-    expected = pixels_of(sample_images(model, processor, 3, seed=5))
-    drawn = pixels_of([Image.open(out / f"0000{i}.png") for i in range(3)])
-    assert np.abs(drawn.astype(int) - expected).max() <= 1
-
-    inputs = [saved / "0.png", saved / "1.png"]
-    result = run("--model", saved, "--reconstruct", *inputs, "--output_dir", tmp_path / "back")
-    assert "bytes equal: True" in result.stdout
-    for i, path in enumerate(inputs):
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "back" / f"0000{i}.png")), np.asarray(Image.open(path)))
-
-    result = run("--model", saved, "--interpolate", *inputs, "--num_images", "4", "--output_dir", tmp_path / "way")
-    assert result.returncode == 0 and len(list((tmp_path / "way").iterdir())) == 5
-
-    longest = tmp_path / ("é" * (os.pathconf(tmp_path, "PC_NAME_MAX") // 2))
-    assert run("--model", saved, "--num_images", "1", "--output_dir", longest).returncode == 0
-    assert sorted(path.name for path in longest.iterdir()) == ["00000.png", "grid.png"]
-    replace_text(longest / longest.name, "text")
-    assert (longest / longest.name).read_text() == "text" and len(list(longest.iterdir())) == 3
-
-
-def test_script_refuses_in_one_line(saved, tmp_path):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("x")
-    (tmp_path / "noise.png").write_bytes(b"not an image")
-    for arguments, message in (
-        (["--model", saved, "--output_dir", tmp_path / "full"], "already exists"),
-        (["--model", saved, "--reconstruct", tmp_path / "noise.png", "--output_dir", tmp_path / "a"], "noise.png"),
-        (["--model", tmp_path / "missing", "--output_dir", tmp_path / "a"], "missing"),
-        (["--model", saved, "--interpolate", saved / "0.png", "--output_dir", tmp_path / "a"], "takes two images"),
-    ):
-        result = run(*arguments)
-        assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "noise.png"]
+def test_paths_change_the_norm_linearly():
+    start, end = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    path = latent_path(start, 2 * end, torch.tensor([0.0, 0.5, 1.0]))
+    torch.testing.assert_close(path[0], start)
+    torch.testing.assert_close(path[2], 2 * end)
+    torch.testing.assert_close(path[1].norm(), (start.norm() + 2 * end.norm()) / 2)
+    # A path between zeros stays zero, and a path from zero is straight.
+    assert torch.equal(latent_path(0 * start, 0 * end, torch.tensor([0.5])), torch.zeros(1, 3, 8, 8))
+    torch.testing.assert_close(latent_path(0 * start, end, torch.tensor([0.5]))[0], end / 2)
 
 
 @torch.no_grad()
 def test_decoding_can_be_watched(model):
     (latents,) = draw_latents(model, 2, seed=0, batch_size=2)
-    looks = list(decode_steps(model, latents, num_steps=2))
-    assert [done for done, _ in looks] == [0, 3, 5]
-    assert torch.equal(looks[0][1], latents)
-    # In between it is the state of the flow after the layers that are left.
+    shown = list(decode_steps(model, latents, num_steps=2))
+    assert [done for done, _ in shown] == [0, 3, 5]
+    assert torch.equal(shown[0][1], latents)
+    # The intermediate states are those of encoding.
     states = model(random_images(2, model.config), noise=None, output_hidden_states=True)
     again = list(decode_steps(model, states.latents, num_steps=5))
     assert [done for done, _ in again] == [0, 1, 2, 3, 4, 5]
@@ -178,12 +134,26 @@ def test_decoding_can_be_watched(model):
         next(decode_steps(model, latents, num_steps=0))
 
 
-def test_the_path_keeps_to_the_norms_of_its_ends():
-    start, end = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    path = latent_path(start, 2 * end, torch.tensor([0.0, 0.5, 1.0]))
-    torch.testing.assert_close(path[0], start)
-    torch.testing.assert_close(path[2], 2 * end)
-    torch.testing.assert_close(path[1].norm(), (start.norm() + 2 * end.norm()) / 2)
-    # Nothing lies between zeros but zeros; from zero on, the way is straight.
-    assert torch.equal(latent_path(0 * start, 0 * end, torch.tensor([0.5])), torch.zeros(1, 3, 8, 8))
-    torch.testing.assert_close(latent_path(0 * start, end, torch.tensor([0.5]))[0], end / 2)
+def test_grid_places_images_row_by_row():
+    images = [Image.new("RGB", (4, 3), (i, 0, 0)) for i in range(5)]
+    grid = np.asarray(image_grid(images, columns=2, gap=1))
+    assert grid.shape == (3 * 3 + 2, 2 * 4 + 1, 3)
+    assert [grid[4 * (i // 2), 5 * (i % 2), 0] for i in range(5)] == [0, 1, 2, 3, 4]
+    assert (grid[3] == 255).all() and (grid[-1, -1] == 255).all()
+    assert image_grid(images[:1], columns=8).size == (4, 3)
+    for arguments, message in (
+        ({"images": images, "columns": 0}, "`columns` must be a whole number of at least 1, got 0"),
+        ({"images": images, "columns": 2.5}, "`columns` must be a whole number of at least 1, got 2.5"),
+        ({"images": images, "columns": 2, "gap": -1}, "`gap` must be a whole number of at least 0, got -1"),
+        ({"images": [], "columns": 2}, "`images` must hold at least one image, got none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            image_grid(**arguments)
+
+
+def test_images_are_saved_under_the_longest_names(tmp_path):
+    longest = tmp_path / ("é" * (os.pathconf(tmp_path, "PC_NAME_MAX") // 2))
+    with new_folder(longest) as folder:
+        replace_text(folder / longest.name, "text")
+    assert [path.name for path in longest.iterdir()] == [longest.name]
+    assert (longest / longest.name).read_text() == "text"

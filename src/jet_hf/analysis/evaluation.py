@@ -1,11 +1,12 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Scores a data set: bits per dimension with its standard error, on any number of processes."""
+"""Bits per dimension of a dataset under a model, with their standard error, on any number of processes."""
 
 import math
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import datasets
 import torch
@@ -17,7 +18,7 @@ from .. import __version__
 from ..data import RELEASES, Batch, DataSource, PixelSplit, eval_batches, known_release
 from ..data.pixels import LABEL, check_classes
 from ..hub import EvaluationRecord
-from ..model.modeling_jet import scale_bytes
+from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
 from ..model.validation_jet import check_whole, trusted_values
 from ..utils.files import replace_text, strict_json
 from ..utils.noise import MASK, uniform_noise
@@ -26,14 +27,14 @@ from ..utils.noise import MASK, uniform_noise
 @dataclass(frozen=True)
 class Evaluation:
     """
-    Scores of a data set.
+    Scores of a dataset.
 
     Args:
-        bits_per_dim: Of each image, float64 (num_images,), in the data set's order.
-        num_noise_samples: Draws of dequantisation noise behind each of them.
+        bits_per_dim: Score of each image, float64 (num_images,), in the order of the dataset.
+        num_noise_samples: Number of draws of dequantization noise behind each score.
 
     Raises:
-        ValueError: for no images, whose mean is nothing.
+        ValueError: without scores, which have no mean.
     """
 
     bits_per_dim: torch.Tensor
@@ -45,6 +46,7 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
+        """Mean bits per dimension over the images."""
         return self.bits_per_dim.mean().item()
 
     @property
@@ -56,7 +58,7 @@ class Evaluation:
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """Raises ValueError if more processes were started than work together: each would do everything alone."""
+    """Raise ValueError if the launched processes do not work together, so that each would do all of the work."""
     if int(os.environ.get("WORLD_SIZE", 1)) > accelerator.num_processes:
         raise ValueError("the processes do not see each other; on CPUs, set ACCELERATE_USE_CPU=true.")
 
@@ -73,26 +75,27 @@ def evaluate(
     progress: bool = False,
 ) -> Evaluation:
     """
-    Bits per dimension of every image of a data set; all processes call it, and all get the result.
+    Compute the bits per dimension of every image of a dataset. All processes call it, and all get the result.
 
-    With one draw of noise it is the paper's upper bound. With K draws it is the importance-weighted one (Burda et al.,
-    2016), `-log(mean over k of exp(log_likelihood_k)) / (d * log(2))`, which gets tighter with K.
+    With one draw of noise the score is the paper's upper bound. With K draws it is the importance-weighted bound
+    (Burda et al., 2016), `-log(mean over k of exp(log_likelihood_k)) / (d * log(2))`, which gets tighter with K.
 
     Args:
-        model: A [`JetForDensityEstimation`], bare or prepared by `accelerator`. Is left in the mode, training or
-            evaluation, that it was in.
-        dataset: Pixels, as [`load_pixels`] makes them, with classes for a class-conditional model, which is scored on
+        model: [`JetForDensityEstimation`], bare or prepared by `accelerator`. Its mode, training or evaluation, is
+            restored afterwards.
+        dataset: Pixels from [`load_pixels`], with classes for a class-conditional model, which is scored on
             `p(image | class)`.
-        batch_size: Images that a process scores at a time.
-        num_noise_samples: Draws K of dequantisation noise for each image.
-        seed: Draws the noise of each image by its place in the data set, so that neither batch size nor number of
-            processes changes a score by more than rounding.
-        accelerator: Of all processes; by default this process works alone, where the model is.
-        num_workers: Processes that read batches.
-        progress: Whether the main process shows a progress bar, on stderr.
+        batch_size: Number of images that a process scores at a time.
+        num_noise_samples: Number K of draws of dequantization noise for each image.
+        seed: Seed of the noise, which is drawn by the index of each image in the dataset. Neither the batch size nor
+            the number of processes changes a score by more than rounding.
+        accelerator: Accelerator of all processes; by default this process works alone, on the device of the model.
+        num_workers: Number of processes that read batches.
+        progress: Whether the main process shows a progress bar on stderr.
 
     Raises:
-        ValueError: for an empty data set, a number below 1, or processes that do not see each other.
+        ValueError: for an empty dataset, a number below 1, labels out of range, or processes that do not see each
+            other.
     """
     check_whole("batch_size", batch_size)
     check_whole("num_noise_samples", num_noise_samples)
@@ -100,15 +103,15 @@ def evaluate(
     if num_images == 0:
         raise ValueError("`dataset` has no images to evaluate.")
     if LABEL in dataset.column_names:
-        num_classes = getattr(model, "module", model).config.num_classes
-        if num_classes is not None:  # as in training, the last one stands for no label
+        num_classes = cast(JetForDensityEstimation, getattr(model, "module", model)).config.num_classes
+        if num_classes is not None:  # as in training, the label after the last class stands for an unknown class
             check_classes(dataset.with_format("arrow")[:][LABEL], num_classes + 1, "`dataset`")
     process_index, num_processes, device = 0, 1, None
     if accelerator is not None:
+        check_processes(accelerator)
         process_index, num_processes = accelerator.process_index, accelerator.num_processes
         device = accelerator.device
-        check_processes(accelerator)
-    # The permutations stay on the device where images start, however the weights are sharded or offloaded.
+    # The permutations are on the device of the images, even if the weights are sharded or offloaded.
     device = device or next(model.buffers()).device
     batch_size = min(batch_size, -(-num_images // num_processes))
     pin_memory = device.type == "cuda"
@@ -116,46 +119,46 @@ def evaluate(
     scores = torch.zeros(num_images, dtype=torch.float64)
     was_training = model.training
     model.eval()
-    at_work = None
+    pending: list[tuple[Batch, torch.Tensor]] = []
     try:
         for batch in tqdm(batches, unit="batch", disable=not progress or process_index > 0):
             draws = _score(model, batch.to(device, non_blocking=True), num_noise_samples, seed)
-            # A look at the scores waits for the device, which has the next batch to do by then.
-            if at_work is not None:
-                _collect(scores, *at_work)
-            at_work = batch, draws
-        _collect(scores, *at_work)
+            pending.append((batch, draws))
+            # Reading scores waits for the device, so the next batch is queued first.
+            if len(pending) > 1:
+                _store_scores(scores, *pending.pop(0))
+        _store_scores(scores, *pending.pop())
     finally:
         model.train(was_training)
-    if num_processes > 1:
-        # Zeros but from the process that scored the image. Not every device has float64; the scores came as float32.
+    if accelerator is not None and num_processes > 1:
+        # Images of other processes are zero here. Not every device has float64; the scores are computed in float32.
         scores = accelerator.reduce(scores.to(device, torch.float32), "sum").cpu().double()
     return Evaluation(scores, num_noise_samples)
 
 
 def _score(model: nn.Module, batch: Batch, num_noise_samples: int, seed: int) -> torch.Tensor:
-    """Bits per dimension of each draw of a batch, (num_noise_samples, B), where the batch is."""
+    """Return the bits per dimension of each draw, (num_noise_samples, B), on the device of the batch."""
     pixels, indices, labels = batch
     pixel_values, draws = scale_bytes(pixels), []
     for draw in range(num_noise_samples):
-        # Counted from the last stream down. Training takes stream 0, with indices and often a seed that are the same
-        # numbers: held-out images must not be scored with the noise that training saw.
+        # Streams count down from the last one. Training draws from stream 0, often with the same seed and indices, and
+        # held-out images must not be scored with the noise of training.
         noise = uniform_noise(seed, indices, tuple(pixels.shape[1:]), stream=MASK - draw)
         with trusted_values():
             draws.append(model(pixel_values, labels=labels, noise=noise).bits_per_dim)
     return torch.stack(draws)
 
 
-def _collect(scores: torch.Tensor, batch: Batch, draws: torch.Tensor) -> None:
-    """Puts the importance-weighted bound of a batch's draws (K, B) where its images have their scores."""
+def _store_scores(scores: torch.Tensor, batch: Batch, draws: torch.Tensor) -> None:
+    """Write the importance-weighted bounds of a batch's draws (K, B) to the scores of its images."""
     nats_per_bit = batch.pixels[0].numel() * math.log(2)
     total = torch.logsumexp(-draws.cpu().double() * nats_per_bit, dim=0)
-    counts = batch.indices < len(scores)
-    scores[batch.indices[counts]] = ((math.log(len(draws)) - total) / nats_per_bit)[counts]
+    is_image = batch.indices < len(scores)  # the last batch may be padded
+    scores[batch.indices[is_image]] = ((math.log(len(draws)) - total) / nats_per_bit)[is_image]
 
 
 def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, pixels: PixelSplit) -> dict:
-    """Return the facts of an evaluation and its results, ready for JSON; an unknown standard error is `None`."""
+    """Return the results of an evaluation and its settings, ready for JSON; an unknown standard error is `None`."""
     release = known_release(source)
     error = evaluation.standard_error
     return {
@@ -174,14 +177,23 @@ def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, 
     }
 
 
+def check_scores_file(path: str | os.PathLike) -> None:
+    """Raise ValueError unless [`write_scores`] can write to `path`; to be called before scoring."""
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"`scores_file` must be a file in an existing, writable folder, got {path}.")
+
+
 def write_scores(path: str | os.PathLike, evaluation: Evaluation, source: DataSource, split: str) -> None:
     """
-    Writes the score of each image, for histograms; in a model's folder as `held_out_scores.json` the demo shows it.
+    Write the score of each image to a JSON file. The demo shows `held_out_scores.json` of a model's folder.
 
     Args:
-        path: JSON file.
-        evaluation, source, split: What was scored and how it came out.
+        path: JSON file, see [`check_scores_file`].
+        evaluation: Scores.
+        source, split: Dataset and split that were scored.
     """
+    check_scores_file(path)
     content = {
         "dataset": data_title(source),
         "split": split,
@@ -193,13 +205,13 @@ def write_scores(path: str | os.PathLike, evaluation: Evaluation, source: DataSo
 
 
 def data_title(source: DataSource) -> str:
-    """What a data set is called in reports: its release, which figures can be compared within, or else its name."""
+    """Return the title of a dataset in reports: its release, within which scores are comparable, or else its name."""
     release = known_release(source)
     return RELEASES[release].title if release else source.title
 
 
 def evaluation_record(evaluation: Evaluation, source: DataSource, split: str) -> EvaluationRecord:
-    """A score in the form that model cards take."""
+    """Return an evaluation as a record of a model card."""
     return score_record(
         source,
         split,
@@ -211,7 +223,7 @@ def evaluation_record(evaluation: Evaluation, source: DataSource, split: str) ->
 
 
 def score_record(source: DataSource, split: str, **scores) -> EvaluationRecord:
-    """[`evaluation_record`] of an evaluation that was written down: `scores` are the record's other fields."""
+    """Return the record of an evaluation whose other fields, `scores`, were saved."""
     return EvaluationRecord(
         dataset_name=data_title(source), dataset_type=source.name or "imagefolder", split=split, **scores
     )

@@ -1,20 +1,29 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Images out of a model: samples, reconstructions, and the way between two images through the latent space."""
+"""Samples, reconstructions, and interpolations in the latent space of a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import cast
 
 import torch
 from PIL import Image
 
 from ..model.configuration_jet import LEVELS_PER_UNIT
-from ..model.flow_jet import steps
+from ..model.flow_jet import JetCoupling, steps
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation, dequantize
-from ..model.validation_jet import check_8bit_images, check_images, check_temperature, check_values, check_whole
+from ..model.validation_jet import (
+    check_8bit_images,
+    check_images,
+    check_temperature,
+    check_values,
+    check_whole,
+    is_number,
+)
 
 
-# Dequantised with this noise, a byte lies in the middle of its grey level, farthest from those beside it.
+# Dequantized with this noise, a byte lies in the middle of its gray level, farthest from the neighboring levels.
 MID_LEVEL = 0.5
 
 
@@ -22,10 +31,18 @@ def draw_latents(
     model: JetForDensityEstimation, num_images: int, seed: int, batch_size: int
 ) -> Iterator[torch.Tensor]:
     """
-    Standard normal latents in batches (B, C, S, S), drawn image by image from one seed: neither the batch size nor the
-    number of images changes those before.
+    Draw standard normal latents image by image, so that neither the batch size nor the number of images changes them.
+
+    Yields:
+        Batches (B, C, S, S) in the dtype of the flow's state, on the device of the model.
+
+    Raises:
+        ValueError: for a number of images or a batch size below 1, or a seed that is not a whole number.
     """
-    config, generator = model.config, torch.Generator().manual_seed(seed)
+    check_whole("num_images", num_images)
+    check_whole("batch_size", batch_size)
+    check_whole("seed", seed, low=-(2**63))
+    config, generator = model.config, torch.Generator().manual_seed(int(seed))
     shape = (config.num_channels, config.image_size, config.image_size)
     for start in range(0, num_images, batch_size):
         latents = [
@@ -47,27 +64,25 @@ def sample_images(
     guidance_scale: float | None = None,
 ) -> list[Image.Image]:
     """
-    Samples a model, class-conditional or not.
+    Sample a model, class-conditional or not.
 
     Args:
-        model: In evaluation mode.
-        processor: The model's.
+        model: Model in evaluation mode.
+        processor: Image processor of the model.
         num_images: Number of images, at least 1.
         temperature: Standard deviation of the latents, at least 0.
-        seed: The same seed gives the same images, in batches of any size.
-        batch_size: Images decoded at a time, at least 1.
-        label: Class of the images; by default they go through all classes in turn.
+        seed: Seed of the latents. The same seed gives the same images in batches of any size.
+        batch_size: Number of images to decode at a time, at least 1.
+        label: Class of all images; by default the images cycle through the classes.
         guidance_scale: Strength of classifier-free guidance, see [`JetModel.decode`].
 
     Raises:
-        ValueError: for a number out of range, a label for a model that has no classes, or a processor with another
-            scale than the model's.
+        ValueError: for a number out of range, a label of a model without classes, or a processor whose scale is not
+            the model's.
     """
-    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-        check_whole(name, value)
     check_temperature(temperature)
     processor.check_scale()
-    images = []
+    images: list[Image.Image] = []
     for latents in draw_latents(model, num_images, seed, batch_size):
         labels = sample_labels(model, range(len(images), len(images) + len(latents)), label)
         decoded, _ = model.decode(temperature * latents, labels=labels, guidance_scale=guidance_scale)
@@ -85,48 +100,50 @@ def decode_steps(
     context_mask: torch.Tensor | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """
-    Decodes, and shows how latents become images.
+    Decode latents and show the intermediate states of the flow.
 
     Args:
-        model: In evaluation mode.
+        model: Model in evaluation mode.
         latents: float32 tensor (B, C, S, S).
-        num_steps: Number of looks on the way, evenly spread over the coupling layers, the images included; at least 1.
-        context, labels, context_mask: What a conditional model needs, see [`JetModel.condition`].
+        num_steps: Number of states to show after the latents, spread evenly over the coupling layers; at least 1.
+        context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
 
     Yields:
-        The number of coupling layers undone so far, and the flow's state as images, float32 (B, C, S, S): first the
-        latents, with 0, last what [`JetModel.decode`] gives.
+        The number of coupling layers inverted so far, and the state in the shape of images, float32 (B, C, S, S): at
+        first 0 and the latents, at last the result of [`JetModel.decode`].
 
     Raises:
         ValueError: if `num_steps` is below 1, or for latents that [`JetModel.decode`] refuses.
     """
     check_whole("num_steps", num_steps)
     jet, num_layers = model.jet, model.config.num_coupling_layers
-    looks = {-(-num_layers * step // num_steps) for step in range(1, num_steps + 1)}
+    shown = {-(-num_layers * step // num_steps) for step in range(1, num_steps + 1)}
     check_images("latents", latents, jet.config, jet.state_dtype)
     check_values("latents", latents)
     conditioning = jet.condition(len(latents), context, labels, context_mask)
+    couplings = cast(Sequence[JetCoupling], jet.couplings)
     yield 0, latents
-    for done, step in enumerate(steps(jet.couplings, jet.patchify(latents), conditioning, inverse=True), start=1):
-        if done in looks:
+    for done, step in enumerate(steps(couplings, jet.patchify(latents), conditioning, inverse=True), start=1):
+        if done in shown:
             yield done, jet.unpatchify(step.state)
 
 
 def sample_labels(model: JetForDensityEstimation, places: range, label: int | None = None) -> torch.Tensor | None:
     """
-    Classes for samples, as a class-conditional model takes them; `None` for another.
+    Return the labels (B,) of samples from a class-conditional model, or `None` for another model.
 
     Args:
-        model: The model.
-        places: Of the samples in the row of all: without a `label` they go through all classes in turn.
-        label: Class of all of them.
+        model: Model to sample.
+        places: Positions of the samples among all samples, which cycle through the classes without a `label`.
+        label: Class of all samples.
 
     Raises:
         ValueError: for a label that the model does not have.
     """
     num_classes = model.config.num_classes
-    if label is not None and not (num_classes and 0 <= label < num_classes):
-        raise ValueError(f"`label` must be a class of the model, which has {num_classes or 'none'}, got {label}.")
+    is_class = label is None or (num_classes and is_number(label, Integral) and 0 <= label < num_classes)
+    if not is_class:
+        raise ValueError(f"`label` must be a class of the model, which has {num_classes or 'none'}, got {label!r}.")
     if num_classes is None:
         return None
     classes = [place % num_classes if label is None else label for place in places]
@@ -134,7 +151,7 @@ def sample_labels(model: JetForDensityEstimation, places: range, label: int | No
 
 
 def no_labels(model: JetForDensityEstimation, num_images: int) -> torch.Tensor | None:
-    """Labels for images without one (num_images,), as a class-conditional model takes them; `None` for another."""
+    """Return the labels (num_images,) of images without a class, or `None` for a model without classes."""
     if model.config.num_classes is None:
         return None
     return torch.full((num_images,), model.config.num_classes, device=model.jet.input_device)
@@ -143,13 +160,13 @@ def no_labels(model: JetForDensityEstimation, num_images: int) -> torch.Tensor |
 @dataclass(frozen=True)
 class Reconstruction:
     """
-    What came back of images that were encoded and decoded.
+    Result of encoding images and decoding their latents.
 
     Args:
         latents: float32 tensor (B, C, S, S).
-        pixel_values: The decoded, dequantised images, float32 (B, C, S, S).
-        max_abs_error: Largest difference from the dequantised originals, on the scale [-1, 1].
-        bytes_equal: Whether each 8-bit value is that of the original.
+        pixel_values: Decoded, dequantized images, float32 (B, C, S, S).
+        max_abs_error: Largest difference from the dequantized originals, on the scale [-1, 1].
+        bytes_equal: Whether all 8-bit values equal those of the originals.
     """
 
     latents: torch.Tensor
@@ -161,8 +178,7 @@ class Reconstruction:
 @torch.no_grad()
 def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> Reconstruction:
     """
-    Encodes 8-bit images (B, C, S, S), as the image processor scales them, and decodes them again; with a
-    class-conditional model without labels.
+    Encode 8-bit images (B, C, S, S), scaled by the image processor, and decode their latents, without labels.
 
     Raises:
         ValueError: for a wrong shape or dtype, or values that are not those of bytes.
@@ -178,22 +194,21 @@ def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> R
 
 def latent_path(start: torch.Tensor, end: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """
-    Points on the great circle from one latent to another, which keeps to the norms that latents have; the length
-    changes evenly from the one to the other.
+    Interpolate between two latents along their great circle, on which norms stay typical of latents.
 
     Args:
         start, end: Latents (C, S, S).
-        weights: Places on the way, (K,), from 0, the start, to 1, the end.
+        weights: Positions on the path (K,), from 0 for the start to 1 for the end.
 
     Returns:
-        Latents (K, C, S, S).
+        Latents (K, C, S, S), whose norm changes linearly.
     """
     shape, dtype = start.shape, start.dtype
     start, end, weights = (values.double().flatten() for values in (start, end, weights))
     weights = weights.to(start.device)[:, None]
     lengths = start.norm(), end.norm()
     angle = torch.arccos(torch.clamp(start @ end / (lengths[0] * lengths[1]), -1, 1))
-    if not (angle >= 1e-6 and torch.pi - angle >= 1e-6):  # no great circle, or no single one
+    if not (angle >= 1e-6 and torch.pi - angle >= 1e-6):  # the great circle is not defined
         path = (1 - weights) * start + weights * end
     else:
         directions = (
@@ -208,28 +223,37 @@ def interpolate(
     model: JetForDensityEstimation, first: torch.Tensor, second: torch.Tensor, num_steps: int
 ) -> torch.Tensor:
     """
-    The way from one image to another along the great circle between their latents, see [`latent_path`].
+    Interpolate between two images along the great circle of their latents, see [`latent_path`].
 
     Args:
-        model: In evaluation mode.
-        first, second: 8-bit images (C, S, S), as the image processor scales them.
+        model: Model in evaluation mode.
+        first, second: 8-bit images (C, S, S), scaled by the image processor.
         num_steps: Number of images, both ends included; at least 2.
 
     Returns:
-        pixel_values: float32 tensor (num_steps, C, S, S), dequantised.
+        Dequantized pixel values, float32 (num_steps, C, S, S).
 
     Raises:
         ValueError: if `num_steps` is below 2, or for values that are not those of bytes.
     """
     check_whole("num_steps", num_steps, low=2)
     pixel_values = check_8bit_images(torch.stack([first, second]), model.config, model.jet.state_dtype, "images")
-    ends, _ = model.encode(dequantize(pixel_values, MID_LEVEL), labels=no_labels(model, 2))
-    path = latent_path(*ends, torch.linspace(0, 1, num_steps, dtype=torch.float64))
+    (start, end), _ = model.encode(dequantize(pixel_values, MID_LEVEL), labels=no_labels(model, 2))
+    path = latent_path(start, end, torch.linspace(0, 1, num_steps, dtype=torch.float64))
     return model.decode(path, labels=no_labels(model, num_steps))[0]
 
 
 def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """Images of one size side by side on white, in rows of `columns`."""
+    """
+    Arrange images of one size on white, in rows of `columns`, with `gap` pixels between them.
+
+    Raises:
+        ValueError: without images, for less than one column, or for a negative gap.
+    """
+    check_whole("columns", columns)
+    check_whole("gap", gap, low=0)
+    if not images:
+        raise ValueError("`images` must hold at least one image, got none.")
     width, height = images[0].size
     columns, rows = min(columns, len(images)), -(-len(images) // columns)
     grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")

@@ -1,22 +1,39 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Image processor of Jet: from images of any kind to the model's 8-bit grid, and back. Pillow and NumPy only."""
+"""
+Image processor of Jet: converts images of any kind to the model's 8-bit grid, and samples to images.
 
+Images on the CPU are processed with Pillow and NumPy, tensors on another device with PyTorch there. Both use the same
+exact arithmetic, so that an image has the same pixel values on every device, bit for bit.
+"""
+
+import math
 import warnings
 from numbers import Integral
+from types import ModuleType
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image, ImageCms
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, is_valid_image
-from transformers.processing_utils import ImagesKwargs
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict, is_valid_image
+from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .validation_jet import check_whole, is_number
 
 
-# Images that were scaled in float32 and not dequantised lie up to this many grey levels below their byte.
+# Images on the CPU, and images on another device.
+Pixels: TypeAlias = np.ndarray | torch.Tensor
+
+# Images that were scaled in float32 and not dequantized lie up to this many gray levels below their byte.
 LEVEL_TOLERANCE = 2e-5
+# The nearest bfloat16 value may be this many gray levels away.
+HALF_PRECISION_TOLERANCE = 0.25
+SCALE_FIELDS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+# Entries of saved files that are not arguments.
+SAVED_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,115 +46,155 @@ UPRIGHT = {
 }
 
 
-def area_weights(in_size: int, out_size: int) -> np.ndarray:
-    """
-    Weights (out_size, in_size) that average a line of pixels over equal areas: each pixel counts by the share of it
-    that lies under the output pixel, fractions included, as in TensorFlow's `ResizeMethod.AREA`.
-    """
-    edges = np.arange(out_size + 1) * in_size / out_size
-    pixels = np.arange(in_size)
-    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return np.clip(overlap, 0, None) * out_size / in_size
+def on_device(image: object) -> TypeGuard[torch.Tensor]:
+    """Return whether an image is a tensor on another device than the CPU."""
+    return isinstance(image, torch.Tensor) and image.device.type != "cpu"
 
 
-def resize_area(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Area-averages an image (C, H, W) to (C, height, width); bytes are rounded to the nearest byte."""
-    if image.shape[1:] == (height, width):
-        return image
-    rows, columns = area_weights(image.shape[1], height), area_weights(image.shape[2], width)
-    # One channel at a time: float64 takes eight times the memory of bytes.
-    resized = np.stack([rows @ channel.astype(np.float64) @ columns.T for channel in image])
-    # Half a millionth absorbs the rounding of the weights, so that an exact half goes up on every machine.
-    return np.floor(resized + 0.5 + 5e-7).astype(np.uint8) if image.dtype == np.uint8 else resized
+def namespace(values: Pixels) -> ModuleType:
+    """Return the module of the functions for this array or tensor."""
+    return torch if isinstance(values, torch.Tensor) else np
 
 
-def to_numpy(values) -> np.ndarray:
-    """A tensor, of any dtype and device, or array-like as an array."""
+def cast(values: Pixels, dtype: str) -> Pixels:
+    """Convert an array or a tensor to the dtype of this name."""
+    return values.to(getattr(torch, dtype)) if isinstance(values, torch.Tensor) else values.astype(dtype)
+
+
+def to_numpy(values: ArrayLike) -> np.ndarray:
+    """Convert a tensor, of any dtype and device, or an array-like to an array."""
     if not isinstance(values, torch.Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
-def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values that are whole numbers in 0..255, of any real dtype, as uint8. Raises ValueError for others."""
-    if values.dtype.kind not in "iuf" or values.size == 0:
-        raise ValueError(f"an image array must hold bytes (uint8), got {values.dtype} of shape {values.shape}.")
-    if values.dtype == np.uint8:
+def to_bytes(values: Pixels) -> Pixels:
+    """
+    Convert whole numbers from 0 to 255, of any real dtype, to uint8.
+
+    Raises:
+        ValueError: for other dtypes and values, and for an empty array.
+    """
+    shape, dtype = tuple(values.shape), getattr(values.dtype, "name", str(values.dtype)).removeprefix("torch.")
+    if not ("int" in dtype or "float" in dtype) or 0 in shape:
+        raise ValueError(f"an image array must hold bytes (uint8), got {dtype} of shape {shape}.")
+    if dtype == "uint8":
         return values
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 255 and np.array_equal(values, np.floor(values))):
+    with np.errstate(invalid="ignore"):  # the comparison finds values that have no byte
+        levels = cast(values, "uint8")
+    is_byte: Any = cast(levels, dtype) == values
+    if not is_byte.all():
+        values = cast(values, "float32")
         raise ValueError(
-            f"an image array must hold whole numbers from 0 to 255, got {values.dtype} values from {low} to {high}. "
-            "Likelihoods are of 8-bit images: scale and round to bytes first."
+            f"an image array must hold whole numbers from 0 to 255, got {dtype} values from {values.min():g} to "
+            f"{values.max():g}. Likelihoods are of 8-bit images: scale the values and round them to bytes first."
         )
-    if high == 1 and np.issubdtype(values.dtype, np.floating):
+    if "float" in dtype and levels.max() == 1:
         raise ValueError(
             "a floating-point image array with values 0 and 1 is ambiguous (bytes 0 and 1, or black and white): "
             "pass uint8."
         )
-    return values.astype(np.uint8)
+    return levels
 
 
-def channels_first(array: np.ndarray, num_channels: int | None, data_format: str | None) -> np.ndarray:
+def channels_first(array: Pixels, num_channels: int | None, data_format: str | None) -> Pixels:
     """
-    An image array (H, W), (C, H, W) or (H, W, C) as (C, H, W). Where `data_format` does not tell, the channels are the
-    side of 1, 3, 4 or `num_channels`. Raises ValueError where both sides or none could be that.
+    Convert an image (H, W), (C, H, W) or (H, W, C) to (C, H, W), and a batch of images with channels to (B, C, H, W).
+
+    Without a `data_format`, the channel axis is the one of size 1, 3, 4 or `num_channels`.
+
+    Raises:
+        ValueError: for another number of axes, or if both or neither of the axes may hold the channels.
     """
+    shape = tuple(array.shape)
     if array.ndim == 2:
         return array[None]
-    if array.ndim != 3:
-        raise ValueError(f"an image array must have 2 dimensions, or 3 with its channels, got shape {array.shape}.")
+    if array.ndim not in (3, 4):
+        raise ValueError(f"an image array must have 2 dimensions, or 3 with its channels, got shape {shape}.")
     if data_format is not None:
         last = ChannelDimension(data_format) == ChannelDimension.LAST
     else:
         known = {1, 3, 4, num_channels}
-        first, last = array.shape[0] in known, array.shape[2] in known
-        if first == last and array.size > 1:
+        first, last = shape[-3] in known, shape[-1] in known
+        if first == last and math.prod(shape[-3:]) > 1:
             raise ValueError(
-                f"an image array of shape {array.shape} does not show which side is its channels, expected 1, 3, 4 or "
-                f"num_channels={num_channels} on one side: give `input_data_format`, 'channels_first' or "
+                f"an image array of shape {shape} does not show which side is its channels: exactly one side must "
+                f"have 1, 3, 4 or num_channels={num_channels}. Pass `input_data_format`, 'channels_first' or "
                 "'channels_last'."
             )
-    return array.transpose(2, 0, 1) if last else array
+    return array.swapaxes(-1, -2).swapaxes(-2, -3) if last else array
+
+
+def area_weights(in_size: int, out_size: int) -> np.ndarray:
+    """Return how much of each pixel every output pixel covers: whole numbers (out_size, in_size) of 1/out_size."""
+    edges = np.arange(out_size + 1) * in_size
+    pixels = np.arange(in_size) * out_size
+    overlap = np.minimum(edges[1:, None], pixels + out_size) - np.maximum(edges[:-1, None], pixels)
+    return np.clip(overlap, 0, None).astype(np.float64)
+
+
+def resize_area(image: Pixels, height: int, width: int) -> Pixels:
+    """
+    Average bytes (..., C, H, W) over equal areas, as in TensorFlow's `ResizeMethod.AREA`, to (..., C, height, width).
+
+    Averages are rounded to the nearest byte, halves upward. They are exact on every device that has float64, since
+    all sums are whole numbers.
+    """
+    old_height, old_width = image.shape[-2:]
+    if (old_height, old_width) == (height, width):
+        return image
+    xp, count, channels = namespace(image), old_height * old_width, []
+    rows = xp.asarray(area_weights(old_height, height), device=image.device)
+    columns = xp.asarray(area_weights(old_width, width).T, device=image.device)
+    for channel in range(image.shape[-3]):  # one at a time: float64 takes eight times the memory of bytes
+        sums = rows @ cast(image[..., channel, :, :], "float64") @ columns
+        channels.append(cast(xp.floor((2 * sums + count) / (2 * count)), "uint8"))
+    return xp.stack(channels, -3)
 
 
 def upright(image: Image.Image) -> Image.Image:
     """
-    Return the image turned as its EXIF orientation says; EXIF data that cannot be read says nothing. (Pillow's
-    `exif_transpose` also writes the data anew, which fails for damaged ones.)
+    Rotate an image as its EXIF orientation says; EXIF data that cannot be read is ignored.
+
+    Pillow's `exif_transpose` also writes the data anew, which fails for damaged data.
     """
     try:
-        method = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))
+        method = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # parsers of damaged data raise errors of all kinds
         method = None
     return image if method is None else image.transpose(method)
 
 
+def deep_to_bytes(image: Image.Image) -> Image.Image:
+    """Convert a gray image of mode I, I;16 or F to mode L; 16-bit values are scaled to bytes."""
+    values = np.array(image).astype(np.float64)
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 65535):
+        raise ValueError(
+            f"an image of mode {image.mode!r} must hold values from 0 to 65535, got {values.min()} to {values.max()}."
+        )
+    if image.mode == "F" and 0 < values.max() <= 1:
+        raise ValueError(
+            f"an image of mode 'F' with values up to {values.max()} is ambiguous (bytes 0 and 1, or black and white): "
+            "scale it to 0 to 255."
+        )
+    if image.mode.startswith("I;16") or values.max() > 255:
+        values = values / 257
+    return Image.fromarray(np.floor(values + 0.5).astype(np.uint8))
+
+
 def pil_to_array(image: Image.Image, num_channels: int) -> np.ndarray:
     """
-    Any mode of PIL image as uint8 (C, H, W), with the EXIF orientation applied, transparency laid over white, and
-    16-bit values scaled to bytes.
+    Convert a PIL image of any mode to uint8 (C, H, W), with C = 1 or 3.
+
+    The EXIF orientation is applied, transparent images are composed over white, and 16-bit values are scaled to bytes.
     """
     image = upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.array(image).astype(np.float64)
-        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 65535):
-            raise ValueError(
-                f"an image of mode {image.mode!r} must hold values from 0 to 65535, got {values.min()} to "
-                f"{values.max()}."
-            )
-        if image.mode == "F" and 0 < values.max() <= 1:
-            raise ValueError(
-                f"an image of mode 'F' with values up to {values.max()} is ambiguous (bytes 0 and 1, or black and "
-                "white): scale it to 0 to 255."
-            )
-        if image.mode.startswith("I;16") or values.max() > 255:
-            values = values / 257
-        image = Image.fromarray(np.floor(values + 0.5).astype(np.uint8))
+        image = deep_to_bytes(image)
     elif image.mode == "LAB":
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-        image = ImageCms.applyTransform(image, to_rgb)
+        image = to_rgb.apply(image)
     elif image.mode == "La":
         image = image.convert("LA")
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -148,10 +205,43 @@ def pil_to_array(image: Image.Image, num_channels: int) -> np.ndarray:
     return np.array(image.convert("RGB")).transpose(2, 0, 1)
 
 
+def convert_channels(image: Pixels, num_channels: int | None) -> Pixels:
+    """
+    Convert bytes (..., C, H, W) to `num_channels` channels, as PIL images of modes L, RGB and RGBA are converted.
+
+    Raises:
+        ValueError: if there is no such conversion, or if it takes Pillow and the image is on another device.
+    """
+    channels = image.shape[-3]
+    if channels == num_channels:
+        return image
+    if num_channels not in (1, 3) or channels not in (1, 3, 4):
+        raise ValueError(
+            f"an image of {channels} channels cannot be converted to the model's num_channels={num_channels}."
+        )
+    if channels == 1:
+        return image[..., [0, 0, 0], :, :]
+    host_image = for_pillow(image, f"converting {channels} channels to {num_channels}")
+    return pil_to_array(Image.fromarray(host_image.transpose(1, 2, 0)), num_channels)
+
+
+def for_pillow(image: Pixels, purpose: str) -> np.ndarray:
+    """Return the image, or raise ValueError for a tensor on a device, since Pillow works on the CPU."""
+    if isinstance(image, torch.Tensor):
+        raise ValueError(f"{purpose} takes Pillow, which needs images on the CPU, got images on {image.device}.")
+    return image
+
+
 def scaling(
-    num_channels: int, do_rescale: bool, rescale_factor: float, do_normalize: bool, image_mean, image_std
+    num_channels: int,
+    do_rescale: bool,
+    rescale_factor: float,
+    do_normalize: bool,
+    image_mean: ArrayLike,
+    image_std: ArrayLike,
+    **kwargs,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Factor and offset, each (num_channels or 1, 1, 1), of the scale `bytes * factor - offset`."""
+    """Return the factor and the offset, each (num_channels or 1, 1, 1), of the scale `bytes * factor - offset`."""
     if not do_normalize:
         image_mean, image_std = 0.0, 1.0
     mean, std = (np.array(value, dtype=np.float64).reshape(-1, 1, 1) for value in (image_mean, image_std))
@@ -163,9 +253,18 @@ def scaling(
     return (rescale_factor if do_rescale else 1.0) / std, mean / std
 
 
-class JetImageProcessorKwargs(ImagesKwargs, total=False):
+def scale_levels(image: Pixels, factor: np.ndarray, offset: np.ndarray) -> Pixels:
+    """Scale bytes (..., C, H, W) to float32; by default to `u / 127.5 - 1`, bit for bit."""
+    # A table of all bytes, since some devices have no float64.
+    levels = (np.arange(256) * factor).astype(np.float32) - offset.astype(np.float32)
+    xp = namespace(image)
+    table = xp.asarray(levels.reshape(-1, 256), device=image.device)
+    return table[xp.arange(len(table), device=image.device)[:, None, None], cast(image, "int64")]
+
+
+class JetImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """
-    num_channels (`int`, *optional*):
+    num_channels (`int`, *optional*, defaults to `self.num_channels`):
         Number of channels of the model: 3 converts to RGB, 1 to gray; any other number takes arrays only.
     """
 
@@ -176,8 +275,12 @@ class JetImageProcessor(PilBackend):
     r"""
     Image processor of Jet.
 
-    PIL images (any mode), arrays and tensors (bytes, channels first or last) are cropped to the largest centred
+    PIL images (any mode), arrays and tensors (bytes, channels first or last) are cropped to the largest centered
     square, area-averaged to `size`, and scaled to [-1, 1] as `u / 127.5 - 1`. Enlarging a smaller image warns.
+
+    Tensors on another device than the CPU, also as a batch (B, C, H, W), are processed there and stay there, and get
+    the same pixel values. Two steps take Pillow and are refused there: converting color or transparent images to
+    another number of channels, and filters other than `BOX`.
 
     Args:
         size (`dict[str, int]` or `int`, *optional*, defaults to `{"height": 64, "width": 64}`):
@@ -191,10 +294,12 @@ class JetImageProcessor(PilBackend):
         do_convert_rgb (`bool`, *optional*, defaults to `True`):
             Whether to convert to `num_channels` channels.
         do_rescale, rescale_factor, do_normalize, image_mean, image_std (*optional*):
-            The scaling to [-1, 1]: by 1/255, then (x - 0.5) / 0.5.
+            Scale of the pixel values; by default bytes are multiplied by 1/255 and become (x - 0.5) / 0.5.
+        device (`str` or `torch.device`, *optional*):
+            Device to crop, resize and scale on; by default the image's own.
 
     Raises:
-        ValueError: for arrays that do not hold bytes, or a number of channels that cannot be converted.
+        ValueError: for a size or a number of channels below 1.
 
     Example:
 
@@ -218,47 +323,56 @@ class JetImageProcessor(PilBackend):
     do_rescale = True
     rescale_factor = 1 / 255
     do_normalize = True
-    image_mean = [0.5, 0.5, 0.5]
-    image_std = [0.5, 0.5, 0.5]
 
-    def __init__(self, **kwargs):
-        num_channels = self.num_channels if kwargs.get("num_channels") is None else kwargs["num_channels"]
-        check_whole("num_channels", num_channels)
-        kwargs["num_channels"] = num_channels = int(num_channels)
-        # The default statistics follow the number of channels, so that a gray model needs no more than that number.
-        for name in ("image_mean", "image_std"):
-            if kwargs.get(name) is None:
-                kwargs[name] = [0.5] * num_channels
+    def __init__(self, **kwargs: Unpack[JetImageProcessorKwargs]):
+        if unknown := sorted(kwargs.keys() - JetImageProcessorKwargs.__annotations__.keys() - SAVED_KEYS):
+            warnings.warn(f"JetImageProcessor ignores the unknown arguments {unknown}.", stacklevel=2)
         super().__init__(**kwargs)
 
-    def _standardize_kwargs(self, size=None, num_channels=None, **kwargs) -> dict:
+    def preprocess(self, images: ImageInput, **kwargs: Unpack[JetImageProcessorKwargs]) -> BatchFeature:
+        """
+        Convert images to `pixel_values`, float32, on the device of the images or, with `return_tensors="np"`, the CPU.
+
+        Args:
+            images: One image, a batch (B, C, H, W) or (B, H, W, C), or a list of these, of mixed kinds and sizes.
+            kwargs: Arguments of the constructor, for this call only, and `return_tensors`: `"pt"` or `"np"` for one
+                tensor or array (B, C, S, S); by default a list of (C, S, S).
+
+        Raises:
+            TypeError: for an unknown keyword argument.
+            ValueError: for arrays that do not hold bytes, channels that cannot be converted, or several devices.
+        """
+        return super().preprocess(images, **kwargs)
+
+    def _standardize_kwargs(self, size=None, num_channels=None, image_mean=None, image_std=None, **kwargs) -> dict:
+        check_whole("num_channels", num_channels)
         if is_number(size, Integral):
-            size = int(size)  # transformers takes no number of NumPy's
+            size = int(size)  # transformers takes no NumPy integers
         if isinstance(size, list | tuple) and len(size) != 2:
             raise ValueError(f"`size` must be one number, or height and width, got {size}.")
-        kwargs = super()._standardize_kwargs(size=size, **kwargs)
-        for name, value in (
-            ("size['height']", kwargs["size"] and kwargs["size"].height),
-            ("size['width']", kwargs["size"] and kwargs["size"].width),
-            ("num_channels", num_channels),
-        ):
-            check_whole(name, value)
-        return kwargs | {"num_channels": num_channels}
+        # The default statistics follow the number of channels.
+        image_mean, image_std = ([0.5] * num_channels if value is None else value for value in (image_mean, image_std))
+        kwargs = super()._standardize_kwargs(size=size, image_mean=image_mean, image_std=image_std, **kwargs)
+        for side in ("height", "width"):
+            check_whole(f"size['{side}']", getattr(kwargs["size"], side, None))
+        return kwargs | {"num_channels": int(num_channels)}
 
-    def _validate_preprocess_kwargs(self, crop_size=None, **kwargs):
+    def _validate_preprocess_kwargs(self, crop_size=None, **kwargs) -> None:
         if crop_size is not None:
             raise ValueError(
                 f"`crop_size` is not used: the crop is the largest one that fits `size`; got {crop_size}."
             )
-        super()._validate_preprocess_kwargs(**{**kwargs, "do_center_crop": False})
+        # transformers would ask for the `crop_size`.
+        super()._validate_preprocess_kwargs(**kwargs | {"do_center_crop": False})
 
-    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
-        """One image, a batch array (B, ...), or lists of these, of mixed kinds, as a flat list of images."""
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
+        """Flatten nested lists and batches of images of mixed kinds; a batch on a device stays whole."""
         if isinstance(images, list | tuple):
             flat = [image for item in images for image in self._prepare_images_structure(item)]
         elif isinstance(images, str) or is_valid_image(images):
             images = self.fetch_images(images)
-            flat = list(images) if getattr(images, "ndim", None) == expected_ndims + 1 else [images]
+            is_batch = getattr(images, "ndim", None) == expected_ndims + 1
+            flat = list(images) if is_batch and not on_device(images) else [images]
         else:
             raise ValueError(f"images must be PIL images, arrays, tensors or lists of them, got {type(images)}.")
         if not flat:
@@ -267,42 +381,40 @@ class JetImageProcessor(PilBackend):
 
     def process_image(
         self,
-        image: Image.Image | np.ndarray | torch.Tensor,
+        image: Image.Image | Pixels,
         do_convert_rgb: bool | None = None,
         num_channels: int | None = None,
         input_data_format: str | ChannelDimension | None = None,
+        device: str | torch.device | None = None,
         **kwargs,
-    ) -> np.ndarray:
-        """One image of any kind as uint8 array (C, H, W)."""
+    ) -> Pixels:
+        """Convert one image of any kind to uint8 (C, H, W), or a batch on a device to (B, C, H, W)."""
         if isinstance(image, Image.Image):
             if 0 in image.size:
                 raise ValueError(f"an image must have at least one pixel, got {image.width} x {image.height}.")
             if do_convert_rgb and num_channels in (1, 3):
-                return pil_to_array(image, num_channels)
-            array, input_data_format = np.array(upright(image)), ChannelDimension.LAST
-        else:
-            array = to_numpy(image)
-        array = channels_first(to_bytes(array), num_channels, input_data_format)
-        if not do_convert_rgb or len(array) == num_channels:
-            return array
-        if num_channels not in (1, 3) or len(array) not in (1, 3, 4):
-            raise ValueError(
-                f"an image of {len(array)} channels cannot be converted to the model's num_channels={num_channels}."
-            )
-        pixels = array[0] if len(array) == 1 else array.transpose(1, 2, 0)
-        return pil_to_array(Image.fromarray(np.ascontiguousarray(pixels)), num_channels)
+                image, input_data_format = pil_to_array(image, num_channels), ChannelDimension.FIRST
+            else:
+                image, input_data_format = np.array(upright(image)), ChannelDimension.LAST
+        pixels = image.detach() if on_device(image) else to_numpy(image)
+        pixels = channels_first(to_bytes(pixels), num_channels, input_data_format)
+        if do_convert_rgb:
+            pixels = convert_channels(pixels, num_channels)
+        return pixels if device is None else torch.as_tensor(pixels, device=device)
 
-    def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
-        """Crops (C, H, W) to the largest centred rectangle of the aspect ratio of `size`."""
-        height, width = image.shape[1:]
+    def center_crop(self, image: Pixels, size: SizeDict, **kwargs) -> Pixels:
+        """Crop (..., C, H, W) to the largest centered rectangle of the aspect ratio of `size`."""
+        height, width = image.shape[-2:]
         crop_height = min(height, max(1, width * size.height // size.width))
         crop_width = min(width, max(1, height * size.width // size.height))
         top, left = (height - crop_height) // 2, (width - crop_width) // 2
-        return image[:, top : top + crop_height, left : left + crop_width]
+        return image[..., top : top + crop_height, left : left + crop_width]
 
-    def resize(self, image: np.ndarray, size: SizeDict, resample=None, **kwargs) -> np.ndarray:
-        """Resizes (C, H, W); `BOX` is exact area averaging. Warns where this enlarges the image."""
-        height, width = image.shape[1:]
+    def resize(
+        self, image: Pixels, size: SizeDict, resample: PILImageResampling | int | None = None, **kwargs
+    ) -> Pixels:
+        """Resize (..., C, H, W); `BOX` is exact area averaging. Warns where this enlarges the image."""
+        height, width = image.shape[-2:]
         if height < size.height or width < size.width:
             warnings.warn(
                 f"an image of {height} x {width} pixels is enlarged to {size.height} x {size.width}: its bits per "
@@ -311,91 +423,70 @@ class JetImageProcessor(PilBackend):
             )
         if resample in (None, PILImageResampling.BOX):
             return resize_area(image, size.height, size.width)
-        channels = [Image.fromarray(channel).resize((size.width, size.height), resample) for channel in image]
+        host_image = for_pillow(image, f"resizing with the filter {PILImageResampling(resample).name}")
+        channels = [Image.fromarray(channel).resize((size.width, size.height), resample) for channel in host_image]
         return np.stack([np.array(channel) for channel in channels])
 
-    def to_uint8(self, image: Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
-        """One image, cropped and resized as configured, as the bytes (C, S, S) that the model scores."""
-        image = self.process_image(image, self.do_convert_rgb, self.num_channels, self.input_data_format)
-        return self._fit(image, self.do_center_crop, self.do_resize, self.size, self.resample)
+    def to_uint8(self, image: Image.Image | Pixels) -> np.ndarray:
+        """Convert one image, cropped and resized as configured, to the bytes (C, S, S) that the model scores."""
+        return to_numpy(self._fit(self.process_image(image, **vars(self)), **vars(self)))
 
-    def _fit(self, image, do_center_crop, do_resize, size, resample) -> np.ndarray:
+    def _fit(
+        self, image: Pixels, do_center_crop: bool, do_resize: bool, size: SizeDict, resample: int, **kwargs
+    ) -> Pixels:
         if do_center_crop:
             image = self.center_crop(image, size)
-        if do_resize:
-            image = self.resize(image, size, resample)
-        return image
+        return self.resize(image, size, resample) if do_resize else image
 
-    def _preprocess(
-        self,
-        images: list[np.ndarray],
-        do_center_crop: bool,
-        do_resize: bool,
-        size: SizeDict,
-        resample,
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean,
-        image_std,
-        return_tensors=None,
-        **kwargs,
-    ) -> BatchFeature:
-        pixel_values = []
+    def _preprocess(self, images: list[Pixels], return_tensors: str | None = None, **kwargs) -> BatchFeature:
+        pixel_values: list[Pixels] = []
         for image in images:
-            factor, offset = scaling(len(image), do_rescale, rescale_factor, do_normalize, image_mean, image_std)
-            image = self._fit(image, do_center_crop, do_resize, size, resample)
-            # With the defaults this is u / 127.5 - 1 in float32, bit for bit.
-            pixel_values.append((image * factor).astype(np.float32) - offset.astype(np.float32))
+            factor, offset = scaling(**kwargs | {"num_channels": image.shape[-3]})
+            values = scale_levels(self._fit(image, **kwargs), factor, offset)
+            pixel_values.extend(values if values.ndim == 4 else [values])
+        devices = {values.device for values in pixel_values if isinstance(values, torch.Tensor)}
+        if len(devices) > 1:
+            raise ValueError(f"all images must be on one device, got {', '.join(sorted(map(str, devices)))}.")
+        if return_tensors == "np":
+            pixel_values = [to_numpy(values) for values in pixel_values]
+        elif devices:
+            pixel_values = [torch.as_tensor(values, device=next(iter(devices))) for values in pixel_values]
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
     def check_scale(self) -> None:
-        """
-        Raise ValueError unless this processor scales bytes as the model's images, so that [`post_process`] gives the
-        bytes that the model means.
-        """
-        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        factor, offset = scaling(self.num_channels, *(getattr(self, name) for name in names))
+        """Raise ValueError unless this processor scales bytes as the model does, as [`post_process`] assumes."""
+        factor, offset = scaling(**vars(self))
         if not (np.allclose(factor, 1 / 127.5, rtol=1e-6) and np.allclose(offset, 1, rtol=1e-6)):
-            given = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+            given = ", ".join(f"{name}={getattr(self, name)!r}" for name in SCALE_FIELDS)
             raise ValueError(f"the processor must scale bytes to [-1, 1] as `u / 127.5 - 1`, got {given}.")
 
     def post_process(self, pixel_values: torch.Tensor | np.ndarray) -> list[Image.Image]:
         """
-        Turns dequantised pixel values, such as samples, into images.
+        Convert dequantized pixel values, such as samples, to images.
 
         Args:
             pixel_values: (B, C, S, S), or one image (C, S, S), with C the model's 1 or 3 channels, on its scale.
 
         Returns:
-            One PIL image each: clipped, and rounded down, since dequantisation only ever adds.
+            One PIL image each: clipped, and rounded down, since dequantization only ever adds.
 
         Raises:
             ValueError: for another shape, or values that are not floating-point and finite.
         """
-        # Half precision may lie below its byte by more; bfloat16 by a quarter of a grey level.
-        dtype = getattr(pixel_values, "dtype", None)
-        is_half = dtype in (torch.float16, torch.bfloat16) or dtype == np.float16
-        tolerance = 0.25 if is_half else LEVEL_TOLERANCE
         values = to_numpy(pixel_values)
+        is_half = values.dtype == np.float16 or getattr(pixel_values, "dtype", None) == torch.bfloat16
         values = values[None] if values.ndim == 3 else values
         if values.ndim != 4 or values.shape[1] != self.num_channels or self.num_channels not in (1, 3):
             raise ValueError(
                 f"`pixel_values` must have shape (batch_size, {self.num_channels}, height, width), with 1 or 3 "
-                f"channels to make images of, got {tuple(values.shape)}."
+                f"channels to make images of, got {values.shape}."
             )
         if values.dtype.kind != "f":
             raise ValueError(f"`pixel_values` must be floating-point, on the model's scale, got {values.dtype}.")
         if not np.isfinite(values).all():
             raise ValueError("`pixel_values` must be finite, got NaN or infinite values.")
-        factor, offset = scaling(
-            self.num_channels,
-            self.do_rescale,
-            self.rescale_factor,
-            self.do_normalize,
-            self.image_mean,
-            self.image_std,
-        )
+        factor, offset = scaling(**vars(self))
+        tolerance = HALF_PRECISION_TOLERANCE if is_half else LEVEL_TOLERANCE
         levels = np.floor((values.astype(np.float64) + offset) / factor + tolerance)
         images = np.clip(levels, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
         return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in images]

@@ -1,9 +1,9 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Random numbers by address: what a sample gets depends on the seed and the sample's own index, and on nothing else.
+Counter-based random numbers: the noise of a sample depends only on the seed and on the sample's index.
 
-torch's generators give numbers in sequence, so a draw depends on all draws before it: on the batch size, on how many
-processes share the work, on the device. A counter-based generator has no sequence; any number can be computed alone.
+The generators of PyTorch are sequential, so a draw depends on all earlier draws, and thereby on the batch size, the
+number of processes and the device. A counter-based generator computes each number independently.
 """
 
 import math
@@ -18,7 +18,7 @@ ROUNDS = 10
 
 
 def _multiply(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """High and low 32 bits of the product of two 32-bit numbers, without leaving the range of int64."""
+    """Return the high and low 32 bits of the product of two 32-bit numbers, within the range of int64."""
     low = (a & 0xFFFF) * b
     high = (a >> 16) * b
     product = (low >> 16) + (high & 0xFFFF)
@@ -27,7 +27,7 @@ def _multiply(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     """
-    Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+    Compute Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 
     Args:
         counter: Four int64 tensors that broadcast, holding 32-bit numbers.
@@ -48,13 +48,13 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[tor
 
 def uniform_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...], stream: int = 0) -> torch.Tensor:
     """
-    Uniform noise in [0, 1) for samples that are named by their indices; the same on every device.
+    Return uniform noise in [0, 1) for the samples with these indices, identical on every device.
 
     Args:
         seed: 64-bit seed.
-        indices: int64 tensor (B,) on the device where the noise is needed, at least 0.
-        shape: Shape of one sample's noise.
-        stream: Which of a sample's 2 ** 32 independent draws.
+        indices: Non-negative int64 tensor (B,), on the device of the result.
+        shape: Shape of the noise of one sample.
+        stream: Number of the draw, out of 2 ** 32 independent draws for each sample.
 
     Returns:
         float32 tensor (B, *shape), multiples of 2 ** -24.
@@ -62,7 +62,7 @@ def uniform_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...], stre
     size = math.prod(shape)
     blocks = torch.arange(-(-size // 4), device=indices.device)
     indices = indices[:, None]
-    stream = torch.tensor(stream & MASK, device=indices.device)
-    words = philox((blocks, stream, indices & MASK, indices >> 32), (seed & MASK, (seed >> 32) & MASK))
-    words = torch.stack([word.broadcast_to(len(indices), len(blocks)) for word in words], dim=-1)
+    counter = (blocks, torch.tensor(stream & MASK, device=indices.device), indices & MASK, indices >> 32)
+    numbers = philox(counter, (seed & MASK, (seed >> 32) & MASK))
+    words = torch.stack([number.broadcast_to(len(indices), len(blocks)) for number in numbers], dim=-1)
     return ((words >> 8).float() * 2**-24).flatten(1)[:, :size].reshape(-1, *shape)
