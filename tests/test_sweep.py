@@ -478,7 +478,7 @@ def test_killed_midway_a_sweep_ends_in_the_same_results(root, recipe, straight):
     for run in (first, second):
         ours, theirs = (load_file(path / "model.safetensors") for path in (run, straight / run.relative_to(folder)))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert "going on from" in (first / "log.txt").read_text()
+    assert "resuming from" in (first / "log.txt").read_text()
     assert [(run / "log.txt").read_text().count(START_LINE) for run in (first, second)] == [2, 1]
 
 

@@ -18,7 +18,7 @@ def on_main_process(function: Callable[[], Result]) -> Result:
     All processes call it. None of them is left waiting for a main process that has failed.
 
     Args:
-        function: Its result and its exceptions must be picklable.
+        function: Function whose results and exceptions are picklable.
     """
     result, error = None, None
     if PartialState().is_main_process:
@@ -30,4 +30,4 @@ def on_main_process(function: Callable[[], Result]) -> Result:
         result, error = broadcast_object_list([result, error])
     if error is not None:
         raise error
-    return result
+    return result  # type: ignore[return-value]
