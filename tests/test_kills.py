@@ -10,7 +10,7 @@ import re
 import time
 
 import pytest
-from train_process import TrainProcess, run_to_end, write_images
+from train_process import TrainProcess, command, like_a_process, run_to_end, train_here, write_images
 
 
 SPEEDS = ("images_per_second", "peak_memory_gib")
@@ -20,14 +20,24 @@ SPEEDS = ("images_per_second", "peak_memory_gib")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("kills")
     write_images(root / "images")
-    return root
+    with like_a_process(root):
+        yield root
+
+
+def train_to_end(root, monkeypatch, **options) -> None:
+    """Train in this process, or start two; the model card states the command line."""
+    if options.pop("num_processes") == 2:
+        run_to_end(root, num_processes=2, **options)
+        return
+    monkeypatch.setattr("sys.argv", command(**options)[1:])
+    train_here(**options)
 
 
 def options_of(root, num_processes: int, name: str, kills: int) -> dict:
     return {
         "num_processes": num_processes,
         "dataset_path": root / "images",
-        "output_dir": root / f"{name}-{num_processes}" / "run",  # the model card names the last part
+        "output_dir": root / f"{name}-{num_processes}" / "run",  # the model card states the last part
         "use_ema": True,
         "ema_decay": 0.9,
         "max_steps": 6 * (kills + 2),
@@ -80,11 +90,11 @@ def kill(process: TrainProcess, moment: str | None, generator: random.Random) ->
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_kills_end_in_the_same_bytes(root, request, num_processes):
+def test_kills_end_in_the_same_bytes(root, request, monkeypatch, num_processes):
     """One process is killed at each of `MOMENTS` and at random in between, two processes are killed at random."""
     kills = request.config.getoption("--kills")
     options = options_of(root, num_processes, "straight", kills)
-    run_to_end(root, **options)
+    train_to_end(root, monkeypatch, **options)
     expected = contents(options["output_dir"])
     last = f"checkpoint-{options['max_steps']}"
     states = [f"{last}/optimizer.bin", *(f"{last}/random_states_{i}.pkl" for i in range(num_processes))]
@@ -101,7 +111,7 @@ def test_kills_end_in_the_same_bytes(root, request, num_processes):
         for path in process.folder.glob("checkpoint-*"):
             assert (path / "checkpoint.json").exists(), "a checkpoint that is visible is complete"
         starts.append(resumed_step(process.output))
-    run_to_end(root, **options)
+    train_to_end(root, monkeypatch, **options)
     assert starts[-1] > 0, "no kill came after a checkpoint"
     found = contents(options["output_dir"])
     assert found.keys() == expected.keys()

@@ -201,4 +201,5 @@ class TrainProcess:
 
 
 def run_to_end(cache: Path, code: int = 0, **options) -> str:
+    """Train in a process, check its exit code and return its output; see [`TrainProcess`]."""
     return TrainProcess(cache, **options).wait(code)

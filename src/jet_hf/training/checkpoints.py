@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -28,6 +29,14 @@ DRAFTS = re.compile(r"\.(checkpoint-\d+(\.draft|\.old|\.draft\.old)|model\.draft
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message names it."""
+
+
+class Checkpoint(NamedTuple):
+    """A complete checkpoint: its folder, the number of optimizer steps completed, and the settings of its run."""
+
+    path: Path
+    step: int
+    trajectory: dict
 
 
 @dataclass
@@ -58,13 +67,13 @@ class Checkpointer:
         self.accelerator.register_save_state_pre_hook(self._write_weights)
         self.accelerator.register_load_state_pre_hook(self._read_weights)
 
-    def load(self, checkpoint: Path, step: int) -> None:
-        """Load a checkpoint that was saved after `step` optimizer steps."""
-        self.accelerator.load_state(str(checkpoint))
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Load the state of a run."""
+        self.accelerator.load_state(str(checkpoint.path))
         self.accelerator.step = 0  # another number of accumulation steps must not start in the middle of a batch
         if self.trainer.ema:
-            dcp.load(self.trainer.ema, checkpoint_id=checkpoint / "ema")
-        self.trainer.step_count = step
+            dcp.load(self.trainer.ema, checkpoint_id=checkpoint.path / "ema")
+        self.trainer.step_count = checkpoint.step
 
     def save(self) -> None:
         """
@@ -165,44 +174,45 @@ def read_manifest(checkpoint: Path) -> dict:
     return manifest
 
 
-def find_checkpoint(output_dir: Path, wanted: str) -> tuple[Path, dict] | None:
+def find_checkpoint(output_dir: Path, wanted: str) -> Checkpoint | None:
     """
-    Return the checkpoint to resume from and its manifest.
+    Return the checkpoint to resume from; `None` if there is none.
 
     Args:
         output_dir: Folder of the run.
-        wanted: Path of a checkpoint, or `latest` for the newest complete one, with a warning for each incomplete one;
-            `None` is returned if there is none.
+        wanted: Path of a checkpoint, or `latest` for the newest complete one, with a warning for each incomplete one.
 
     Raises:
         CheckpointError: if the checkpoint at the given path does not exist or is incomplete.
     """
-    if wanted != "latest":
-        return Path(wanted), read_manifest(Path(wanted))
-    for checkpoint in reversed(list_checkpoints(output_dir)):
+    paths = reversed(list_checkpoints(output_dir)) if wanted == "latest" else [Path(wanted)]
+    for path in paths:
         try:
-            return checkpoint, read_manifest(checkpoint)
+            manifest = read_manifest(path)
+            return Checkpoint(path, manifest["step"], manifest["trajectory"])
         except CheckpointError as error:
+            if wanted != "latest":
+                raise
             logger.warning(f"skipping a checkpoint: {error}")
     return None
 
 
-def compare_trajectories(checkpoint: Path, manifest: dict, trajectory: dict) -> None:
+def compare_trajectories(checkpoint: Checkpoint, trajectory: dict) -> None:
     """
     Make sure that a run can resume from a checkpoint.
 
     Args:
-        checkpoint, manifest: See [`find_checkpoint`].
+        checkpoint: Checkpoint to resume from.
         trajectory: Settings of this run that must match for a resumed run to be bit-identical.
 
     Raises:
         ValueError: if a setting differs from that of the checkpoint; the message names it.
     """
-    ours, theirs = _flatten(trajectory), _flatten(manifest["trajectory"])
+    ours, theirs = _flatten(trajectory), _flatten(checkpoint.trajectory)
     if unknown := [name for name in ours if name not in theirs]:
         logger.warning(
-            f"{checkpoint} was written by an earlier release, which did not record {', '.join(unknown)}: changes of "
-            "these settings cannot be detected."
+            f"{checkpoint.path} was written by an earlier release, which did not record {', '.join(unknown)}: changes "
+            "of these settings cannot be detected."
         )
     if changed := [name for name in ours if name in theirs and ours[name] != theirs[name]]:
         changes = {name: f"`{name}` was {theirs[name]} and is now {ours[name]}" for name in changed}
@@ -211,8 +221,8 @@ def compare_trajectories(checkpoint: Path, manifest: dict, trajectory: dict) -> 
             if name in changes:
                 changes[name] = f"the {images} images are not the same ones in the same order"
         raise ValueError(
-            f"cannot resume from {checkpoint}: {'; '.join(changes.values())}. To start a new run from its weights, "
-            "give it as `model_name_or_path`."
+            f"cannot resume from {checkpoint.path}: {'; '.join(changes.values())}. To start a new run from its "
+            "weights, give it as `model_name_or_path`."
         )
 
 

@@ -2,7 +2,7 @@
 """Results of the main process for all processes of a run."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -30,4 +30,4 @@ def on_main_process(function: Callable[[], Result]) -> Result:
         result, error = broadcast_object_list([result, error])
     if error is not None:
         raise error
-    return result  # type: ignore[return-value]
+    return cast(Result, result)

@@ -225,8 +225,8 @@ def build_run(
         **arguments.own_trajectory(),
     }
     if start is not None:
-        compare_trajectories(*start, trajectory)
-    start_step = start[1]["step"] if start else 0
+        compare_trajectories(start, trajectory)
+    start_step = start.step if start else 0
     batches = make_batches(
         arguments, data, processor, shares, num_steps, start_step, config.num_classes, accelerator.device
     )
@@ -261,8 +261,8 @@ def build_run(
         grace_seconds=launcher.grace_seconds if launcher else None,
     )
     if start is not None:
-        checkpointer.load(start[0], start_step)
-        logger.info(f"resuming from {start[0]}, after {start_step} of {num_steps} steps.")
+        checkpointer.load(start)
+        logger.info(f"resuming from {start.path}, after {start_step} of {num_steps} steps.")
     monitor = Monitor(
         accelerator,
         output_dir,

@@ -39,7 +39,7 @@ from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 from ..utils.precision import resolve_precision
 from .arguments import TrainArguments
-from .checkpoints import find_checkpoint, list_checkpoints
+from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints
 from .launcher import find_launcher, killable_join
 from .lock import LOCK_FILE
 
@@ -256,16 +256,15 @@ def make_batches(
     )
 
 
-def find_start(output_dir: Path, resume_from_checkpoint: str | None) -> tuple[Path, dict] | None:
+def find_start(output_dir: Path, resume_from_checkpoint: str | None) -> Checkpoint | None:
     """
-    Return the checkpoint that a run starts from, and its manifest; `None` for a new run.
+    Return the checkpoint that a run starts from; `None` for a new run.
 
     Raises:
         ValueError: if the folder holds another run, or files that are not those of a run.
         CheckpointError: if the checkpoint at the given path does not exist or is incomplete.
     """
-    checkpoints = list_checkpoints(output_dir)
-    found = None
+    checkpoints, found = list_checkpoints(output_dir), None
     if resume_from_checkpoint is not None:
         found = find_checkpoint(output_dir, resume_from_checkpoint)
         if found is None:
