@@ -112,9 +112,8 @@ def test_a_process_that_waits_for_others_to_join_ends_with_its_launcher(root, fi
     assert not (root / "joining").exists()
 
     # A process that finds its launcher gone does not wait at all.
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(port))
+    for name, value in (variables | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConnectionError, match="the launcher of this process has ended"):  # noqa: SIM117
         with killable_join(Launcher(os.getppid(), None)):
             pass

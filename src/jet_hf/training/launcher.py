@@ -62,7 +62,8 @@ def killable_join(launcher: Launcher | None) -> Iterator[None]:
     Raises:
         ConnectionError: if the launcher has ended already.
     """
-    if launcher is None or threading.current_thread() is not threading.main_thread():
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if launcher is None or is_alone or threading.current_thread() is not threading.main_thread():
         yield
         return
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
