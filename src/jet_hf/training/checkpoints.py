@@ -42,12 +42,9 @@ class Checkpoint(NamedTuple):
 @dataclass
 class Checkpointer:
     """
-    Save and load the state of a run; all processes call the methods.
+    Save and load weights, moving average, optimizer and schedule; all processes call the methods.
 
     Args:
-        output_dir: Folder of the run.
-        trainer: Trainer whose weights, moving average, optimizer and schedule are saved.
-        processor: Image processor, saved beside the weights so that a checkpoint can be loaded as a model.
         trajectory: Settings that must match for a resumed run to be bit-identical.
         save_total_limit: Number of checkpoints to keep; `None` keeps all.
         grace_seconds: Seconds after which the launcher kills a run that is still saving; `None` if it never does.

@@ -25,14 +25,9 @@ def is_due(step: int, every: int, num_steps: int) -> bool:
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
     """
-    Evaluate the model at regular steps, and draw its samples and reconstructions; all processes call the methods.
+    Evaluate the model every `eval_steps`, and draw samples and reconstructions every `sample_steps`; 0 means never.
 
-    Args:
-        trainer, processor, data, monitor: Parts of the run.
-        eval_steps, sample_steps: Optimizer steps between evaluations and between images; 0 for none.
-        eval_batch_size: Images that a process evaluates at a time.
-        num_samples: Number of samples.
-        seed: Seed of the noise of evaluations and of the latents of samples, which are the same each time.
+    All processes call the methods. The noise of evaluations and the latents of samples follow from the seed.
     """
 
     trainer: Trainer

@@ -33,12 +33,9 @@ class Publisher:
     Write the model of a run, and push it; all processes call the methods, and the main process acts.
 
     Args:
-        output_dir: Folder of the run.
-        trainer, processor, monitor: Parts of the run.
         card_facts: Function that returns the current facts for the model card.
         repo_name: Name of the repository; without an owner, the user who is logged in is the owner.
         private: Whether a new repository is private; `None` for the default of the account.
-        push_to_hub: Whether the run pushes at all.
     """
 
     output_dir: Path

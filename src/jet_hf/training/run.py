@@ -61,17 +61,7 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """
-    A run that is ready for its next step; [`build_run`] builds it.
-
-    Args:
-        output_dir: Folder of the run.
-        lock, signals, launcher: Lock of the folder, and the events that stop the run.
-        trainer: Trainer of the model.
-        batches: Micro-batches of this process, from the next step on.
-        checkpointer, monitor, evaluator, publisher: Parts that save, log, evaluate and publish the run.
-        save_steps, logging_steps: Optimizer steps between checkpoints, and between rows of the metrics log.
-    """
+    """A run that is ready for its next step, with the micro-batches of this process from there on."""
 
     output_dir: Path
     lock: RunLock
@@ -181,31 +171,18 @@ class TrainingRun:
 
 
 def build_run(
-    arguments: TrainArguments,
-    accelerator: Accelerator,
-    lock: RunLock,
-    signals: StopSignals,
-    launcher: Launcher | None,
+    arguments: TrainArguments, accelerator: Accelerator, lock: RunLock, signals: StopSignals, launcher: Launcher | None
 ) -> TrainingRun:
     """
     Build the model, the data and all other parts of a run, and load its checkpoint; all processes call it.
-
-    Args:
-        arguments: Training arguments.
-        accelerator: Accelerator of all processes.
-        lock, signals, launcher: Lock of the folder of the run, and the events that stop the run.
 
     Raises:
         ValueError: for arguments, data or an `output_dir` that do not fit, before anything is written.
         CheckpointError: for a checkpoint that does not exist or is incomplete.
     """
     output_dir = Path(arguments.output_dir)
-    shares = Shares(
-        arguments.train_batch_size,
-        arguments.gradient_accumulation_steps,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    shares = Shares(arguments.train_batch_size, arguments.gradient_accumulation_steps, rank, num_processes)
     start = on_main_process(lambda: find_start(output_dir, arguments.resume_from_checkpoint))
     model = make_model(arguments)
     config = model.config

@@ -153,15 +153,7 @@ def load_data(
     accelerator: Accelerator,
     num_classes: int | None = None,
 ) -> RunData:
-    """
-    Prepare the images of a run, in the main process first, so that the others find its work in the cache.
-
-    Args:
-        arguments: Training arguments.
-        processor: Processor that makes the pixels.
-        accelerator: Accelerator of all processes, which call this function together.
-        num_classes: Number of classes of a class-conditional model, for which the labels are read too.
-    """
+    """Prepare the images, with labels for a class-conditional model, in the main process before the others."""
     source = DataSource.from_arguments(arguments)
     source.check_output(arguments.output_dir)
     load = partial(
