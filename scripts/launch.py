@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Do what `accelerate launch` does, but let Ctrl-C and SIGTERM reach the training processes alone.
+Run `accelerate launch`, but forward Ctrl-C and SIGTERM to the training processes alone.
 
     python scripts/launch.py --config_file recipes/accelerate/ddp.yaml scripts/train.py --config recipes/cifar10.yaml
 
-The run saves its checkpoint, however long that takes, and ends in order, without a traceback of the launcher.
+The run saves a checkpoint, however long that takes, and ends without a traceback of the launcher.
 """
 
 import signal

@@ -1,10 +1,10 @@
 """
-What a model, sharded or not, must do alike: training, scores, averages, samples, checkpoints.
+Measurements that must be the same for one process, for DDP and for FSDP2: training, scores, averages, samples.
 
     torchrun --nproc-per-node 2 tests/distributed_worker.py FOLDER
 
-does it under DDP, then under FSDP2, and writes `ddp-RANK.json` and `fsdp2-RANK.json`. accelerate turns FSDP on for
-accelerators only; told that it is on, it shards over gloo with torch's own `fully_shard`.
+takes them under DDP, then under FSDP2, and writes `ddp-RANK.json` and `fsdp2-RANK.json`. accelerate enables FSDP for
+accelerators only; if its state says that FSDP is on, it shards on CPUs over gloo with torch's own `fully_shard`.
 """
 
 import json
@@ -27,14 +27,14 @@ from jet_hf.data import Shares, train_batches
 from jet_hf.training import Trainer
 
 
-# recipes/accelerate/fsdp2.yaml, in the words of accelerate's plugin.
+# The settings of recipes/accelerate/fsdp2.yaml under the names of accelerate's plugin.
 SHARDING = {
     "fsdp_version": 2,
     "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
     "transformer_cls_names_to_wrap": ["JetCoupling"],
     "reshard_after_forward": True,
     "state_dict_type": "SHARDED_STATE_DICT",
-    # Loading from one process takes every entry of the state dict for a sharded parameter; permutations are buffers.
+    # Loading in one process treats every entry of the state dict as a sharded parameter, but permutations are buffers.
     "cpu_ram_efficient_loading": False,
 }
 NUM_STEPS, SAVED_AT = 5, 3
@@ -62,7 +62,7 @@ def make_trainer(model: JetForDensityEstimation, accelerator: Accelerator) -> Tr
 
 
 def take_steps(trainer: Trainer, first: int, last: int) -> list[list[float]]:
-    """Losses and gradient norms of the steps from `first` up to `last`."""
+    """Return the losses and gradient norms of the steps from `first` up to `last`."""
     accelerator = trainer.accelerator
     shares = Shares(8, MICRO_BATCHES, accelerator.process_index, accelerator.num_processes)
     batches = iter(train_batches(pixels(11, seed=1), shares, num_steps=last, seed=5, start_step=first))
@@ -81,7 +81,7 @@ def score(trainer: Trainer) -> list[float]:
 
 
 def measure(accelerator: Accelerator) -> tuple[Trainer, dict]:
-    """A run in which sampling comes first, up to the step where it is saved."""
+    """Train up to the step that is saved, and sample first of all."""
     model = tiny_model()
     trainer = make_trainer(model, accelerator)
     results = {"samples": model.sample(2, generator=torch.Generator().manual_seed(0)).tolist()}
@@ -95,7 +95,7 @@ def measure(accelerator: Accelerator) -> tuple[Trainer, dict]:
 
 
 def save_and_resume(trainer: Trainer, folder: Path) -> dict:
-    """Saves, goes on, and goes on a second time from what was saved, with a model that knew nothing of it."""
+    """Save and continue, and resume a second time from the checkpoint with another model."""
     trainer.accelerator.save_state(str(folder))
     dcp.save(trainer.ema, checkpoint_id=folder / "ema")
     results = {"straight": take_steps(trainer, SAVED_AT, NUM_STEPS)}
@@ -113,7 +113,7 @@ def save_and_resume(trainer: Trainer, folder: Path) -> dict:
 
 
 def describe_sharding(trainer: Trainer) -> dict:
-    """Which modules and parameters are sharded, after a forward pass."""
+    """Return which modules and parameters are sharded, after a forward pass."""
     model = trainer.base_model
     parameters = list(model.parameters())
     return {
@@ -124,7 +124,7 @@ def describe_sharding(trainer: Trainer) -> dict:
 
 
 def score_in_bfloat16() -> dict:
-    """Weights gathered in bfloat16, for a flow whose state stays float32."""
+    """Take a step with weights gathered in bfloat16, for a flow whose state stays float32."""
     accelerator = make_accelerator()
     policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     accelerator.state.fsdp_plugin = replace(accelerator.state.fsdp_plugin, mixed_precision_policy=policy)
@@ -142,7 +142,7 @@ def main(folder: Path) -> None:
     (folder / f"ddp-{rank}.json").write_text(json.dumps(results))
 
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**SHARDING)
-    # accelerate keeps it in two places, as it does where it turns FSDP on itself.
+    # accelerate keeps the type in two places, also when it enables FSDP itself.
     accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     trainer, results = measure(make_accelerator())
     results |= describe_sharding(trainer)

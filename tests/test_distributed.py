@@ -1,4 +1,4 @@
-"""Two processes, with whole models (DDP) and with sharded ones (FSDP2), do what one process does."""
+"""Two processes with whole models (DDP) or sharded ones (FSDP2) give the results of one process."""
 
 import filecmp
 import json
@@ -23,7 +23,7 @@ KINDS = ("ddp", "fsdp2")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What the two processes leave behind."""
+    """The results of the two processes."""
     folder = tmp_path_factory.mktemp("distributed")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, str(ROOT / "tests" / "distributed_worker.py"), str(folder)]
@@ -39,14 +39,14 @@ def results(folder):
 
 @pytest.fixture(scope="module")
 def alone():
-    """The same in this one process."""
+    """The results of this one process."""
     return measure(make_accelerator())[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_and_gradient_norms_are_those_of_one_process(kind, results, alone):
     losses = np.array(alone["steps"])[:, 0]
-    assert losses[0] - losses[-1] > 0.1  # each step did something
+    assert losses[0] - losses[-1] > 0.1  # the steps changed the weights
     for rank in range(2):
         np.testing.assert_allclose(results[kind][rank]["steps"], alone["steps"], rtol=1e-5)
 
@@ -84,7 +84,7 @@ def test_each_coupling_and_the_model_are_sharded(results):
     result = results["fsdp2"][0]
     assert result["sharded_modules"] == ["", *(f"jet.couplings.{i}" for i in range(5))]
     assert result["all_sharded"]
-    # All parameters in halves; a first axis of 1 (the position embeddings) cannot be halved.
+    # All parameters are halved, except the position embeddings with their first axis of 1.
     assert sum(results["fsdp2"][rank]["local_share"] for rank in range(2)) == pytest.approx(1)
     assert 0.4 < result["local_share"] < 0.6
 
@@ -94,14 +94,14 @@ def test_gathered_weights_load_and_score_the_same(folder, results, tmp_path):
     scores = evaluate(model, pixels(NUM_EVAL_IMAGES, seed=2), num_noise_samples=2).bits_per_dim
     np.testing.assert_allclose(scores, results["fsdp2"][0]["scores"], rtol=1e-5)
 
-    # Name, configuration and code are those of a model that never was sharded.
+    # The name, the configuration and the code are those of a model that was never sharded.
     tiny_model().save_pretrained(tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".safetensors")
     assert sorted(path.name for path in (folder / "model").iterdir() if path.suffix != ".safetensors") == names
     assert filecmp.cmpfiles(tmp_path, folder / "model", names, shallow=False) == (names, [], [])
 
 
-def test_a_sharded_checkpoint_goes_on_bit_for_bit(folder, results):
+def test_a_sharded_checkpoint_resumes_bit_for_bit(folder, results):
     for rank in range(2):
         result = results["fsdp2"][rank]
         assert result["resumed"] == result["straight"]

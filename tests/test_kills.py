@@ -1,5 +1,5 @@
 """
-Runs that are killed at random moments again and again end in the same bytes.
+Runs that are killed again and again end in the same bytes.
 
     python -m pytest tests/test_kills.py --kills 20
 """
@@ -10,7 +10,7 @@ import re
 import time
 
 import pytest
-from train_process import TrainProcess, run_to_end, write_images
+from train_process import TrainProcess, command, like_a_process, run_to_end, train_here, write_images
 
 
 SPEEDS = ("images_per_second", "peak_memory_gib")
@@ -20,14 +20,24 @@ SPEEDS = ("images_per_second", "peak_memory_gib")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("kills")
     write_images(root / "images")
-    return root
+    with like_a_process(root):
+        yield root
+
+
+def train_to_end(root, monkeypatch, **options) -> None:
+    """Train in this process, or start two; the model card states the command line."""
+    if options.pop("num_processes") == 2:
+        run_to_end(root, num_processes=2, **options)
+        return
+    monkeypatch.setattr("sys.argv", command(**options)[1:])
+    train_here(**options)
 
 
 def options_of(root, num_processes: int, name: str, kills: int) -> dict:
     return {
         "num_processes": num_processes,
         "dataset_path": root / "images",
-        "output_dir": root / f"{name}-{num_processes}" / "run",  # the model's card names the last part
+        "output_dir": root / f"{name}-{num_processes}" / "run",  # the model card states the last part
         "use_ema": True,
         "ema_decay": 0.9,
         "max_steps": 6 * (kills + 2),
@@ -51,47 +61,59 @@ def contents(folder) -> dict[str, bytes]:
 
 def resumed_step(output: str) -> int:
     """Return the step of the checkpoint that a run was resumed from."""
-    found = re.search(r"going on from .*, after (\d+) of", output)
+    found = re.search(r"resuming from .*, after (\d+) of", output)
     return int(found[1]) if found else 0
 
 
-def process_has_trained(process: TrainProcess):
-    """Return a condition: the run has done a step since its start."""
-    log = process.folder / "metrics.jsonl"
+def has_trained(process: TrainProcess) -> bool:
+    """Return whether the run has completed a step since its start."""
+    output, log = process.output, process.folder / "metrics.jsonl"
+    if ("resuming from" not in output and "starting from scratch" not in output) or not log.exists():
+        return False
+    return log.read_text().count("\n") > resumed_step(output)
 
-    def condition() -> bool:
-        output = process.output
-        if ("going on from" not in output and "starting from scratch" not in output) or not log.exists():
-            return False
-        return log.read_text().count("\n") > resumed_step(output)
 
-    return condition
+# Paths that appear when a checkpoint is being written, when it is complete, and when the finished model is written.
+MOMENTS = (".checkpoint-*.draft", "checkpoint-6", ".model.draft")
+
+
+def kill(process: TrainProcess, moment: str | None, generator: random.Random) -> None:
+    """Kill a run as soon as a path appears in its folder, or else at a random time."""
+    if moment is not None:
+        process.wait_until(lambda: any(process.folder.glob(moment)))
+    else:
+        # One kill in five comes before the first new step, the others up to two saves after it.
+        begun = (process.folder / ".lock").exists if generator.random() < 0.2 else lambda: has_trained(process)
+        process.wait_until(lambda: begun() or process.process.poll() is not None)
+        time.sleep(generator.uniform(0, 3))
+    process.kill_all()
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_random_kills_end_in_the_same_bytes(root, request, num_processes):
+def test_kills_end_in_the_same_bytes(root, request, monkeypatch, num_processes):
+    """One process is killed at each of `MOMENTS` and at random in between, two processes are killed at random."""
     kills = request.config.getoption("--kills")
     options = options_of(root, num_processes, "straight", kills)
-    run_to_end(root, **options)
+    train_to_end(root, monkeypatch, **options)
     expected = contents(options["output_dir"])
     last = f"checkpoint-{options['max_steps']}"
     states = [f"{last}/optimizer.bin", *(f"{last}/random_states_{i}.pkl" for i in range(num_processes))]
     assert expected.keys() >= {"model.safetensors", "samples/samples-00000012.png", "evaluations.jsonl", *states}
 
     options = options_of(root, num_processes, "killed", kills)
-    moments, starts = random.Random(num_processes), []
-    for _ in range(kills):
+    moments: list[str | None] = [None] * kills
+    if num_processes == 1 and kills >= len(MOMENTS):
+        moments[0], moments[1], moments[-1] = MOMENTS  # the last one comes at the end of a run
+    generator, starts = random.Random(num_processes), []
+    for moment in moments:
         process = TrainProcess(root, **options)
-        # One kill in five comes before the first new step, the others up to two saves after it.
-        early = moments.random() < 0.2
-        begun = (process.folder / ".lock").exists if early else process_has_trained(process)
-        process.wait_until(lambda begun=begun, process=process: begun() or process.process.poll() is not None)
-        time.sleep(moments.uniform(0, 3))
-        process.kill_all()
+        kill(process, moment, generator)
+        for path in process.folder.glob("checkpoint-*"):
+            assert (path / "checkpoint.json").exists(), "a checkpoint that is visible is complete"
         starts.append(resumed_step(process.output))
-    run_to_end(root, **options)
+    train_to_end(root, monkeypatch, **options)
     assert starts[-1] > 0, "no kill came after a checkpoint"
     found = contents(options["output_dir"])
     assert found.keys() == expected.keys()
     assert not [name for name in expected if found[name] != expected[name]]
-    print(f"{num_processes} process(es), {kills} kills: started from steps {starts}, {len(found)} files are the same")
+    print(f"{num_processes} process(es), {kills} kills: resumed from steps {starts}, {len(found)} files are the same")

@@ -1,10 +1,8 @@
-"""The recipes: complete, the paper's settings, and headers whose numbers are those that the code counts."""
+"""The recipes are complete, have the paper's settings, and state the costs that the code computes."""
 
+import argparse
 import dataclasses
-import os
 import re
-import subprocess
-import sys
 from functools import lru_cache
 
 import pytest
@@ -13,12 +11,13 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import ROOT
+from train_process import like_a_process
 
 from examples.photographs import write_photographs
 from jet_hf import JetConfig
 from jet_hf.analysis.cost import CostEstimate, estimate_cost, peak_flops
 from jet_hf.data import RELEASES
-from jet_hf.training import TrainArguments, parse_arguments
+from jet_hf.training import TrainArguments, parse_arguments, train
 from jet_hf.training.setup import count_steps
 
 
@@ -36,41 +35,16 @@ PAPER = {
 }
 LARGE = (*PAPER, "cifar10")
 NAMES = (*LARGE, *SMALL)
-# What every recipe says, so that it can be read alone; of the model, where it is a new one.
-MODEL_FIELDS = {
-    "image_size",
-    "num_channels",
-    "patch_size",
-    "num_coupling_layers",
-    "coupling_kinds",
-    "spatial_couplings",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-}
-FIELDS = {
-    "train_split",
-    "eval_split",
-    "max_undecodable_share",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "weight_decay",
-    "warmup_ratio",
-    "max_grad_norm",
-    "use_ema",
-    "gradient_checkpointing",
-    "torch_compile",
-    "seed",
-    "output_dir",
-    "save_steps",
-    "save_total_limit",
-    "logging_steps",
-    "eval_steps",
-    "eval_batch_size",
-    "sample_steps",
-    "num_samples",
-}
+# Fields of every recipe, so that it can be read alone, and those of every new model.
+MODEL_FIELDS = """
+    image_size num_channels patch_size num_coupling_layers coupling_kinds spatial_couplings hidden_size
+    num_hidden_layers num_attention_heads
+"""
+FIELDS = """
+    train_split eval_split max_undecodable_share train_batch_size gradient_accumulation_steps learning_rate
+    weight_decay warmup_ratio max_grad_norm use_ema gradient_checkpointing torch_compile seed output_dir save_steps
+    save_total_limit logging_steps eval_steps eval_batch_size sample_steps num_samples
+"""
 
 
 def table(name: str) -> dict:
@@ -93,7 +67,7 @@ def found(pattern: str, text: str) -> float:
 
 
 def config_of(name: str) -> JetConfig:
-    """The model's configuration; of a fine-tuned one, that of the recipe whose result it starts from."""
+    """Return the configuration of the model; fine-tuning takes it from the recipe that it starts from."""
     arguments = read(name)
     if arguments.model_name_or_path is None:
         return JetConfig(**arguments.config_fields())
@@ -130,8 +104,8 @@ def test_these_are_all_recipes():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_complete_and_says_how_it_is_run(name):
     recipe = table(name)
-    assert set(recipe) >= FIELDS
-    assert "model_name_or_path" in recipe or set(recipe) >= MODEL_FIELDS
+    assert set(recipe) >= set(FIELDS.split())
+    assert "model_name_or_path" in recipe or set(recipe) >= set(MODEL_FIELDS.split())
     assert ("num_train_epochs" in recipe) != ("max_steps" in recipe)
     assert ("dataset_name" in recipe) != ("dataset_path" in recipe)
     # The precision is that of accelerate's configuration: on a TPU, bf16 would narrow the flow's state.
@@ -170,18 +144,13 @@ def test_a_recipe_is_the_papers(name):
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_recipe_names_its_release(name):
-    release = read(name).dataset_release
-    assert re.search(rf"^Data\s+{release}: ", header(name), re.MULTILINE)
-    assert release.split("_")[0] == name.split("_")[0]
+def test_a_header_states_the_release_and_the_costs_that_the_code_computes(name):
+    estimate, text, release = estimate_of(name), header(name), read(name).dataset_release
+    assert re.search(rf"^Data\s+{release}: ", text, re.MULTILINE) and release.split("_")[0] == name.split("_")[0]
     if release.startswith("imagenet1k"):
-        assert release == "imagenet1k_vandenoord" and "Chrabaszcz" in header(name)
-        assert "49,999" in header(name) and RELEASES[release].num_validation_images == 49_999
+        assert release == "imagenet1k_vandenoord" and "Chrabaszcz" in text
+        assert "49,999" in text and RELEASES[release].num_validation_images == 49_999
 
-
-@pytest.mark.parametrize("name", LARGE)
-def test_the_numbers_in_a_header_are_those_counted(name):
-    estimate, text = estimate_of(name), header(name)
     assert found(r"Model\s+([\d,.]+) M parameters", text) == round(estimate.num_parameters / 1e6, 1)
     assert found(r"Cost\s+([\d,]+) steps", text) == estimate.num_steps
     assert found(r"steps of ([\d,.]+) TFLOP", text) == round(estimate.flops_per_step / 1e12, 1)
@@ -192,90 +161,47 @@ def test_the_numbers_in_a_header_are_those_counted(name):
     assert found(r"(\d+) images at a time", text) == estimate.micro_batch_size
     gib = estimate.total_bytes / 2**30
     assert found(r"Memory\s+(\d+) GiB", text) == pytest.approx(gib, rel=0.03)
-    assert gib < 0.85 * 79  # a GPU that is sold with 80 GB, less what the estimate does not know of
+    assert gib < 0.85 * 79  # of a GPU that is sold with 80 GB, with a margin for what the estimate omits
 
-
-@pytest.mark.parametrize("name", LARGE)
-def test_the_table_of_the_readme_is_that_of_the_headers(name):
+    # The table of the README repeats the header.
     (row,) = [line for line in (RECIPES / "README.md").read_text().splitlines() if f"({name}.yaml) |" in line]
     figure, *cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
     assert figure == (PAPER[name][0] if name in PAPER else "none")
     patterns = r"([\d,.]+ M) parameters", r"([\d,]+) steps", r"of ([\d,.]+) TFLOP", r"([\d,.]+) hours"
     for cell, pattern in zip(cells, patterns, strict=True):
-        assert re.search(pattern, header(name))[1] == cell, pattern
+        assert re.search(pattern, text)[1] == cell, pattern
 
 
-def accelerate_launch(
-    config: str, flags: list[str], script: str, *arguments: str, **variables: str
-) -> subprocess.CompletedProcess:
-    config_file = str(RECIPES / "accelerate" / f"{config}.yaml")
-    command = ["-m", "accelerate.commands.launch", "--config_file", config_file, *flags, script, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+def test_the_debug_recipe_runs(tmp_path):
+    photographs, folder = write_photographs(tmp_path / "photographs"), tmp_path / "run"
+    with like_a_process(tmp_path / "cache"):
+        flags = ["--dataset_path", str(photographs), "--output_dir", str(folder)]
+        train(parse_arguments(["--config", str(RECIPES / "debug.yaml"), *flags]))
+    assert (folder / "checkpoint-6").is_dir() and (folder / "model.safetensors").is_file()
 
 
-def test_the_debug_recipe_runs_on_one_cpu(tmp_path):
-    photographs = write_photographs(tmp_path / "photographs")
-    run = accelerate_launch(
-        "cpu",
-        [],
-        str(ROOT / "scripts" / "train.py"),
-        *("--config", str(RECIPES / "debug.yaml")),
-        *("--dataset_path", str(photographs), "--output_dir", str(tmp_path / "run")),
-        HF_DATASETS_CACHE=str(tmp_path / "cache"),
-    )
-    assert run.returncode == 0, run.stderr
-    assert (tmp_path / "run" / "checkpoint-6").is_dir() and (tmp_path / "run" / "model.safetensors").is_file()
-
-
-PROBE = """
-from accelerate import Accelerator
-
-def main():
-    accelerator = Accelerator()
-    state = accelerator.state
-    words = state.distributed_type.value, state.backend, str(state.num_processes), accelerator.mixed_precision
-    print(" ".join(words) + "\\n", end="")
-    accelerator.end_training()
-
-if __name__ == "__main__":
-    main()
-"""
-
-
-@pytest.fixture
-def probe(tmp_path):
-    """A script that says what accelerate made of its configuration."""
-    path = tmp_path / "probe.py"
-    path.write_text(PROBE)
-    return str(path)
-
-
-def test_ddp_starts_two_processes_over_gloo(probe):
-    flags = ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
-    run = accelerate_launch("ddp", flags, probe, ACCELERATE_USE_CPU="true")
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split("\n")[:2] == 2 * ["MULTI_CPU gloo 2 no"]
-
-
-def test_tpu_gets_as_far_as_the_missing_library(probe):
-    run = accelerate_launch("tpu", [], probe)
-    assert run.returncode != 0 and "No module named 'torch_xla'" in run.stderr
-
-
-@pytest.mark.parametrize("script", ["train", "evaluate"])
-def test_scripts_have_the_function_that_the_tpu_launcher_calls(script):
+def test_scripts_have_the_function_that_the_tpu_launcher_calls():
     function = yaml.safe_load((RECIPES / "accelerate" / "tpu.yaml").read_text())["main_training_function"]
-    assert re.search(rf"^def {function}\(\)", (ROOT / "scripts" / f"{script}.py").read_text(), re.MULTILINE)
+    for script in ("train", "evaluate"):
+        assert re.search(rf"^def {function}\(\)", (ROOT / "scripts" / f"{script}.py").read_text(), re.MULTILINE)
 
 
-def launch_environment(config: str) -> tuple[object, dict[str, str]]:
-    """What accelerate's launcher makes of a configuration, and the variables that its processes get."""
+def launch_arguments(config: str) -> argparse.Namespace:
+    """Return the arguments that accelerate's launcher makes of a configuration."""
     config_file = str(RECIPES / "accelerate" / f"{config}.yaml")
     parser = launch.launch_command_parser()
-    arguments = parser.parse_args(["--config_file", config_file, "--main_process_port", "0", "script.py"])
-    arguments, _, _ = launch._validate_launch_command(arguments)
+    return parser.parse_args(["--config_file", config_file, "--main_process_port", "0", "script.py"])
+
+
+def launch_environment(config: str) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Return the validated arguments of accelerate's launcher, and the variables that its processes get."""
+    arguments, _, _ = launch._validate_launch_command(launch_arguments(config))
     return arguments, prepare_multi_gpu_env(arguments)
+
+
+def test_tpu_gets_as_far_as_the_missing_library():
+    with pytest.raises(ModuleNotFoundError, match="torch_xla"):
+        launch.launch_command(launch_arguments("tpu"))
 
 
 def test_fsdp2_shards_coupling_layers_and_saves_in_shards(monkeypatch):
@@ -292,21 +218,16 @@ def test_fsdp2_shards_coupling_layers_and_saves_in_shards(monkeypatch):
     assert not plugin.cpu_ram_efficient_loading and not plugin.activation_checkpointing
 
 
-@pytest.mark.parametrize(
-    ("config", "kind", "precision"),
-    [
-        ("single_gpu", {"multi_gpu": False, "tpu": False, "use_fsdp": False, "use_cpu": False}, "bf16"),
-        ("ddp", {"multi_gpu": True, "use_fsdp": False, "use_cpu": False, "num_processes": 8}, "bf16"),
-        ("tpu", {"tpu": True, "use_cpu": False, "main_training_function": "main"}, "no"),
-        ("cpu", {"multi_gpu": False, "use_cpu": True, "num_processes": 1}, "no"),
-    ],
-)
-def test_the_launcher_reads_a_configuration(config, kind, precision):
-    arguments, environment = launch_environment(config)
-    assert {name: getattr(arguments, name) for name in kind} == kind
-    assert environment["ACCELERATE_MIXED_PRECISION"] == precision
-
-
-def test_these_are_all_configurations():
-    names = sorted(path.stem for path in (RECIPES / "accelerate").glob("*.yaml"))
-    assert names == ["cpu", "ddp", "fsdp2", "single_gpu", "tpu"]
+def test_the_launcher_reads_every_configuration():
+    expected = {
+        "single_gpu": {"multi_gpu": False, "tpu": False, "use_fsdp": False, "use_cpu": False},
+        "ddp": {"multi_gpu": True, "use_fsdp": False, "use_cpu": False, "num_processes": 8},
+        "tpu": {"tpu": True, "use_cpu": False, "main_training_function": "main"},
+        "cpu": {"multi_gpu": False, "use_cpu": True, "num_processes": 1},
+    }
+    for config, kind in expected.items():
+        arguments, environment = launch_environment(config)
+        assert {name: getattr(arguments, name) for name in kind} == kind, config
+        precision = "bf16" if config in ("single_gpu", "ddp") else "no"
+        assert environment["ACCELERATE_MIXED_PRECISION"] == precision, config
+    assert {path.stem for path in (RECIPES / "accelerate").glob("*.yaml")} == {*expected, "fsdp2"}

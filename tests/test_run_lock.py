@@ -8,7 +8,7 @@ import time
 
 import pytest
 from filelock import SoftFileLease
-from train_process import TrainProcess, run_to_end, write_images
+from train_process import TrainProcess, like_a_process, train_here, write_images
 
 from jet_hf.training import RunLockedError
 from jet_hf.training.lock import HEARTBEAT_SECONDS, LOCK_FILE, TAKEOVER_SECONDS, RunLock
@@ -43,7 +43,7 @@ def holder(tmp_path):
         process.wait()
 
 
-def test_a_second_run_is_refused_by_name_and_does_not_disturb_the_first(tmp_path):
+def test_a_second_run_is_refused_by_name_and_does_not_disturb_the_first(tmp_path, capsys):
     images = write_images(tmp_path / "images")
     folder = tmp_path / "run"
     fields = {"dataset_path": images, "output_dir": folder, "max_steps": 10_000, "eval_steps": 0, "sample_steps": 0}
@@ -55,8 +55,10 @@ def test_a_second_run_is_refused_by_name_and_does_not_disturb_the_first(tmp_path
     output = second.wait(code=1)
     name = f"in use by process {first.process.pid} on {os.uname().nodename}, started 2"
     assert output.count(f"error: `output_dir` {folder} is {name}") == 2
-    plan = run_to_end(tmp_path, **fields | {"dataset_path": images, "dry_run": True})
-    assert "10000 steps" in plan
+    with like_a_process(tmp_path):
+        train_here(**fields | {"dataset_path": images, "dry_run": True})
+    plan = capsys.readouterr().out
+    assert "21 training images, 10000 steps of 8 images" in plan and "images/s" in plan and "FLOPs" in plan
     first.when(first.logged(20), signal.SIGTERM)
     assert "stopped by SIGTERM" in first.wait() and not (folder / LOCK_FILE).exists()
 
@@ -65,40 +67,35 @@ def test_a_run_on_another_machine_is_respected_while_it_lives_and_taken_over_aft
     tmp_path, holder, caplog
 ):
     process = holder(seconds=3.0)
-    with pytest.raises(RunLockedError, match=f"in use by process {process.pid} on another-machine: wait"):
-        RunLock(tmp_path, takeover_seconds=3.0).acquire()
+    message = f"in use by process {process.pid} on another-machine: wait"
+    with pytest.raises(RunLockedError, match=message), RunLock(tmp_path, takeover_seconds=3.0):
+        pass
     process.kill()
     process.wait()
     start = time.monotonic()
-    lock = RunLock(tmp_path, takeover_seconds=3.0)
-    lock.acquire()
-    assert time.monotonic() - start >= 3.0, "its process id means nothing on this machine"
-    assert f"locked by process {process.pid} on another-machine" in caplog.text and "takes over" in caplog.text
-    lock.check()
-    lock.release()
+    with RunLock(tmp_path, takeover_seconds=3.0) as lock:
+        assert time.monotonic() - start >= 3.0, "its process id means nothing on this machine"
+        assert f"took over the lock of {tmp_path} from process {process.pid} on another-machine" in caplog.text
+        lock.check()
     assert not list(tmp_path.iterdir())
     assert HEARTBEAT_SECONDS < TAKEOVER_SECONDS / 10, "a few late heartbeats must not cost a run its folder"
 
 
 def test_a_run_that_has_lost_its_folder_stops_before_it_writes(tmp_path):
-    """As one does that was suspended for longer than the stated time."""
-    lock = RunLock(tmp_path, takeover_seconds=0.4)
-    lock.acquire()
-    lock.check()
-    (tmp_path / LOCK_FILE).unlink()
-    deadline = time.monotonic() + 60
-    with pytest.raises(RunLockedError, match="no longer this run's"):
-        while time.monotonic() < deadline:
-            lock.check()
-            time.sleep(0.05)
-    lock.release()
+    """As a run does that was suspended for longer than the stated time."""
+    with RunLock(tmp_path, takeover_seconds=0.4) as lock:
+        lock.check()
+        (tmp_path / LOCK_FILE).unlink()
+        deadline = time.monotonic() + 60
+        with pytest.raises(RunLockedError, match="no longer holds `output_dir`"):
+            while time.monotonic() < deadline:
+                lock.check()
+                time.sleep(0.05)
 
 
-def test_a_folder_that_a_failed_start_made_is_deleted(tmp_path):
-    lock = RunLock(tmp_path / "runs" / "new")
-    lock.acquire()
-    assert (tmp_path / "runs" / "new" / LOCK_FILE).exists()
-    lock.release()
+def test_a_folder_that_a_failed_start_created_is_deleted(tmp_path):
+    with RunLock(tmp_path / "runs" / "new"):
+        assert (tmp_path / "runs" / "new" / LOCK_FILE).exists()
     assert not list(tmp_path.iterdir())
 
 
@@ -108,8 +105,6 @@ def test_a_start_that_is_interrupted_right_after_the_file_was_written_leaves_not
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SoftFileLease, "_start_heartbeat", interrupt)
-    lock = RunLock(tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        lock.acquire()
-    lock.release()
+    with pytest.raises(KeyboardInterrupt), RunLock(tmp_path / "run"):
+        pass
     assert not list(tmp_path.iterdir())

@@ -1,27 +1,44 @@
-"""SIGINT and SIGTERM at every stage of a run, under every launcher, with saves that take long. Real processes."""
+"""SIGINT and SIGTERM at every stage of a run, under every launcher, with slow saves. Real processes."""
 
 import json
+import os
+import shlex
 import signal
+import socket
+import subprocess
 import threading
 import time
+from contextlib import suppress
 
-import datasets
 import psutil
 import pytest
 from hub_server import HubServer
-from train_process import TINY, TrainProcess, run_to_end, slow_saves, write_images
+from safetensors.torch import load_file
+from test_transformers import assert_same_tensors
+from train_process import (
+    TrainProcess,
+    command,
+    environment,
+    like_a_process,
+    rows,
+    slow_saves,
+    train_here,
+    write_images,
+)
 
-from jet_hf.training import parse_arguments, train
+from jet_hf.training.launcher import Launcher, killable_join
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("stopping")
+    root = tmp_path_factory.mktemp("stopping")
+    with like_a_process(root):
+        yield root
 
 
 @pytest.fixture(scope="module")
 def fields(root):
-    """A run without end, which nothing but a signal makes save."""
+    """A run without end, in which only a signal makes a checkpoint."""
     images = write_images(root / "images")
     return {"dataset_path": images, "max_steps": 10_000, "save_steps": 0, "eval_steps": 0, "sample_steps": 0}
 
@@ -30,33 +47,31 @@ def saved_steps(folder) -> list[int]:
     return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
 
 
-def assert_stopped(process: TrainProcess, reason: str) -> None:
-    """One line says that a checkpoint was saved, the checkpoint is there, and no process is left."""
+def assert_stopped(process: TrainProcess, reason: str) -> int:
+    """One line says that a checkpoint was saved, the checkpoint is there, and no process is left; return its step."""
     process.wait_for_all()
     (step,) = saved_steps(process.folder)
-    assert process.output.count(f"stopped by {reason} after step {step}, checkpoint-{step} is saved") == 1
+    assert process.output.count(f"stopped by {reason} after step {step}; checkpoint-{step} is saved") == 1
     assert not list(process.folder.glob(".*"))
+    return step
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("num_processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_the_launcher_of_this_project_ends_in_order_without_a_traceback(root, fields, num_processes, number):
-    folder = root / f"jet-{num_processes}-{number.name}"
-    process = TrainProcess(root, num_processes, "jet", **fields, output_dir=folder)
+    process = TrainProcess(root, num_processes, "jet", **fields, output_dir=root / f"jet-{num_processes}")
     process.when(process.logged(3), number).wait(code=0)
     assert_stopped(process, number.name)
     assert "Traceback" not in process.output
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_ctrl_c_under_accelerate_saves_and_leaves_no_process(root, fields, num_processes):
-    """The launcher's own traceback is not in our hands."""
-    process = TrainProcess(
-        root, num_processes, "accelerate", **fields, output_dir=root / f"accelerate-{num_processes}"
-    )
+def test_ctrl_c_under_accelerate_saves_and_leaves_no_process(root, fields):
+    """The traceback of the launcher itself cannot be avoided."""
+    process = TrainProcess(root, 2, "accelerate", **fields, output_dir=root / "accelerate")
     process.when(process.logged(3), signal.SIGINT).process.wait()
-    assert_stopped(process, "SIGINT")
+    step = assert_stopped(process, "SIGINT")
     assert "train.py" not in process.output.partition("Traceback")[2], "the traceback must be the launcher's alone"
+    manifest = json.loads((process.folder / f"checkpoint-{step}" / "checkpoint.json").read_text())
+    assert manifest["num_processes"] == 2
 
 
 def test_a_run_ends_in_order_when_its_launcher_was_ended_alone(root, fields):
@@ -74,6 +89,51 @@ def test_the_launcher_of_this_project_ends_with_one_line_before_it_has_started_o
     process.wait_for_all()
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_a_process_that_waits_for_others_to_join_ends_with_its_launcher(root, fields, monkeypatch):
+    port = free_port()
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    worker = shlex.join(command(**fields, output_dir=root / "joining"))
+    with (root / "joining.log").open("w") as log:
+        launcher = subprocess.Popen(
+            ["bash", "-c", f"{worker} & wait"], env=environment(root, **variables), stdout=log, stderr=log
+        )
+    (process,) = wait_for(lambda: psutil.Process(launcher.pid).children())
+    wait_for(lambda: is_listening(port))
+    launcher.kill()
+    launcher.wait()
+    process.wait(timeout=60)
+    assert not (root / "joining").exists()
+
+    # A process that finds its launcher gone does not wait at all.
+    for name, value in (variables | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConnectionError, match="the launcher of this process has ended"):  # noqa: SIM117
+        with killable_join(Launcher(os.getppid(), None)):
+            pass
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 120
+    while not (result := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return result
+
+
+def is_listening(port: int) -> bool:
+    with suppress(OSError):
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+    return False
+
+
 def catches_sigterm(process: psutil.Process) -> bool:
     """Whether a process has installed a handler of its own for SIGTERM."""
     with open(f"/proc/{process.pid}/status") as status:
@@ -81,10 +141,9 @@ def catches_sigterm(process: psutil.Process) -> bool:
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", ["imports", "preparation"])
+@pytest.mark.parametrize(("stage", "number"), [("imports", signal.SIGINT), ("preparation", signal.SIGTERM)])
 def test_a_signal_before_the_first_step_ends_with_one_line(root, fields, stage, number):
-    folder = root / f"{stage}-{number.name}"
+    folder = root / stage
     process = TrainProcess(root, **fields, output_dir=folder)
     stages = {"imports": lambda: catches_sigterm(process.process), "preparation": (folder / ".lock").exists}
     output = process.when(stages[stage], number).wait(code=128 + number)
@@ -97,14 +156,13 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_checkpoint_that_counts(root,
     process = TrainProcess(root, variables=slow_saves(root / "slow", 600), **fields, output_dir=folder)
     process.when(process.logged(3), signal.SIGINT)
     process.wait_until(lambda: "saving checkpoint" in process.output and list(folder.glob(".checkpoint-*.draft")))
-    time.sleep(2.5)  # what comes sooner is the same Ctrl-C, forwarded by a launcher
+    time.sleep(2.5)  # a signal that comes sooner is the same Ctrl-C, forwarded by a launcher
     output = process.when(lambda: True, signal.SIGINT).wait(code=130)
-    assert "Traceback" not in output and "the last one is none." in output
+    assert "Traceback" not in output and "stopped by SIGINT: the last checkpoint is none." in output
     assert not saved_steps(folder) and list(folder.glob(".checkpoint-*")), "only a hidden draft"
-    few_steps = fields | {"max_steps": 10_000, "output_dir": folder, "resume_from_checkpoint": "latest"}
-    process = TrainProcess(root, **few_steps)
+    process = TrainProcess(root, **fields, output_dir=folder, resume_from_checkpoint="latest")
     process.when(process.logged(5), signal.SIGTERM).wait()
-    assert "has no whole checkpoint yet" in process.output
+    assert "has no complete checkpoint yet" in process.output
     assert_stopped(process, "SIGTERM")
 
 
@@ -125,7 +183,7 @@ def test_a_save_that_outlasts_the_launchers_patience_is_warned_of_and_leaves_onl
     process = TrainProcess(root, 2, "jet", variables=variables, **options, resume_from_checkpoint="latest")
     process.wait_until(lambda: "after 3 of 10000 steps" in process.output)
     process.when(lambda: list(folder.glob(".checkpoint-6.draft")), signal.SIGTERM).wait(code=0)
-    assert "this run takes over" in process.output, "the lock was left behind"
+    assert "took over the lock of" in process.output, "the lock was left behind"
     assert saved_steps(folder) == [3, 6, 7] and not process.running() and "Traceback" not in process.output
 
 
@@ -141,27 +199,29 @@ def test_a_signal_while_the_finished_model_is_pushed_ends_with_one_line(root, fi
     assert "Traceback" not in output and (folder / "config.json").exists()
 
 
-def test_evaluations_that_a_stop_left_out_are_made_up_for(root, fields):
+def test_a_stopped_run_resumes_bit_for_bit_with_the_evaluations_that_the_stop_left_out(root, fields):
     folder = root / "evaluated"
-    options = fields | {"max_steps": 8, "eval_steps": 1, "sample_steps": 1, "output_dir": folder}
-    process = TrainProcess(root, **options)
-    process.when(process.logged(3), signal.SIGTERM).wait(code=0)
-    (stopped,) = saved_steps(folder)
-    evaluated = [json.loads(line)["step"] for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    options = fields | {"max_steps": 8, "eval_steps": 1, "sample_steps": 1, "use_ema": True, "ema_decay": 0.9}
+    # The signal goes to the workers as well, which the run needs until it has saved.
+    process = TrainProcess(root, **options, output_dir=folder, dataloader_num_workers=1)
+    process.when(process.logged(3), signal.SIGINT).wait(code=0)
+    stopped = assert_stopped(process, "SIGINT")
+    assert "Traceback" not in process.output and not (folder / "model.safetensors").exists()
+    assert rows(folder)[-1]["step"] == stopped
+    evaluated = [row["step"] for row in rows(folder, "evaluations.jsonl")]
     assert evaluated == list(range(stopped)), "the checkpoint comes first"
-    run_to_end(root, **options, resume_from_checkpoint="latest")
-    evaluated = [json.loads(line)["step"] for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-    assert evaluated == list(range(9))
+    train_here(**options, output_dir=folder, dataloader_num_workers=1, resume_from_checkpoint="latest")
     for name in ("samples", "reconstructions"):
         assert len(list((folder / "samples").glob(f"{name}-*.png"))) == 9
+    train_here(**options, output_dir=root / "straight")
+    assert rows(folder, "evaluations.jsonl") == rows(root / "straight", "evaluations.jsonl")
+    assert_same_tensors(*(load_file(path / "model.safetensors") for path in (folder, root / "straight")))
 
 
-def test_a_run_in_another_thread_leaves_signals_alone(fields, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    few_steps = TINY | fields | {"max_steps": 1, "output_dir": tmp_path / "run"}
-    arguments = parse_arguments([f"--{name}={value}" for name, value in few_steps.items()])
+def test_a_run_in_another_thread_leaves_signals_alone(root, fields):
     results = []
-    thread = threading.Thread(target=lambda: results.append(train(arguments)))
+    few_steps = fields | {"max_steps": 1, "output_dir": root / "thread"}
+    thread = threading.Thread(target=lambda: results.append(train_here(**few_steps)))
     thread.start()
     thread.join()
     assert results[0].finished

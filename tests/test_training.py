@@ -46,7 +46,7 @@ def test_parity_of_forty_steps_of_the_original_trainer(tmp_path, within):
         within(f"training_trajectory_16px: {field}", difference.max().item(), tolerance)
     assert trainer.scheduler.get_last_lr() == [0.0]
 
-    # The same file with the final parameters in the place of the first ones.
+    # This is the same file with the final parameters in place of the initial ones.
     final = {name: array for name, array in reference.items() if not name.startswith("params/")}
     np.savez(tmp_path / "final.npz", **{name.removeprefix("final_"): array for name, array in final.items()})
     assert read_big_vision(tmp_path / "final.npz").keys() == read_big_vision(path).keys()
@@ -83,19 +83,14 @@ def test_schedule_rises_from_zero_and_falls_to_exactly_zero():
     assert rates[100] == 0 and all(rate > 0 for rate in rates[1:100])
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"weight_decay": -1.0}]
-)
-def test_optimizer_names_a_bad_argument(arguments):
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        build_optimizer(torch.nn.Linear(1, 1), **arguments)
-
-
-@pytest.mark.parametrize("arguments", [(0, 0.1), (10, 1.0), (10, -0.1)])
-def test_scheduler_names_a_bad_argument(arguments):
-    optimizer = build_optimizer(torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match=r"num_training_steps|warmup_ratio"):
-        build_scheduler(optimizer, *arguments)
+def test_the_optimizer_and_the_schedule_name_a_bad_argument():
+    layer = torch.nn.Linear(1, 1)
+    for arguments in ({"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"weight_decay": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(arguments))):
+            build_optimizer(layer, **arguments)
+    for arguments in ({"num_training_steps": 0}, {"warmup_ratio": 1.0}, {"warmup_ratio": -0.1}):
+        with pytest.raises(ValueError, match=next(iter(arguments))):
+            build_scheduler(build_optimizer(layer), **{"num_training_steps": 10} | arguments)
 
 
 def random_batch(size: int, config, start: int = 0) -> Batch:
@@ -119,7 +114,7 @@ def test_a_run_fits_a_batch():
 
 def test_accumulation_gives_the_same_update():
     batches = [random_batch(8, tiny_config(), start=8 * step) for step in range(3)]
-    # One after the other: accelerate's accumulation is a setting of the process.
+    # The trainers take turns, since accelerate's accumulation is a setting of the process.
     one = new_trainer()
     expected = [one.step([batch]) for batch in batches]
     four = new_trainer(num_micro_batches=4)

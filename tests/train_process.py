@@ -1,18 +1,24 @@
-"""scripts/train.py in processes of its own, on images made for it."""
+"""Tiny training runs, in this process and in processes of their own."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import datasets
 import numpy as np
 import psutil
+import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
+
+from jet_hf.training import RunResult, parse_arguments, train
 
 
 TINY = {
@@ -34,7 +40,7 @@ TINY = {
 
 
 def write_images(folder: Path, num_train: int = 21, num_validation: int = 5, size: int = 8) -> Path:
-    """An image folder with smooth pictures, so that there is something to learn."""
+    """Write an image folder with smooth pictures, so that there is something to learn."""
     rng = np.random.default_rng(0)
     for split, count in (("train", num_train), ("validation", num_validation)):
         (folder / split).mkdir(parents=True)
@@ -55,7 +61,7 @@ def environment(cache: Path, **variables: str) -> dict[str, str]:
     }
 
 
-# For the processes of a run: the checksum of a checkpoint's weights takes as long as that of many gigabytes.
+# Imported by the processes of a run, it makes the checksum of the weights take as long as for many gigabytes.
 SLOW_SAVES = """
 import hashlib, os, time
 
@@ -90,14 +96,38 @@ def launch_command(num_processes: int, launcher: str | None) -> list[str]:
     return [sys.executable, *program[launcher], "--config_file", str(settings), *(flags if num_processes > 1 else [])]
 
 
+def flags(**fields) -> list[str]:
+    """Return the flags of a tiny run; fields win over those of `TINY`, and `None` omits one."""
+    return [f"--{name}={value}" for name, value in (TINY | fields).items() if value is not None]
+
+
 def command(num_processes: int = 1, launcher: str | None = None, **fields) -> list[str]:
-    """The command line of a tiny run; fields win over those of `TINY`, `None` leaves one out."""
-    flags = [f"--{name}={value}" for name, value in (TINY | fields).items() if value is not None]
-    return [*launch_command(num_processes, launcher), str(ROOT / "scripts" / "train.py"), *flags]
+    """Return the command line of a tiny run; see [`flags`]."""
+    return [*launch_command(num_processes, launcher), str(ROOT / "scripts" / "train.py"), *flags(**fields)]
+
+
+@contextmanager
+def like_a_process(cache: Path) -> Iterator[None]:
+    """Give this process the settings of [`environment`], so that runs in both are bit-identical."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        yield
+    torch.set_num_threads(threads)
+
+
+def train_here(**fields) -> RunResult | None:
+    """Train in this process; see [`flags`]."""
+    return train(parse_arguments(flags(**fields)))
+
+
+def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 class TrainProcess:
-    """A run that is under way; its output goes to a file."""
+    """A run in progress, whose output goes to a file."""
 
     def __init__(
         self,
@@ -115,12 +145,12 @@ class TrainProcess:
             stdout=self.log.open("wb"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # A background job of a shell would ignore Ctrl-C, and hand that on.
+            # A background job of a shell would ignore Ctrl-C, and pass that on.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait(self, code: int = 0) -> str:
-        """Waits for its end, which must come with this exit code; gives the output."""
+        """Wait for the end of the run, check its exit code and return its output."""
         assert self.process.wait(timeout=300) == code, self.output
         return self.output
 
@@ -129,7 +159,7 @@ class TrainProcess:
         return self.log.read_text()
 
     def when(self, happens: Callable[[], bool], send: signal.Signals) -> "TrainProcess":
-        """Sends a signal to the process and its children as soon as something happens."""
+        """Send a signal to the process and its children as soon as something happens."""
         self.wait_until(happens)
         os.killpg(self.process.pid, send)
         return self
@@ -171,4 +201,5 @@ class TrainProcess:
 
 
 def run_to_end(cache: Path, code: int = 0, **options) -> str:
+    """Train in a process, check its exit code and return its output; see [`TrainProcess`]."""
     return TrainProcess(cache, **options).wait(code)

@@ -1,32 +1,149 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints that are whole or not there: written aside, listed with their checksums, synced, renamed."""
+"""Checkpoints that are complete or absent: drafted, listed with their checksums, synced to the disk, renamed."""
 
 import hashlib
 import json
 import logging
 import re
 import shutil
-from collections.abc import Callable
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from accelerate import Accelerator
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_model
 
+from ..model.image_processing_jet import JetImageProcessor
 from ..utils.files import publish_folder, strict_json
+from .trainer import Trainer
 
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint.json"
-# Every name that a run gives to a folder while it writes or deletes it, and no other.
+# The names of all folders that a run writes or deletes in part, and no others.
 DRAFTS = re.compile(r"\.(checkpoint-\d+(\.draft|\.old|\.draft\.old)|model\.draft|push\.draft)")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message names it, and says what is left."""
+    """A checkpoint could not be written or read; the message names it."""
+
+
+class Checkpoint(NamedTuple):
+    """A complete checkpoint: its folder, the number of optimizer steps completed, and the settings of its run."""
+
+    path: Path
+    step: int
+    trajectory: dict
+
+
+@dataclass
+class Checkpointer:
+    """
+    Save and load weights, moving average, optimizer and schedule; all processes call the methods.
+
+    Args:
+        trajectory: Settings that must match for a resumed run to be bit-identical.
+        save_total_limit: Number of checkpoints to keep; `None` keeps all.
+        grace_seconds: Seconds after which the launcher kills a run that is still saving; `None` if it never does.
+    """
+
+    output_dir: Path
+    trainer: Trainer
+    processor: JetImageProcessor
+    trajectory: dict
+    save_total_limit: int | None
+    grace_seconds: float | None
+
+    def __post_init__(self) -> None:
+        self.accelerator = self.trainer.accelerator
+        self.accelerator.register_for_checkpointing(self.trainer.scheduler)
+        # Outside FSDP, accelerate would save the names of the wrapped model; these hooks write one that loads.
+        self.accelerator.register_save_state_pre_hook(self._write_weights)
+        self.accelerator.register_load_state_pre_hook(self._read_weights)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Load the state of a run."""
+        self.accelerator.load_state(str(checkpoint.path))
+        self.accelerator.step = 0  # another number of accumulation steps must not start in the middle of a batch
+        if self.trainer.ema:
+            dcp.load(self.trainer.ema, checkpoint_id=checkpoint.path / "ema")
+        self.trainer.step_count = checkpoint.step
+
+    def save(self) -> None:
+        """
+        Write `checkpoint-STEP`, and delete the oldest checkpoints beyond the limit.
+
+        Raises:
+            CheckpointError: if the checkpoint could not be written. Earlier checkpoints are untouched.
+        """
+        start, accelerator = time.monotonic(), self.accelerator
+        final = self.output_dir / f"checkpoint-{self.trainer.step_count}"
+        draft = self.output_dir / f".{final.name}.draft"
+        try:
+            if accelerator.is_main_process:
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir(parents=True)
+            accelerator.wait_for_everyone()
+            accelerator.step = 0  # as after loading, so that resumed runs write the same bytes
+            accelerator.save_state(str(draft))
+            if self.trainer.ema:
+                dcp.save(self.trainer.ema, checkpoint_id=draft / "ema")
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                self._write_manifest(draft)
+                publish_folder(draft, final)
+        # The writers of tensors raise errors of their own kinds for a full disk.
+        except Exception as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            kept = ", ".join(path.name for path in list_checkpoints(self.output_dir)) or "none"
+            raise CheckpointError(
+                f"{final} could not be written: {type(error).__name__}: {error} "
+                f"({shutil.disk_usage(self.output_dir).free / 2**20:.0f} MiB are free). Earlier checkpoints are "
+                f"untouched: {kept}."
+            ) from error
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self._check_grace(time.monotonic() - start)
+            prune_checkpoints(self.output_dir, self.save_total_limit)
+
+    def _write_manifest(self, draft: Path) -> None:
+        files = sorted(path for path in draft.rglob("*") if path.is_file())
+        manifest = {
+            "step": self.trainer.step_count,
+            "trajectory": self.trajectory,
+            "num_processes": self.accelerator.num_processes,
+            "files": {path.relative_to(draft).as_posix(): _checksum(path) for path in files},
+        }
+        (draft / MANIFEST).write_text(strict_json(manifest, indent=2) + "\n")
+
+    def _write_weights(self, models: list[torch.nn.Module], weights: list[dict], folder: str) -> None:
+        if weights and self.accelerator.is_main_process:
+            self.trainer.base_model.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+        weights.clear()
+
+    def _read_weights(self, models: list[torch.nn.Module], folder: str) -> None:
+        if models:
+            # They are read on the CPU: safetensors refuses an indexed CPU device such as cpu:0.
+            load_model(self.trainer.base_model, Path(folder) / "model.safetensors", device="cpu")
+        models.clear()
+
+    def _check_grace(self, seconds: float) -> None:
+        """Warn once if the launcher might kill the run before a checkpoint after SIGTERM is complete."""
+        if self.grace_seconds is not None and seconds > self.grace_seconds / 2:
+            logger.warning(
+                f"saving a checkpoint took {seconds:.0f} seconds, but the launcher kills its processes "
+                f"{self.grace_seconds:.0f} seconds after SIGTERM or Ctrl-C: set TORCH_ELASTIC_SHUTDOWN_TIMEOUT to "
+                f"more than {2 * seconds:.0f} before the launch, or the checkpoint may be lost."
+            )
+            self.grace_seconds = None
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The folders `checkpoint-STEP` of a run, oldest first, whole or not."""
+    """Return the folders `checkpoint-STEP` of a run, oldest first, complete or not."""
     found = [
         (int(match[1]), path)
         for path in output_dir.glob("checkpoint-*")
@@ -37,127 +154,86 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 def read_manifest(checkpoint: Path) -> dict:
     """
-    What a checkpoint says of itself, after every file was compared with its checksum.
+    Return the manifest of a checkpoint after comparing every file with its checksum.
 
     Raises:
-        CheckpointError: if the checkpoint is not whole.
+        CheckpointError: if the checkpoint does not exist or is incomplete.
     """
+    if not checkpoint.exists():
+        raise CheckpointError(f"the checkpoint {checkpoint} does not exist.")
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         for name, checksum in manifest["files"].items():
             if _checksum(checkpoint / name) != checksum:
-                raise CheckpointError(f"{checkpoint} is damaged: {name} is not what was written.")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint} is not a whole checkpoint: {error!r}.") from error
+                raise CheckpointError(f"{checkpoint} is damaged: the checksum of {name} does not match.")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: {error!r}.") from error
     return manifest
 
 
-def find_checkpoint(output_dir: Path, wanted: str) -> tuple[Path, dict] | None:
+def find_checkpoint(output_dir: Path, wanted: str) -> Checkpoint | None:
     """
-    The checkpoint to resume from, and its manifest.
+    Return the checkpoint to resume from; `None` if there is none.
 
     Args:
         output_dir: Folder of the run.
-        wanted: `latest` skips checkpoints that are not whole, with a warning, and gives `None` where none is left; or
-            the path of one.
+        wanted: Path of a checkpoint, or `latest` for the newest complete one, with a warning for each incomplete one.
 
     Raises:
-        CheckpointError: if the checkpoint that was named is not whole.
+        CheckpointError: if the checkpoint at the given path does not exist or is incomplete.
     """
-    if wanted != "latest":
-        return Path(wanted), read_manifest(Path(wanted))
-    for checkpoint in reversed(list_checkpoints(output_dir)):
+    paths = reversed(list_checkpoints(output_dir)) if wanted == "latest" else [Path(wanted)]
+    for path in paths:
         try:
-            return checkpoint, read_manifest(checkpoint)
+            manifest = read_manifest(path)
+            return Checkpoint(path, manifest["step"], manifest["trajectory"])
         except CheckpointError as error:
+            if wanted != "latest":
+                raise
             logger.warning(f"skipping a checkpoint: {error}")
     return None
 
 
-def compare_trajectories(checkpoint: Path, manifest: dict, ours: dict) -> None:
+def compare_trajectories(checkpoint: Checkpoint, trajectory: dict) -> None:
     """
-    Make sure that a checkpoint belongs to this run.
+    Make sure that a run can resume from a checkpoint.
 
     Args:
-        checkpoint, manifest: See [`find_checkpoint`].
-        ours: Settings of this run that must match for a resumed run to be bit-identical.
+        checkpoint: Checkpoint to resume from.
+        trajectory: Settings of this run that must match for a resumed run to be bit-identical.
 
     Raises:
-        ValueError: if a setting is not that of the checkpoint; the message names it.
+        ValueError: if a setting differs from that of the checkpoint; the message names it.
     """
-    ours, theirs = _flat(ours), _flat(manifest["trajectory"])
+    ours, theirs = _flatten(trajectory), _flatten(checkpoint.trajectory)
     if unknown := [name for name in ours if name not in theirs]:
         logger.warning(
-            f"{checkpoint} was written by an earlier release, which did not record {', '.join(unknown)}: whether they "
-            "have changed since cannot be checked."
+            f"{checkpoint.path} was written by an earlier release, which did not record {', '.join(unknown)}: changes "
+            "of these settings cannot be detected."
         )
     if changed := [name for name in ours if name in theirs and ours[name] != theirs[name]]:
         changes = {name: f"`{name}` was {theirs[name]} and is now {ours[name]}" for name in changed}
-        # Fingerprints say nothing to a reader.
+        # Fingerprints mean nothing to a reader.
         for name, images in (("data", "training"), ("eval_data", "held-out")):
             if name in changes:
                 changes[name] = f"the {images} images are not the same ones in the same order"
-        listed = "; ".join(changes.values())
         raise ValueError(
-            f"cannot resume from {checkpoint}: {listed}. To start a new run from its weights, give it as "
-            "`model_name_or_path`."
+            f"cannot resume from {checkpoint.path}: {'; '.join(changes.values())}. To start a new run from its "
+            "weights, give it as `model_name_or_path`."
         )
 
 
-def _flat(settings: dict) -> dict:
+def _flatten(settings: dict) -> dict:
     """Return nested settings as one level, with names such as `model.hidden_size`."""
-    flat = {}
+    flat: dict = {}
     for name, value in settings.items():
-        inner = _flat(value) if isinstance(value, dict) else None
+        inner = _flatten(value) if isinstance(value, dict) else None
         flat |= {name: value} if inner is None else {f"{name}.{key}": item for key, item in inner.items()}
     return flat
 
 
-def save_checkpoint(
-    output_dir: Path, step: int, about: dict, write: Callable[[Path], None], accelerator: Accelerator
-) -> Path:
-    """
-    Writes `checkpoint-STEP`; all processes call it.
-
-    Args:
-        output_dir: Folder of the run.
-        step: Optimiser steps done.
-        about: Goes into the manifest.
-        write: Writes this process's files into the folder that it is given.
-        accelerator: Of all processes.
-
-    Raises:
-        CheckpointError: if it could not be written; earlier checkpoints are as they were.
-    """
-    final = output_dir / f"checkpoint-{step}"
-    draft = output_dir / f".{final.name}.draft"
-    try:
-        if accelerator.is_main_process:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        write(draft)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            files = sorted(path for path in draft.rglob("*") if path.is_file())
-            checksums = {path.relative_to(draft).as_posix(): _checksum(path) for path in files}
-            (draft / MANIFEST).write_text(strict_json({"step": step, **about, "files": checksums}, indent=2) + "\n")
-            publish_folder(draft, final)
-    # The writers of tensors raise errors of their own kinds for a full disk.
-    except Exception as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        whole = ", ".join(path.name for path in list_checkpoints(output_dir)) or "none"
-        raise CheckpointError(
-            f"{final} could not be written: {type(error).__name__}: {error} "
-            f"({shutil.disk_usage(output_dir).free / 2**20:.0f} MiB are free). Earlier checkpoints are untouched: "
-            f"{whole}."
-        ) from error
-    accelerator.wait_for_everyone()
-    return final
-
-
 def prune_checkpoints(output_dir: Path, limit: int | None) -> None:
-    """Deletes all but the newest `limit` checkpoints; each is out of sight before its first file goes."""
+    """Delete all but the newest `limit` checkpoints; each is hidden before its first file is deleted."""
     for path in list_checkpoints(output_dir)[: -limit if limit else 0]:
         hidden = path.with_name(f".{path.name}.old")
         path.rename(hidden)
@@ -165,7 +241,7 @@ def prune_checkpoints(output_dir: Path, limit: int | None) -> None:
 
 
 def clear_drafts(output_dir: Path) -> None:
-    """Deletes what a killed run left half-written or half-deleted."""
+    """Delete the folders that a killed run left partly written or partly deleted."""
     for path in output_dir.iterdir():
         if DRAFTS.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,13 +1,17 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""accelerate's and torch's launchers: the one that started this process, and one that survives signals."""
+"""The launcher that started this process, and a launcher that leaves signals to the training processes."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -20,9 +24,9 @@ class Launcher:
     The launcher of this process.
 
     Args:
-        pid: Its process id.
-        grace_seconds: Time between the signal that it forwards to its workers and the SIGKILL that follows. `None` if
-            it forwards none.
+        pid: Process id of the launcher.
+        grace_seconds: Seconds between the signal that it forwards to its workers and the SIGKILL that follows. `None`
+            if it forwards no signal.
     """
 
     pid: int
@@ -30,7 +34,7 @@ class Launcher:
 
     @property
     def has_ended(self) -> bool:
-        """Whether this process has outlived its launcher, which a signal may have ended without telling it."""
+        """Whether this process has outlived its launcher, which a signal may have ended alone."""
         return os.getppid() != self.pid
 
 
@@ -47,23 +51,62 @@ def find_launcher() -> Launcher | None:
     return None
 
 
+@contextmanager
+def killable_join(launcher: Launcher | None) -> Iterator[None]:
+    """
+    Let SIGINT, SIGTERM and the end of the launcher kill this process while it waits for the others to join.
+
+    It waits in native code for as long as half an hour, during which Python runs no signal handler, and it has nothing
+    to lose yet.
+
+    Raises:
+        ConnectionError: if the launcher has ended already.
+    """
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if launcher is None or is_alone or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        try:
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60).close()
+        except OSError as error:
+            raise ConnectionError(f"the launcher of this process has ended: {error}.") from error
+    joined = threading.Event()
+
+    def watch() -> None:
+        while not joined.wait(1.0):
+            if launcher.has_ended:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    caught = [number for number in STOP_SIGNALS if callable(signal.getsignal(number))]
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in caught}
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        joined.set()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def launch(arguments: list[str]) -> int:
     """
-    Run `accelerate launch` and hand SIGINT and SIGTERM on to the training processes alone.
+    Run `accelerate launch` and forward SIGINT and SIGTERM to the training processes alone.
 
-    accelerate's own launcher ends with a traceback when it receives one, and torch's kills the training processes 30
-    seconds later, whether or not they have saved. Here it receives none, and ends when they have ended.
+    accelerate's own launcher ends with a traceback when it receives one of these signals, and torch's kills the
+    training processes 30 seconds later, whether or not they have saved. Here the launcher receives neither signal and
+    ends when the training processes have ended.
 
     Args:
         arguments: Command line of `accelerate launch`.
 
     Returns:
-        The launcher's exit code, or that of a signal before it has started the training processes.
+        The exit code of the launcher, or of a signal that came before the training processes were started.
     """
     ended_by: list[int] = []
     process: subprocess.Popen | None = None
 
-    def forward(number: int, frame) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         workers = []
         if process is not None:
             with suppress(psutil.NoSuchProcess):

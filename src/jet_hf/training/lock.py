@@ -18,25 +18,30 @@ logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
 HEARTBEAT_SECONDS = 2.0
-# A file system of a cluster may show a heartbeat late.
+# The file system of a cluster may show a heartbeat late.
 TAKEOVER_SECONDS = 120.0
 
 
 class RunLockedError(RuntimeError):
-    """Another run works in the folder; the message names its host and process."""
+    """Another run is using the folder; the message names its host and process."""
 
 
 class RunLock:
     """
-    The exclusive use of a run's folder, for all processes of one launch together.
+    Context manager for the exclusive use of a run's folder by all processes of one launch together.
 
     The main process holds a file with its host and process id and refreshes it every `HEARTBEAT_SECONDS`. A second
-    run is refused as soon as it sees a refresh, whatever the clocks of the machines say. The lock of a process that
-    died on this machine is taken over at once, any other one when it has not been refreshed for `takeover_seconds`.
+    run is refused as soon as it sees a refresh, whatever the clocks of the machines say. It takes over the lock of a
+    process that died on this machine at once, and any other lock that has not been refreshed for `takeover_seconds`.
+    At the end the folder is deleted if the run created it and wrote nothing.
 
     Args:
-        folder: Folder of the run; made if need be.
-        takeover_seconds: Must be the same for all runs.
+        folder: Folder of the run, created if it does not exist.
+        takeover_seconds: Seconds without a refresh after which a lock is taken over; the same for all runs.
+
+    Raises:
+        RunLockedError: on entering, if another run is using the folder.
+        OSError: on entering, if the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, takeover_seconds: float = TAKEOVER_SECONDS):
@@ -47,33 +52,47 @@ class RunLock:
             heartbeat_interval=min(HEARTBEAT_SECONDS, takeover_seconds / 4),
             thread_local=False,
         )
-        self._made: list[Path] = []
+        self._created: list[Path] = []
         self._begun = False
 
-    def acquire(self) -> None:
+    def __enter__(self) -> "RunLock":
+        try:
+            on_main_process(self._acquire)
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._release()
+
+    def check(self) -> None:
         """
-        Take the folder for this launch; all processes call it.
+        Make sure that the folder is still locked by this run.
 
         Raises:
-            RunLockedError: if another run works there.
-            OSError: if the folder cannot be written to.
+            RunLockedError: if another run has taken over, or the lock was deleted.
         """
-        on_main_process(self._acquire)
+        if self._lease.compromise is not None:
+            holder = self._describe_holder()
+            raise RunLockedError(
+                f"this run was suspended, or lost its file system, and no longer holds `output_dir` {self.folder}: "
+                f"{f'it is in use by {holder}' if holder else 'the lock was deleted'}. Nothing more was written."
+            )
 
     def _acquire(self) -> None:
-        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        self._made = missing
+        self._created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         before, refreshed, start = self._describe_holder(), self._refresh_time(), time.monotonic()
-        told = False
+        announced = False
 
         def holder_is_alive() -> bool:
-            nonlocal told
-            if not told and time.monotonic() - start > 3 * HEARTBEAT_SECONDS:
-                told = True
+            nonlocal announced
+            if not announced and time.monotonic() - start > 3 * HEARTBEAT_SECONDS:
+                announced = True
                 logger.info(
-                    f"{self.folder} is locked by {before}, which may have died: waiting at most "
-                    f"{self._lease.lease_duration:g} seconds for a sign of life."
+                    f"{self.folder} is locked by {before}, which may have died: waiting up to "
+                    f"{self._lease.lease_duration:g} seconds for it to refresh its lock."
                 )
             now = self._refresh_time()
             return None not in (now, refreshed) and now != refreshed
@@ -86,39 +105,23 @@ class RunLock:
         except (Timeout, LeaseSettingsMismatch) as error:
             self._begun = False
             raise RunLockedError(
-                f"`output_dir` {self.folder} is in use by {self._describe_holder() or before}: wait until it has "
-                "ended, or give another folder."
+                f"`output_dir` {self.folder} is in use by {self._describe_holder() or before}: wait until that run "
+                "has ended, or choose another folder."
             ) from error
         if before:
             logger.warning(
-                f"{self.folder} was locked by {before}, which has ended or has shown no sign of life for "
-                f"{self._lease.lease_duration:g} seconds: this run takes over."
+                f"took over the lock of {self.folder} from {before}, which has ended or has not refreshed it for "
+                f"{self._lease.lease_duration:g} seconds."
             )
 
-    def check(self) -> None:
-        """
-        Make sure that the folder is still this run's.
-
-        Raises:
-            RunLockedError: if another run has taken over, or the lock was deleted.
-        """
-        if self._lease.compromise is not None:
-            raise RunLockedError(
-                f"`output_dir` {self.folder} is no longer this run's, which was suspended or lost its file system: "
-                f"{self._describe_holder() or 'its lock is gone'}. Nothing more was written."
-            )
-
-    def release(self) -> None:
-        """Give the folder back, and delete it if nothing was written to it; also after an interrupted [`acquire`]."""
+    def _release(self) -> None:
         self._lease.release()
-        # A signal may have come after the file was written and before the lease knew that it holds it.
+        # A signal may have come after the file was written and before the lease recorded that it holds it.
         if self._begun and self._lease.is_lock_held_by_us:
             (self.folder / LOCK_FILE).unlink(missing_ok=True)
-        self._begun = False
-        for path in self._made:
+        for path in self._created:
             with suppress(OSError):
                 path.rmdir()
-        self._made = []
 
     def _refresh_time(self) -> int | None:
         with suppress(OSError):

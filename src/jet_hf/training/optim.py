@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""The optimiser and learning rate schedule of the paper's code."""
+"""The optimizer and the learning rate schedule of the paper's code."""
 
 import numpy as np
 import torch
@@ -19,15 +19,16 @@ def build_optimizer(
     fused: bool | None = None,
 ) -> torch.optim.AdamW:
     """
-    Adam with weight decay decoupled from the learning rate, on every trainable parameter.
+    Build Adam with weight decay that is decoupled from the learning rate, for every trainable parameter.
 
     Args:
-        model: Its parameters are optimised, biases and norms included, as in the original.
-        learning_rate: Peak rate, scaled by the schedule; above 0.
-        weight_decay: The paper's decay: a step subtracts `s(t) * weight_decay * p`, whatever the learning rate.
+        model: Model whose parameters are optimized. As in the original code, biases and norms decay as well.
+        learning_rate: Peak learning rate, scaled by the schedule; above 0.
+        weight_decay: The paper's weight decay: a step subtracts `s(t) * weight_decay * p`, where `s(t)` is the
+            schedule, whatever the learning rate.
         betas: Decay rates of Adam's moments.
-        eps: Added to the denominator.
-        fused: Whether one kernel does the whole update; by default where the parameters are on a device that has it.
+        eps: Constant added to the denominator.
+        fused: Whether one kernel does the whole update. By default it does if the device of every parameter has one.
 
     Raises:
         ValueError: if `learning_rate` is not above 0 or `weight_decay` is below 0.
@@ -47,12 +48,12 @@ def build_optimizer(
 
 def build_scheduler(optimizer: torch.optim.Optimizer, num_training_steps: int, warmup_ratio: float = 0.1) -> LambdaLR:
     """
-    Linear warm-up from 0, then half a cosine to exactly 0 after `num_training_steps`; step it once an optimiser step.
+    Build a schedule of a linear warm-up from 0 and a half cosine that reaches 0 after `num_training_steps`.
 
     Args:
-        optimizer: Its rate is scaled.
-        num_training_steps: Length of the schedule, in optimiser steps; at least 1.
-        warmup_ratio: Share of the steps in which the rate rises; in [0, 1).
+        optimizer: Optimizer whose learning rate is scaled. Step the schedule once after each of its steps.
+        num_training_steps: Length of the schedule in optimizer steps; at least 1.
+        warmup_ratio: Share of the steps in which the learning rate rises; in [0, 1).
 
     Raises:
         ValueError: if an argument is out of range.
@@ -66,7 +67,7 @@ def build_scheduler(optimizer: torch.optim.Optimizer, num_training_steps: int, w
     def scale(step: int) -> float:
         warmup = min(1.0, step / warmup_steps) if warmup_steps else 1.0
         progress = min(1.0, max(0.0, (step - warmup_steps) / (num_training_steps - warmup_steps)))
-        # In float32, as the original: close to the end the rates differ from exact ones by more than rounding.
+        # The original computes in float32: close to the end its rates differ from exact ones by more than rounding.
         cosine = np.cos(np.float32(np.pi) * np.float32(progress))
         return warmup * float(np.float32(0.5) * (np.float32(1) + cosine))
 

@@ -2,7 +2,7 @@
 """Results of the main process for all processes of a run."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -18,7 +18,7 @@ def on_main_process(function: Callable[[], Result]) -> Result:
     All processes call it. None of them is left waiting for a main process that has failed.
 
     Args:
-        function: Its result and its exceptions must be picklable.
+        function: Function whose results and exceptions are picklable.
     """
     result, error = None, None
     if PartialState().is_main_process:
@@ -30,4 +30,4 @@ def on_main_process(function: Callable[[], Result]) -> Result:
         result, error = broadcast_object_list([result, error])
     if error is not None:
         raise error
-    return result
+    return cast(Result, result)

@@ -1,12 +1,16 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a run starts from: processes and devices, model, data, number of steps."""
+"""Build the accelerator, the model, the datasets and the step count of a training run."""
 
 import hashlib
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
@@ -19,11 +23,25 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..analysis.evaluation import check_processes
 from ..arguments import TrainArguments
-from ..data import DataSource, PixelSplit, UnknownSplitError, held_out_split, load_pixels, stream_fingerprint
+from ..data import (
+    Batch,
+    DataSource,
+    PixelSplit,
+    Shares,
+    UnknownSplitError,
+    held_out_split,
+    load_pixels,
+    stream_batches,
+    stream_fingerprint,
+    train_batches,
+)
 from ..model.configuration_jet import JetConfig
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 from ..utils.precision import resolve_precision
+from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints
+from .launcher import find_launcher, killable_join
+from .lock import LOCK_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -31,46 +49,50 @@ logger = logging.getLogger(__name__)
 
 def make_accelerator(arguments: TrainArguments) -> Accelerator:
     """
-    The accelerator of a run: precision and trackers of its arguments, processes and devices of the launcher.
+    Build the accelerator of a run, which joins the processes of the launcher.
 
     Raises:
         ValueError: for a precision other than `no` and `bf16`, a tracker that is unknown or not installed, or
             processes that do not see each other.
+        ConnectionError: if the launcher has ended.
     """
     precision = resolve_precision(arguments.mixed_precision)
     installed = [str(tracker) for tracker in get_available_trackers()]
     for tracker in arguments.report_to or []:
-        # accelerate passes over trackers that are not installed.
+        # accelerate silently skips trackers that are not installed.
         if tracker != "all" and tracker not in installed:
-            raise ValueError(f"`report_to` names {tracker}, but installed are {', '.join(installed) or 'none'}.")
+            raise ValueError(
+                f"`report_to` must name installed trackers ({', '.join(installed) or 'none is'}), got {tracker}."
+            )
     fsdp = None
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and precision == "bf16":
-        # accelerate's own policy would narrow the images as well.
+        # accelerate's own policy would cast the images to bfloat16 as well.
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         fsdp = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
-    accelerator = Accelerator(
-        fsdp_plugin=fsdp,
-        mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=arguments.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
-        ),
-        log_with=arguments.report_to,
-        project_dir=arguments.output_dir,
-        # The only buffers are permutations, which never change.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-    )
+    with killable_join(find_launcher()):
+        accelerator = Accelerator(
+            fsdp_plugin=fsdp,
+            mixed_precision=precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=arguments.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
+            ),
+            log_with=arguments.report_to,
+            project_dir=arguments.output_dir,
+            # The only buffers are permutations, which never change.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
     check_processes(accelerator)
     return accelerator
 
 
 def make_model(arguments: TrainArguments) -> JetForDensityEstimation:
     """
-    A new model, or the one to fine-tune, with float32 weights.
+    Build a new model, or load the one to fine-tune, with float32 weights.
 
     Raises:
-        ValueError: for a model with a context that data sets do not have.
+        ValueError: for a model with a context, which datasets of images do not have.
     """
     if arguments.model_name_or_path is None:
         set_seed(arguments.seed)
@@ -79,14 +101,14 @@ def make_model(arguments: TrainArguments) -> JetForDensityEstimation:
         model = JetForDensityEstimation.from_pretrained(arguments.model_name_or_path, dtype="float32")
     if model.config.context_size is not None:
         raise ValueError(
-            f"`context_size` is {model.config.context_size}, but data sets of images have no context tokens: a model "
-            "with a context of its own is trained by calling it with one, as any model of PyTorch."
+            f"`context_size` must be None, since datasets of images have no context tokens, got "
+            f"{model.config.context_size}: train a model with a context in a training loop of your own."
         )
     return model
 
 
 def weights_digest(model: JetForDensityEstimation) -> str:
-    """Return a SHA-256 of a model's weights and permutations, whatever file they come from."""
+    """Return the SHA-256 of a model's weights and permutations, whatever the format of their file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -95,7 +117,7 @@ def weights_digest(model: JetForDensityEstimation) -> str:
 
 
 def make_processor(config: JetConfig, arguments: TrainArguments) -> JetImageProcessor:
-    """The image processor that goes with a model and a way of cropping."""
+    """Build the image processor of a model and a run's way of cropping."""
     return JetImageProcessor(
         size=config.image_size, num_channels=config.num_channels, do_center_crop=arguments.center_crop
     )
@@ -104,21 +126,21 @@ def make_processor(config: JetConfig, arguments: TrainArguments) -> JetImageProc
 @dataclass(frozen=True)
 class RunData:
     """
-    The images of a run.
+    Images of a run.
 
     Args:
-        source: Where they come from.
-        train: Pixels to train on; `None` where they are streamed.
+        source: Source of the images.
+        train: Pixels to train on; `None` if they are streamed.
         eval: Held-out pixels, if there are any.
-        eval_split: Their split.
-        fingerprint: Short text that differs for other training images, wherever they lie.
+        eval_split: Name of the held-out split.
+        fingerprint: Short text that identifies the training images and their order, wherever they are stored.
     """
 
     source: DataSource
     train: PixelSplit | None
     eval: PixelSplit | None
     eval_split: str | None
-    fingerprint: str
+    fingerprint: str | None
 
     @property
     def num_train_images(self) -> int | None:
@@ -131,31 +153,32 @@ def load_data(
     accelerator: Accelerator,
     num_classes: int | None = None,
 ) -> RunData:
-    """Prepares the images, with classes if a number is given: the main process first; the others find its work."""
+    """Prepare the images, with labels for a class-conditional model, in the main process before the others."""
     source = DataSource.from_arguments(arguments)
     source.check_output(arguments.output_dir)
-    options = {
-        "max_undecodable_share": arguments.max_undecodable_share,
-        "num_proc": arguments.preprocessing_num_workers,
-        "random_crops_per_image": arguments.random_crops_per_image,
-        "seed": arguments.seed,
-        "num_classes": num_classes,
-    }
+    load = partial(
+        load_pixels,
+        source,
+        processor=processor,
+        num_classes=num_classes,
+        random_crops_per_image=arguments.random_crops_per_image,
+        max_undecodable_share=arguments.max_undecodable_share,
+        num_proc=arguments.preprocessing_num_workers,
+        seed=arguments.seed,
+    )
     train = held_out = None
     with accelerator.main_process_first():
         eval_split = find_eval_split(source, arguments)
         if not arguments.streaming:
-            train = load_pixels(
-                source, arguments.train_split, processor, max_images=arguments.max_train_images, **options
-            )
+            train = load(arguments.train_split, max_images=arguments.max_train_images)
         if eval_split is not None:
-            held_out = load_pixels(source, eval_split, processor, max_images=arguments.max_eval_images, **options)
+            held_out = load(eval_split, max_images=arguments.max_eval_images)
     fingerprint = train.fingerprint if train else stream_fingerprint(source, arguments.train_split)
     return RunData(source, train, held_out, eval_split, fingerprint)
 
 
 def find_eval_split(source: DataSource, arguments: TrainArguments) -> str | None:
-    """Return the split to evaluate on: the one that is asked for, or validation, or test; `None` for none."""
+    """Return the requested split, or else the validation or test split; `None` if there is nothing to evaluate."""
     if not arguments.eval_steps or arguments.eval_split == "none":
         return None
     if arguments.eval_split is not None:
@@ -169,19 +192,100 @@ def find_eval_split(source: DataSource, arguments: TrainArguments) -> str | None
 
 def count_steps(arguments: TrainArguments, num_train_images: int | None) -> int:
     """
-    Optimiser steps of a run: images times epochs, over the batch size.
+    Return the number of optimizer steps of a run, by default images times epochs over the batch size.
 
     Raises:
-        ValueError: if neither `max_steps` nor the number of images is known, or there is not one step to do.
+        ValueError: if neither `max_steps` nor the number of images is known, or the run would have no step.
     """
     if arguments.max_steps is not None:
         return arguments.max_steps
     if num_train_images is None:
-        raise ValueError("`streaming` needs `max_steps`: how many images a stream has is not known before its end.")
+        raise ValueError("`max_steps` must be given with `streaming`: a stream does not tell its number of images.")
     steps = int(num_train_images * arguments.num_train_epochs // arguments.train_batch_size)
     if steps < 1:
         raise ValueError(
-            f"`num_train_epochs` {arguments.num_train_epochs:g} of {num_train_images} images are less than one batch "
-            f"of `train_batch_size` {arguments.train_batch_size}."
+            "`num_train_epochs` times the number of images must be at least `train_batch_size`, got "
+            f"{arguments.num_train_epochs:g} times {num_train_images} for {arguments.train_batch_size}."
         )
     return steps
+
+
+def make_batches(
+    arguments: TrainArguments,
+    data: RunData,
+    processor: JetImageProcessor,
+    shares: Shares,
+    num_steps: int,
+    start_step: int,
+    num_classes: int | None,
+    device: torch.device,
+) -> Iterable[Batch]:
+    """Return the micro-batches of this process from optimizer step `start_step` to the end of the run."""
+    pin_memory = device.type == "cuda"
+    if data.train is not None:
+        return train_batches(
+            data.train.dataset,
+            shares,
+            num_steps,
+            seed=arguments.seed,
+            start_step=start_step,
+            num_workers=arguments.dataloader_num_workers,
+            pin_memory=pin_memory,
+        )
+    return stream_batches(
+        data.source,
+        arguments.train_split,
+        processor,
+        shares,
+        num_steps,
+        seed=arguments.seed,
+        start_step=start_step,
+        shuffle_buffer_size=arguments.shuffle_buffer_size,
+        max_undecodable_share=arguments.max_undecodable_share,
+        pin_memory=pin_memory,
+        num_classes=num_classes,
+        max_images=arguments.max_train_images,
+    )
+
+
+def find_start(output_dir: Path, resume_from_checkpoint: str | None) -> Checkpoint | None:
+    """
+    Return the checkpoint that a run starts from; `None` for a new run.
+
+    Raises:
+        ValueError: if the folder holds another run, or files that are not those of a run.
+        CheckpointError: if the checkpoint at the given path does not exist or is incomplete.
+    """
+    checkpoints, found = list_checkpoints(output_dir), None
+    if resume_from_checkpoint is not None:
+        found = find_checkpoint(output_dir, resume_from_checkpoint)
+        if found is None:
+            logger.info(f"{output_dir} has no complete checkpoint yet: starting from scratch.")
+    else:
+        results = [name for name in ("metrics.jsonl", "config.json") if (output_dir / name).exists()]
+        results += [path.name for path in checkpoints]
+        if results:
+            raise ValueError(
+                f"`output_dir` {output_dir} already holds a run ({', '.join(results)}): resume it with "
+                "`resume_from_checkpoint` latest, or choose another folder."
+            )
+    # A run that was killed at its start may have left nothing but its own hidden files.
+    others = sorted(path.name for path in output_dir.iterdir() if path.name not in (LOCK_FILE, ".recipe.yaml"))
+    # A run that was killed before its first step has a recipe; a sweep writes one before it starts the run.
+    recipes = [output_dir / "recipe.yaml", output_dir / "sweep.yaml"]
+    is_run = checkpoints or (output_dir / "metrics.jsonl").exists() or any(map(is_recipe, recipes))
+    if others and not is_run:
+        raise ValueError(
+            f"`output_dir` {output_dir} must be empty or the folder of a run, but it holds other files "
+            f"({', '.join(others[:3])}{', …' if len(others) > 3 else ''}): choose another folder."
+        )
+    return found
+
+
+def is_recipe(path: Path) -> bool:
+    """Return whether a file is the recipe of a run, of this release or an earlier one."""
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(fields, dict) and {"output_dir", "train_batch_size", "max_steps", "seed"} <= fields.keys()

@@ -1,12 +1,13 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""SIGINT and SIGTERM: end at once where nothing can be lost, and after a checkpoint where something can."""
+"""SIGINT and SIGTERM end a run at once while there is nothing to lose, and otherwise after a checkpoint."""
 
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -16,18 +17,19 @@ SECONDS_OF_REPEATS = 2.0
 
 class RunInterrupted(KeyboardInterrupt):
     """
-    A signal ended a run before its schedule, without a new checkpoint.
+    A signal ended a run before its schedule was completed, without a new checkpoint.
 
     It derives from KeyboardInterrupt so that libraries clean up as they do after Ctrl-C.
 
     Args:
         signal: Signal that ended the run.
-        message: Full sentence for the user.
+        outcome: State in which the run is left, as a clause for the message.
     """
 
-    def __init__(self, signal: signal.Signals, message: str = ""):
-        super().__init__(message or f"stopped by {signal.name}.")
+    def __init__(self, signal: signal.Signals, outcome: str = ""):
+        super().__init__(f"stopped by {signal.name}{': ' if outcome else ''}{outcome}.")
         self.signal = signal
+        self.outcome = outcome
 
     @property
     def exit_code(self) -> int:
@@ -37,29 +39,29 @@ class RunInterrupted(KeyboardInterrupt):
 
 class StopSignals:
     """
-    Context manager that handles SIGINT and SIGTERM for as long as it is entered.
+    Context manager that handles SIGINT and SIGTERM while it is entered.
 
-    A signal raises [`RunInterrupted`] in the main thread. Within [`deferred`], the first one is only noted in
-    `requested`, and a SIGINT after that, as of an impatient user, raises. A signal that the process was started to
-    ignore stays ignored, and threads other than the main one, which cannot handle signals, leave all as it is.
+    A signal raises [`RunInterrupted`] in the main thread. Within [`deferred`], the first signal is only recorded in
+    `requested`, and a later SIGINT, as from an impatient user, raises. A signal that the process was started to ignore
+    stays ignored. Outside the main thread, which alone can handle signals, the context changes nothing.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested: signal.Signals | None = None
         self._requested_at = 0.0
         self._deferring = False
-        self._previous = {}
+        self._previous: dict[signal.Signals, Callable | int | None] = {}
         self._process = os.getpid()
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                # None belongs to a handler that was not installed from Python and cannot be put back.
+                # None stands for a handler that was not installed from Python and cannot be restored.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         while self._previous:
             signal.signal(*self._previous.popitem())
 
@@ -72,10 +74,10 @@ class StopSignals:
         finally:
             self._deferring = False
 
-    def _receive(self, number: int, frame) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         received = signal.Signals(number)
         if os.getpid() != self._process:
-            # A forked worker has inherited this handler. Its parent decides, and may need it until it has saved.
+            # This is a forked data worker, which its parent may need until the checkpoint is saved.
             if not self._deferring:
                 os._exit(128 + number)
             return

@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""The paper's update: batches of bytes in, better weights and what was measured on the way out."""
+"""The paper's optimizer step, from batches of bytes to updated weights and metrics."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ from .optim import FUSED_DEVICES, build_optimizer, build_scheduler
 @dataclass(frozen=True)
 class StepMetrics:
     """
-    What one optimiser step measured.
+    Metrics of one optimizer step.
 
     Args:
-        step: Number of optimiser steps done, this one included.
-        loss: Mean bits per dimension of the whole batch, before the step.
-        grad_norm: Norm of the whole batch's gradient before clipping.
-        learning_rate: Rate of the step.
+        step: Number of optimizer steps completed, this one included.
+        loss: Mean bits per dimension of the whole batch, before the update.
+        grad_norm: Norm of the gradient of the whole batch, before clipping.
+        learning_rate: Learning rate of the step.
     """
 
     step: int
@@ -43,21 +43,25 @@ class NonFiniteLossError(RuntimeError):
 
 class Trainer:
     """
-    The paper's update: mean bits per dimension, gradient norm clipped, Adam with its schedule.
+    Minimize the mean bits per dimension with clipped gradients and the paper's optimizer and schedule.
 
     Args:
-        model: Trained in place.
-        num_training_steps: Length of the schedule, in optimiser steps.
+        model: Model, trained in place.
+        num_training_steps: Length of the schedule in optimizer steps.
         learning_rate, weight_decay, warmup_ratio: See [`build_optimizer`] and [`build_scheduler`].
-        max_grad_norm: Global norm that gradients are clipped to.
-        ema_decay: Decay of an exponential moving average of the weights; `None` keeps none.
-        seed: Draws the dequantisation noise of each image by its index, and the steps without labels.
-        label_dropout: Probability that a step of a class-conditional model goes without labels, as in the original's
-            training, so that it learns the density of all classes together as well.
-        accelerator: Settles devices, processes, precision and accumulation; by default one process.
+        max_grad_norm: Global norm to which gradients are clipped.
+        ema_decay: Decay of an exponential moving average of the weights; `None` keeps no average.
+        seed: Seed of the dequantization noise, which each image draws by its index, and of the label dropout.
+        label_dropout: Probability that a step of a class-conditional model drops all labels. As in the original code,
+            the model then also learns the unconditional density, which guidance needs.
+        accelerator: Devices, processes, precision and gradient accumulation; by default those of one process.
+
+    Raises:
+        ValueError: for ActNorm under FSDP2, and for the arguments that [`build_optimizer`] and [`build_scheduler`]
+            refuse.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: JetForDensityEstimation,
         num_training_steps: int,
@@ -79,82 +83,79 @@ class Trainer:
         self.base_model = model
         if model.config.use_actnorm and self.accelerator.is_fsdp2:
             raise ValueError("`use_actnorm` cannot be combined with FSDP2: its first batch sets whole tensors.")
-        # The parameters get to the device only when they are prepared.
+        # The parameters move to the device only in `prepare`.
         fused = self.accelerator.device.type in FUSED_DEVICES
         optimizer = build_optimizer(model, learning_rate, weight_decay, fused=fused)
         self.scheduler = build_scheduler(optimizer, num_training_steps, warmup_ratio)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         for name in ("encode", "decode"):
-            # Sharded weights are gathered by hooks of `forward`; nothing happens where they are whole.
+            # FSDP gathers sharded weights in hooks of `forward` alone; without FSDP this does nothing.
             register_fsdp_forward_method(model, name)
-        self._average = ema_decay and get_ema_multi_avg_fn(ema_decay)
-        self.ema = {name: p.detach().clone() for name, p in self.base_model.named_parameters()} if ema_decay else {}
+        self._update_average = get_ema_multi_avg_fn(ema_decay) if ema_decay else None
+        self.ema = {name: p.detach().clone() for name, p in model.named_parameters()} if ema_decay else {}
 
     def step(self, batches: Sequence[Batch], noise: Sequence[torch.Tensor] | None = None) -> StepMetrics:
         """
-        One optimiser step.
+        Take one optimizer step.
 
         Args:
-            batches: This process's share, as many batches as the accelerator has gradient accumulation steps.
-            noise: Dequantisation noise of each batch, float32 (B, C, S, S) in [0, 1); drawn from the seed and the
-                images' indices when not given.
+            batches: Micro-batches of this process, as many as the accelerator has gradient accumulation steps.
+            noise: Dequantization noise of each micro-batch, float32 (B, C, S, S) in [0, 1). By default it is drawn
+                from the seed and the indices of the images.
 
         Raises:
-            NonFiniteLossError: before the weights are touched.
+            NonFiniteLossError: before the weights are updated.
         """
         self.model.train()
+        batches = [self._prepare_batch(batch) for batch in batches]
         if self.base_model.config.use_actnorm and not self.base_model.jet.actnorm_initialized:
             self._initialize_actnorm(batches)
         losses = []
         for i, batch in enumerate(batches):
-            pixels, indices, labels = self._to_device(batch)
-            drawn = uniform_noise(self.seed, indices, tuple(pixels.shape[1:])) if noise is None else noise[i]
+            drawn = self._draw_noise(batch) if noise is None else noise[i]
             with self.accelerator.accumulate(self.model), trusted_values():
-                loss = self.model(scale_bytes(pixels), labels=labels, noise=drawn).loss
+                loss = self.model(scale_bytes(batch.pixels), labels=batch.labels, noise=drawn).loss
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
-        # The only time that the host waits for the device in a step: no update without a look at both.
-        loss, grad_norm = torch.stack([loss, _whole(grad_norm).to(loss)]).tolist()
-        metrics = StepMetrics(
-            step=self.step_count + 1,
-            loss=loss,
-            grad_norm=grad_norm,
-            learning_rate=self.scheduler.get_last_lr()[0],
-        )
+        if isinstance(grad_norm, DTensor):  # under FSDP2
+            grad_norm = grad_norm.full_tensor()
+        mean_loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
+        # This is the only time in a step that the host waits for the device.
+        loss, grad_norm = torch.stack([mean_loss, grad_norm.to(mean_loss)]).tolist()
+        metrics = StepMetrics(self.step_count + 1, loss, grad_norm, float(self.scheduler.get_last_lr()[0]))
         if not abs(metrics.loss) + metrics.grad_norm < float("inf"):
             raise NonFiniteLossError(
-                f"step {metrics.step}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; the weights are those "
-                "after the step before."
+                f"step {metrics.step} has the loss {metrics.loss} and the gradient norm {metrics.grad_norm}; the "
+                "weights are still those of the step before."
             )
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
-        if self._average:
-            self._average(list(self.ema.values()), list(self.base_model.parameters()), self.step_count)
+        if self._update_average is not None:
+            self._update_average(list(self.ema.values()), list(self.base_model.parameters()), self.step_count)
         self.step_count += 1
         return metrics
 
-    def _to_device(self, batch: Batch) -> Batch:
-        """The batch where the model is; a step without labels has the number of classes in their place."""
-        if batch.labels is not None:
-            # Of the step alone, so that all processes and micro-batches agree.
+    def _prepare_batch(self, batch: Batch) -> Batch:
+        """Move a batch to the device; if its labels are dropped, replace them by the number of classes."""
+        num_classes = self.base_model.config.num_classes
+        if batch.labels is not None and num_classes is not None:
+            # The draw depends on the step alone, so that all processes and micro-batches agree.
             generator = torch.Generator().manual_seed((self.seed << 32) + self.step_count)
             if torch.rand((), generator=generator) < self.label_dropout:
-                batch = batch._replace(labels=torch.full_like(batch.labels, self.base_model.config.num_classes))
+                batch = batch._replace(labels=torch.full_like(batch.labels, num_classes))
         return batch.to(self.accelerator.device, non_blocking=True)
+
+    def _draw_noise(self, batch: Batch) -> torch.Tensor:
+        return uniform_noise(self.seed, batch.indices, tuple(batch.pixels.shape[1:]))
 
     @torch.no_grad()
     def _initialize_actnorm(self, batches: Sequence[Batch]) -> None:
-        """From all images of the first step, so that it does not depend on the number of processes."""
-        images, labels = [], []
-        for batch in batches:
-            pixels, indices, batch_labels = self._to_device(batch)
-            drawn = uniform_noise(self.seed, indices, tuple(pixels.shape[1:]))
-            images.append(self.accelerator.gather(dequantize(scale_bytes(pixels), drawn)))
-            if batch_labels is not None:
-                labels.append(self.accelerator.gather(batch_labels))
+        """Initialize ActNorm from all images of the first step, whatever the number of processes."""
+        gather = self.accelerator.gather
+        images = [gather(dequantize(scale_bytes(batch.pixels), self._draw_noise(batch))) for batch in batches]
+        labels = [gather(batch.labels) for batch in batches if batch.labels is not None]
         self.base_model.jet.initialize_actnorm(torch.cat(images), labels=torch.cat(labels) if labels else None)
         for name, parameter in self.base_model.named_parameters():
             if name in self.ema:
@@ -162,31 +163,26 @@ class Trainer:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Puts the moving average, if there is one, in the place of the weights."""
+        """Replace the weights by their moving average, if there is one, within the context."""
         if not self.ema:
             yield
             return
         parameters = dict(self.base_model.named_parameters())
         with torch.no_grad():
-            kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-            for name, parameter in parameters.items():
-                parameter.copy_(self.ema[name])
+            weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             try:
+                for name, parameter in parameters.items():
+                    parameter.copy_(self.ema[name])
                 yield
             finally:
                 for name, parameter in parameters.items():
-                    parameter.copy_(kept[name])
+                    parameter.copy_(weights[name])
 
     def save_model(self, folder: str | os.PathLike) -> None:
-        """Writes the weights for `from_pretrained`, gathered where they are sharded; all processes call it."""
+        """Write the weights for `from_pretrained`, gathered if they are sharded; all processes call it."""
         state_dict = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
-            # Sharding gives the model a class of torch's, whose name and code would be saved with it.
+            # FSDP changes the class of the model, whose name and code would be saved with it.
             with torch.device("meta"):
                 model = JetForDensityEstimation(self.base_model.config)
             model.save_pretrained(folder, state_dict=state_dict)
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A number that FSDP2 may have given as a distributed tensor."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
