@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.evaluation import describe_evaluation, evaluate, evaluation_record, write_scores
-from jet_hf.data import DataSource, UndecodableImagesError, held_out_split, load_pixels
+from jet_hf.data import DataSource, ReadOptions, UndecodableImagesError, held_out_split, load_pixels
 from jet_hf.hub import add_evaluation
 from jet_hf.utils.console import console
 from jet_hf.utils.files import strict_json
@@ -55,7 +55,7 @@ def main() -> None:
     wanted = {name: getattr(arguments, name) for name in ("max_images", "random_crops_per_image", "seed")}
     with accelerator.main_process_first():
         split = arguments.split or held_out_split(source)
-        pixels = load_pixels(source, split, processor, num_classes=model.config.num_classes, **wanted)
+        pixels = load_pixels(source, split, processor, ReadOptions(model.config.num_classes, **wanted))
     # Every process has the whole model, whatever the launcher's configuration does in training.
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     start, settings = time.monotonic(), (arguments.batch_size, arguments.num_noise_samples, arguments.seed)

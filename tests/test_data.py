@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -20,8 +21,9 @@ from jet_hf import JetImageProcessor
 from jet_hf.analysis.baselines import codec_bits_per_dim, histogram_bits_per_dim
 from jet_hf.data import (
     Batch,
+    BatchSharding,
     DataSource,
-    Shares,
+    ReadOptions,
     UndecodableImagesError,
     eval_batches,
     load_pixels,
@@ -60,8 +62,9 @@ def test_photographs_of_the_two_splits_are_different_scenes(photographs):
 @pytest.mark.parametrize("keep_in_memory", [False, True])
 def test_random_crops_are_pieces_of_their_photographs(photographs, keep_in_memory):
     def crops(seed: int) -> np.ndarray:
-        options = {"random_crops_per_image": 3, "seed": seed, "keep_in_memory": keep_in_memory}
-        loaded = load_pixels(DataSource(path=str(photographs)), "validation", JetImageProcessor(size=16), **options)
+        source, options = DataSource(path=str(photographs)), ReadOptions(random_crops_per_image=3, seed=seed)
+        processor = JetImageProcessor(size=16)
+        loaded = load_pixels(source, "validation", processor, options, keep_in_memory=keep_in_memory)
         assert loaded.dataset.column_names == ["pixels"] and bool(loaded.dataset.cache_files) != keep_in_memory
         return read_pixels(loaded.dataset).numpy()
 
@@ -77,7 +80,7 @@ def test_random_crops_are_pieces_of_their_photographs(photographs, keep_in_memor
 def test_crops_of_a_photograph_that_is_too_small_are_refused(photographs):
     source, processor = DataSource(path=str(photographs)), JetImageProcessor(size=4000)
     with pytest.raises(Exception, match="fewer than the crop's 4000"):
-        load_pixels(source, "validation", processor, random_crops_per_image=1)
+        load_pixels(source, "validation", processor, ReadOptions(random_crops_per_image=1))
 
 
 def test_pixels_are_those_of_the_image_processor(photographs):
@@ -98,43 +101,43 @@ def numbers(batch: Batch) -> list[int]:
     return batch.pixels[:, 0, 0, 0].tolist()
 
 
-def stream(shares: list[Shares], num_steps: int, **options) -> list[int]:
+def stream(shares: list[BatchSharding], steps: range, **options) -> list[int]:
     """The images of a training run by their places, put together from all processes."""
     found = {}
     for share in shares:
-        for batch in train_batches(numbered(10), share, num_steps, **options):
+        for batch in train_batches(numbered(10), share, steps, **options):
             assert len(batch.pixels) == len(batch.indices) == share.size
             found |= dict(zip(batch.indices.tolist(), numbers(batch), strict=True))
     return [found[place] for place in sorted(found)]
 
 
 def test_training_sees_every_image_once_an_epoch_in_an_order_of_its_own():
-    images = stream([Shares(4)], num_steps=5)
+    images = stream([BatchSharding(4)], range(5))
     first, second = images[:10], images[10:]
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    assert stream([Shares(4)], num_steps=5) == images != stream([Shares(4)], num_steps=5, seed=1)
+    assert stream([BatchSharding(4)], range(5)) == images != stream([BatchSharding(4)], range(5), seed=1)
 
 
 @pytest.mark.parametrize(("num_processes", "num_micro_batches"), [(2, 1), (1, 4), (2, 2), (4, 1)])
 def test_the_order_depends_on_neither_processes_nor_micro_batches(num_processes, num_micro_batches):
-    shares = [Shares(4, num_micro_batches, process, num_processes) for process in range(num_processes)]
-    assert stream(shares, num_steps=6) == stream([Shares(4)], num_steps=6)
+    shares = [BatchSharding(4, num_micro_batches, process, num_processes) for process in range(num_processes)]
+    assert stream(shares, range(6)) == stream([BatchSharding(4)], range(6))
 
 
 @pytest.mark.parametrize("start_step", [1, 3, 6])
 def test_a_run_that_is_taken_up_goes_on_in_the_same_order(start_step):
-    assert stream([Shares(4)], 6, start_step=start_step) == stream([Shares(4)], 6)[4 * start_step :]
+    assert stream([BatchSharding(4)], range(start_step, 6)) == stream([BatchSharding(4)], range(6))[4 * start_step :]
 
 
 def test_workers_change_nothing():
-    assert stream([Shares(4)], 6, num_workers=2) == stream([Shares(4)], 6)
+    assert stream([BatchSharding(4)], range(6), num_workers=2) == stream([BatchSharding(4)], range(6))
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (6, 4, 1), (6, 1, 4), (6, 2, 2)])
 def test_batches_that_cannot_be_shared_out_are_refused(sizes):
     batch_size, num_micro_batches, num_processes = sizes
     with pytest.raises(ValueError, match="`train_batch_size` must be a multiple of"):
-        Shares(batch_size, num_micro_batches, 0, num_processes)
+        BatchSharding(batch_size, num_micro_batches, 0, num_processes)
 
 
 @pytest.mark.parametrize(("batch_size", "num_processes"), [(4, 1), (3, 2), (10, 1), (4, 3), (16, 2)])
@@ -165,9 +168,9 @@ GOOD = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
 JPEG = encode(np.random.default_rng(1).integers(0, 256, (9, 9, 3), dtype=np.uint8), "JPEG")
 BROKEN = {  # each file, and what is said of it where Pillow's limit is 100 pixels
     "04.jpg": (JPEG[:-40], "OSError: .*truncated"),
-    "07.png": (b"This is a text.", "it is no image that Pillow knows"),
-    "08.png": (b"", "it is no image that Pillow knows"),
-    "11.png": (encode(np.zeros((11, 10), np.uint8)), "10 x 11 pixels are more than Pillow's limit of 100"),
+    "07.png": (b"This is a text.", "Pillow does not recognize the file"),
+    "08.png": (b"", "Pillow does not recognize the file"),
+    "11.png": (encode(np.zeros((11, 10), np.uint8)), "10 x 11 pixels exceed Pillow's limit of 100"),
     "15.png": (encode(np.zeros((20, 11), np.uint8)), "DecompressionBombError"),
 }
 GOOD_NUMBERS = [i for i in range(20) if i not in (4, 7, 8, 11, 15)]
@@ -197,7 +200,9 @@ def all_pixels(dataset: datasets.Dataset) -> np.ndarray:
 def test_undecodable_images_are_skipped_counted_and_named(broken_folder, caplog, options):
     source = DataSource(path=str(broken_folder), streaming=options.get("streaming", False))
     with caplog.at_level(logging.WARNING, "jet_hf"):
-        result = load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.25, num_proc=options.get("num_proc"))
+        result = load_pixels(
+            source, "train", PROCESSOR, ReadOptions(max_undecodable_share=0.25), num_proc=options.get("num_proc")
+        )
     assert (result.num_skipped, result.source_format, result.lossy) == (5, "PNG", False)
     np.testing.assert_array_equal(all_pixels(result.dataset), GOOD_PIXELS)
     (message,) = (record.getMessage() for record in caplog.records if record.name == "jet_hf.data.pixels")
@@ -212,19 +217,19 @@ def test_undecodable_images_are_skipped_counted_and_named(broken_folder, caplog,
 @pytest.mark.parametrize("streaming", [False, True])
 def test_too_many_undecodable_images_are_an_error(broken_folder, streaming):
     source = DataSource(path=str(broken_folder), streaming=streaming)
-    with pytest.raises(UndecodableImagesError, match=r"5 of 20 .*the share of 0\.24 that .* first are: .*04\.jpg"):
-        load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.24)
+    with pytest.raises(UndecodableImagesError, match=r"5 of 20 .*the allowed share of 0\.24: .* first are: .*04\.jpg"):
+        load_pixels(source, "train", PROCESSOR, ReadOptions(max_undecodable_share=0.24))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_missing_images_count_as_undecodable(tmp_path, streaming):
     source = DataSource(path=str(tmp_path), streaming=streaming)
     pq.write_table(pa.table({"image": [encode(GOOD[0]), None]}), tmp_path / "train.parquet")
-    result = load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.5)
+    result = load_pixels(source, "train", PROCESSOR, ReadOptions(max_undecodable_share=0.5))
     assert (len(result.dataset), result.num_skipped) == (1, 1)
     pq.write_table(pa.table({"image": pa.array([None, None], pa.binary())}), tmp_path / "train.parquet")
     with pytest.raises(UndecodableImagesError, match=r"2 of 2 images .*image 0: there is no image"):
-        load_pixels(source, "train", PROCESSOR, max_undecodable_share=1.0)
+        load_pixels(source, "train", PROCESSOR, ReadOptions(max_undecodable_share=1.0))
 
 
 def test_decoding_stops_as_soon_as_the_share_is_passed(tmp_path, monkeypatch):
@@ -233,14 +238,14 @@ def test_decoding_stops_as_soon_as_the_share_is_passed(tmp_path, monkeypatch):
     decode = pixels_module.decode_image
     monkeypatch.setattr(pixels_module, "decode_image", lambda *arguments: calls.append(1) or decode(*arguments))
     with pytest.raises(UndecodableImagesError, match="100 of 1000 images"):
-        load_pixels(DataSource(path=str(tmp_path)), "train", PROCESSOR, max_undecodable_share=0.05)
+        load_pixels(DataSource(path=str(tmp_path)), "train", PROCESSOR, ReadOptions(max_undecodable_share=0.05))
     assert len(calls) == 100
 
 
 def test_a_file_that_cannot_be_read_is_no_undecodable_image(tmp_path):
     source = DataSource(path=str(tmp_path))
     (tmp_path / "gone.png").write_bytes(encode(GOOD[0]))
-    assert source.contents.splits
+    assert source.layout.splits
     (tmp_path / "gone.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         load_pixels(source, "train", PROCESSOR)
@@ -274,17 +279,17 @@ def test_a_lossy_source_is_noted(tmp_path, kind, lossy):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_loaded_crops_are_pieces_of_their_images(broken_folder, streaming):
     source = DataSource(path=str(broken_folder), streaming=streaming)
-    options = {"random_crops_per_image": 2, "max_undecodable_share": 0.25, "seed": 3}
-    result = load_pixels(source, "train", JetImageProcessor(size=3), **options)
+    options = ReadOptions(random_crops_per_image=2, max_undecodable_share=0.25, seed=3)
+    result = load_pixels(source, "train", JetImageProcessor(size=3), options)
     crops = all_pixels(result.dataset)
     assert crops.shape == (30, 3, 3, 3) and result.num_skipped == 5
     for i, crop in enumerate(crops):
         windows = np.lib.stride_tricks.sliding_window_view(GOOD_PIXELS[i // 2], (3, 3, 3))[0]
         assert (windows == crop).all(axis=(2, 3, 4)).any()
     (broken_folder / "01.png").write_bytes((broken_folder / "00.png").read_bytes())
-    equal = load_pixels(source, "train", JetImageProcessor(size=3), **options)
+    equal = load_pixels(source, "train", JetImageProcessor(size=3), options)
     assert not np.array_equal(*all_pixels(equal.dataset)[:4].reshape(2, 2, 3, 3, 3))
-    other = load_pixels(source, "train", JetImageProcessor(size=3), **(options | {"seed": 4}))
+    other = load_pixels(source, "train", JetImageProcessor(size=3), replace(options, seed=4))
     assert not np.array_equal(all_pixels(other.dataset), crops)
 
 
@@ -293,7 +298,7 @@ def test_arrays_of_a_name_of_their_own_and_missing_ones(tmp_path):
     rows = [GOOD_PIXELS[0], None, GOOD_PIXELS[1]]
     datasets.Dataset.from_dict({"x": rows}, features=features).save_to_disk(tmp_path / "saved")
     source = DataSource(path=str(tmp_path / "saved"))
-    result = load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.4)
+    result = load_pixels(source, "train", PROCESSOR, ReadOptions(max_undecodable_share=0.4))
     assert result.num_skipped == 1
     np.testing.assert_array_equal(all_pixels(result.dataset), GOOD_PIXELS[:2])
 
@@ -301,13 +306,14 @@ def test_arrays_of_a_name_of_their_own_and_missing_ones(tmp_path):
 LOAD = """
 import sys
 from jet_hf import JetImageProcessor
-from jet_hf.data import DataSource, load_pixels, pixels
+from jet_hf.data import DataSource, ReadOptions, load_pixels, pixels
 
 original, calls = pixels.decode_image, []
 pixels.decode_image = lambda *arguments: calls.append(1) or original(*arguments)
 for size, seed, crops in ((8, 0, None), (8, 1, None), (4, 0, 2), (4, 1, 2)):
     source = DataSource(path=sys.argv[1])
-    result = load_pixels(source, "train", JetImageProcessor(size=size), seed=seed, random_crops_per_image=crops)
+    options = ReadOptions(seed=seed, random_crops_per_image=crops)
+    result = load_pixels(source, "train", JetImageProcessor(size=size), options)
     print(len(calls), len(result.dataset), sum(result.dataset[1]["pixels"][0][0]))
 """
 

@@ -20,7 +20,15 @@ from conftest import ROOT
 from PIL import Image
 
 from jet_hf import JetImageProcessor
-from jet_hf.data import RELEASES, DataSource, UndecodableImagesError, load_pixels, open_split, preparation
+from jet_hf.data import (
+    RELEASES,
+    DataSource,
+    ReadOptions,
+    UndecodableImagesError,
+    load_pixels,
+    open_split,
+    preparation,
+)
 from jet_hf.data.preparation import PreparationArguments, Prepared, prepare
 
 
@@ -101,8 +109,8 @@ def test_what_is_recorded_and_said_of_it(prepared, photographs):
     for part in (
         f"# {photographs.name} at 6 x 6",
         "the central square of each image averaged over areas to 6 x 6 pixels, as TensorFlow's `ResizeMethod.AREA`",
-        "| train | 7 | 0 | JPEG (lossy) |",
-        "| validation | 2 | 0 | JPEG (lossy) |",
+        "| train | JPEG (lossy) | 7 | 0 |",
+        "| validation | JPEG (lossy) | 2 | 0 |",
     ):
         assert part in card
 
@@ -178,9 +186,9 @@ def test_only_what_is_missing_or_damaged_is_written_again(prepared, photographs,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 5}, r"`image_size` was 6, is 5"),
-        ({"center_crop": False}, r"`center_crop` was True, is False"),
-        ({"num_shards": 2}, r"`num_shards` was 3, is 2"),
+        ({"image_size": 5}, r"`image_size` was 6 and is now 5"),
+        ({"center_crop": False}, r"`center_crop` was True and is now False"),
+        ({"num_shards": 2}, r"`num_shards` was 3 and is now 2"),
         ({"split": "test", "image_size": 5}, r"no split 'test'"),
         ({"split": "validation", "image_size": 2}, r"\(split 'train'\) with other parameters: `image_size` was 6"),
     ],
@@ -217,14 +225,14 @@ def test_a_preparation_does_not_go_on_with_other_data(tmp_path, caplog, change, 
     (folder / "data" / "train-00002-of-00003.parquet").unlink()
     change(source)
     before = shards_of(folder)
-    with pytest.raises(ValueError, match="was begun with other data: the files of the split 'train' of the source"):
+    with pytest.raises(ValueError, match="was begun with other data: the names, sizes or bytes of the files of the split 'train'"):
         prepare_folder(source, folder, streaming=streaming)
     assert shards_of(folder) == before
     record = json.loads((folder / "preparation.json").read_text())
     del record["splits"]["train"]["source_fingerprint"]  # as earlier versions wrote it
     (folder / "preparation.json").write_text(json.dumps(record))
     assert prepare_folder(source, folder, streaming=streaming).num_found == 2
-    assert "whether split 'train' of the source is still the same is not known" in caplog.text
+    assert "so changes of the source of split 'train' cannot be detected" in caplog.text
 
 
 def wait_for_end(processes: list[psutil.Process], seconds: float = 20) -> bool:
@@ -274,7 +282,7 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path):
 def test_undecodable_images_are_skipped_counted_and_named(tmp_path, caplog):
     source = write_classes(tmp_path / "source", broken=("2.jpg",))
     folder = tmp_path / "out"
-    message = r"1 of 7 images of split 'train' of .*first are: cat/2\.jpg: it"
+    message = r"1 of 7 images of split 'train' of .*first are: cat/2\.jpg: Pillow"
     with pytest.raises(UndecodableImagesError, match=message):
         prepare_folder(source, tmp_path / "processes", max_undecodable_share=0.1, num_proc=2)
     with pytest.raises(UndecodableImagesError, match=message):
@@ -284,8 +292,8 @@ def test_undecodable_images_are_skipped_counted_and_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "jet_hf"):
         result = prepare_folder(source, folder, max_undecodable_share=0.2, num_shards=1)
     assert result == Prepared(6, 1, 1, 1, "JPEG")
-    assert "1 images cannot be decoded and were skipped: cat/2.jpg: it is no image" in caplog.text
-    assert "| train | 6 | 1 | JPEG (lossy) |" in (folder / "README.md").read_text()
+    assert "1 images cannot be decoded and were skipped: cat/2.jpg: Pillow does not" in caplog.text
+    assert "| train | JPEG (lossy) | 6 | 1 |" in (folder / "README.md").read_text()
     loaded = datasets.load_dataset(str(folder), split="train")
     assert loaded["label"][:] == [0, 0, 0, 1, 1, 1]
     assert load_pixels(DataSource(path=str(folder)), "train", PROCESSOR).num_skipped == 1
@@ -308,11 +316,11 @@ def test_the_number_of_images_is_that_of_the_release(photographs, tmp_path):
     [
         ({}, "expected one of `dataset_name` and `dataset_path`, got neither"),
         ({"dataset_path": "nowhere"}, "`dataset_path` nowhere does not exist"),
-        ({"dataset_path": "photographs", "split": "test"}, "has no split 'test', but train, validation"),
+        ({"dataset_path": "photographs", "split": "test"}, "has no split 'test'; it has train, validation"),
         ({"dataset_path": "photographs", "split": "train[:5]"}, "`split` must be the name of a whole split"),
         ({"dataset_path": "photographs", "image_size": 0}, "`image_size` must be a whole number of at least 1, got 0"),
-        ({"dataset_path": "photographs", "image_column": "img"}, "`image_column` is 'img', the columns are image, la"),
-        ({"dataset_path": "photographs", "max_undecodable_share": 2}, "must be from 0 to 1, got 2"),
+        ({"dataset_path": "photographs", "image_column": "img"}, "`image_column` is 'img', but the columns are image, la"),
+        ({"dataset_path": "photographs", "max_undecodable_share": 2}, "must lie in [0, 1], got 2"),
         ({"dataset_path": "photographs", "output_dir": "photographs"}, "already exists and is not an empty folder"),
         (
             {"dataset_path": "photographs", "output_dir": "photographs/out"},
@@ -356,7 +364,7 @@ def test_a_source_that_lost_images_and_a_draft_that_was_left(prepared, tmp_path)
     prepare_folder(source, tmp_path / "out")
     assert shards_of(tmp_path / "out").items() <= shards_of(prepared).items()
     (source / "train" / "cat" / "0.jpg").unlink()
-    with pytest.raises(ValueError, match="`num_source_images` was 7, is 6"):
+    with pytest.raises(ValueError, match="`num_source_images` was 7 and is now 6"):
         prepare_folder(source, tmp_path / "out")
 
 
@@ -371,4 +379,4 @@ def test_images_that_were_left_out_count_for_the_release(tmp_path, monkeypatch):
         for data in (DataSource(path=str(folder)), DataSource(path=str(folder), release=release, streaming=streaming)):
             result = load_pixels(data, "validation", PROCESSOR)
             assert (len(result.dataset), result.num_skipped) == (1, 1)
-        assert load_pixels(data, "validation", PROCESSOR, max_images=1).num_skipped == 0
+        assert load_pixels(data, "validation", PROCESSOR, ReadOptions(max_images=1)).num_skipped == 0

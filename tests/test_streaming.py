@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from jet_hf import JetImageProcessor
-from jet_hf.data import DataSource, Shares, UndecodableImagesError, UnknownSplitError, stream_batches
+from jet_hf.data import BatchSharding, DataSource, ReadOptions, UndecodableImagesError, UnknownSplitError, stream_batches
 
 
 NUM_IMAGES, BATCH_SIZE = 21, 8
@@ -58,11 +58,12 @@ def source(tmp_path_factory):
 
 def stream(source, num_processes: int = 1, num_micro_batches: int = 1, num_steps: int = 9, **options) -> list[int]:
     """The number of the image at each place of a run's stream, put together from all processes."""
-    options = {"shuffle_buffer_size": 6} | options
+    steps = range(options.pop("start_step", 0), num_steps)
+    buffer_size = options.pop("shuffle_buffer_size", 6)
     found = {}
     for process_index in range(num_processes):
-        shares = Shares(BATCH_SIZE, num_micro_batches, process_index, num_processes)
-        batches = stream_batches(source, "train", PROCESSOR, shares, num_steps, **options)
+        shares = BatchSharding(BATCH_SIZE, num_micro_batches, process_index, num_processes)
+        batches = stream_batches(source, "train", PROCESSOR, ReadOptions(**options), shares, steps, buffer_size)
         count = 0
         for batch in batches:
             count += 1
@@ -70,9 +71,8 @@ def stream(source, num_processes: int = 1, num_micro_batches: int = 1, num_steps
             assert batch.indices.dtype == torch.int64 and (batch.pixels == batch.pixels[:, :1, :1, :1]).all()
             assert not found.keys() & set(batch.indices.tolist())
             found |= dict(zip(batch.indices.tolist(), batch.pixels[:, 0, 0, 0].tolist(), strict=True))
-        assert count == len(batches) == (num_steps - options.get("start_step", 0)) * num_micro_batches
-    first = options.get("start_step", 0) * BATCH_SIZE
-    assert sorted(found) == list(range(first, num_steps * BATCH_SIZE))
+        assert count == len(batches) == len(steps) * num_micro_batches
+    assert sorted(found) == list(range(steps.start * BATCH_SIZE, num_steps * BATCH_SIZE))
     return [found[place] for place in sorted(found)]
 
 
@@ -139,15 +139,15 @@ def test_undecodable_images_are_named_in_the_log(tmp_path, capfd):
     finally:
         logging.getLogger("jet_hf").removeHandler(handler)
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "cannot be decoded" in line]
-    assert re.search(r"05\.png: it is no image that Pillow knows cannot be decoded.*\(1 of 6\)", line)
+    assert re.search(r"cannot be decoded .*\(1 of 6\): 05\.png: Pillow does not recognize", line)
 
 
 @pytest.mark.parametrize(
     ("broken", "share", "message"),
     [
-        ([5], 0.0, r"1 of 6 images of split 'train' of .*the share of 0 that is allowed: .*the first are: .*05\.png"),
-        (range(1, 21, 2), 0.3, r"11 of \d+ images of .*the share of 0\.3 that is allowed"),
-        (range(5, 21), 1.0, r"not one of 8 images of split 'train' of .* that follow each other can be decoded"),
+        ([5], 0.0, r"1 of 6 images of split 'train' of .*the allowed share of 0: .*the first are: .*05\.png"),
+        (range(1, 21, 2), 0.3, r"11 of \d+ images of .*the allowed share of 0\.3"),
+        (range(5, 21), 1.0, r"none of 8 consecutive images of split 'train' of .* can be decoded"),
     ],
 )
 def test_too_many_undecodable_images_stop_the_run(tmp_path, broken, share, message):
@@ -158,7 +158,7 @@ def test_too_many_undecodable_images_stop_the_run(tmp_path, broken, share, messa
 
 
 def test_an_end_before_the_end_leaves_no_process(source):
-    batches = iter(stream_batches(source, "train", PROCESSOR, Shares(BATCH_SIZE), 10**6))
+    batches = iter(stream_batches(source, "train", PROCESSOR, ReadOptions(), BatchSharding(BATCH_SIZE), range(10**6)))
     next(batches)
     (worker,) = multiprocessing.active_children()
     batches.close()
@@ -216,11 +216,11 @@ def test_a_file_without_rows_is_named(tmp_path):
 
 
 def test_what_is_wrong_from_the_start_is_told_at_once(source):
-    with pytest.raises(UnknownSplitError, match="no split 'validation', but train"):
-        stream_batches(source, "validation", PROCESSOR, Shares(BATCH_SIZE), 1)
+    with pytest.raises(UnknownSplitError, match="no split 'validation'; it has train"):
+        stream_batches(source, "validation", PROCESSOR, ReadOptions(), BatchSharding(BATCH_SIZE), range(1))
     wrong = DataSource(path=source.path, image_column="label")
     with pytest.raises(ValueError, match="`image_column` 'label' holds no images"):
-        stream_batches(wrong, "train", PROCESSOR, Shares(BATCH_SIZE), 1)
+        stream_batches(wrong, "train", PROCESSOR, ReadOptions(), BatchSharding(BATCH_SIZE), range(1))
 
 
 def test_a_shuffled_stream_replaces_undecodable_images_alike_in_all_processes(tmp_path):
@@ -238,16 +238,16 @@ def test_arrays_are_streamed_from_files(tmp_path):
     features = datasets.Features({"image": datasets.Array3D(shape[1:], "uint8")})
     datasets.Dataset.from_dict({"image": list(rows)}, features=features).to_parquet(tmp_path / "train.parquet")
     source = DataSource(path=str(tmp_path / "train.parquet"))
-    shares, processor = Shares(BATCH_SIZE), JetImageProcessor(size=4)
-    batches = list(stream_batches(source, "train", processor, shares, 6, shuffle_buffer_size=6))
+    shares, processor = BatchSharding(BATCH_SIZE), JetImageProcessor(size=4)
+    batches = list(stream_batches(source, "train", processor, ReadOptions(), shares, range(6), 6))
     images = torch.cat([batch.pixels[:, 0, 0, 0] for batch in batches]).tolist()
     assert sorted(images[:21]) == sorted(images[21:42]) == list(range(NUM_IMAGES)) and images[:21] != images[21:42]
     with pytest.raises(ValueError, match="does not show which side is its channels"):
-        list(stream_batches(source, "train", JetImageProcessor(size=2), shares, 1))
+        list(stream_batches(source, "train", JetImageProcessor(size=2), ReadOptions(), shares, range(1)))
 
 
 def test_a_job_that_is_terminated_gets_its_next_batches(source, uninterrupted):
-    batches = iter(stream_batches(source, "train", PROCESSOR, Shares(BATCH_SIZE), 9, shuffle_buffer_size=6))
+    batches = iter(stream_batches(source, "train", PROCESSOR, ReadOptions(), BatchSharding(BATCH_SIZE), range(9), 6))
     images = next(batches).pixels[:, 0, 0, 0].tolist()
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGTERM)  # as every process of a job gets it that is pre-empted
@@ -269,9 +269,9 @@ def test_a_run_that_is_killed_leaves_no_process(source):
 import multiprocessing
 import os
 from jet_hf import JetImageProcessor
-from jet_hf.data import DataSource, Shares, stream_batches
+from jet_hf.data import BatchSharding, DataSource, ReadOptions, stream_batches
 source = DataSource(path={source.path!r})
-for batch in stream_batches(source, "train", JetImageProcessor(size=2), Shares(8), 10**9):
+for batch in stream_batches(source, "train", JetImageProcessor(size=2), ReadOptions(), BatchSharding(8), range(10**9)):
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 """
     environment = os.environ | {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ..analysis.cost import CostEstimate, estimate_cost, format_estimate
-from ..data import Shares, train_batches
+from ..data import BatchSharding, train_batches
 from ..data.releases import RELEASES
 from ..model.configuration_jet import JetConfig
 from .arguments import TrainArguments
@@ -32,7 +32,9 @@ def describe(arguments: TrainArguments) -> str:
         config = JetConfig.from_pretrained(arguments.model_name_or_path)
     else:
         config = JetConfig(**arguments.config_fields())
-    shares = Shares(arguments.train_batch_size, arguments.gradient_accumulation_steps, 0, accelerator.num_processes)
+    shares = BatchSharding(
+        arguments.train_batch_size, arguments.gradient_accumulation_steps, 0, accelerator.num_processes
+    )
     lines, data = [], None
     num_images = release_images(arguments)
     try:
@@ -104,7 +106,7 @@ def loader_speed(arguments: TrainArguments, data: RunData, seconds: float = 2.0)
     """Images a second that the loader delivers when nobody else works."""
     size = max(1, arguments.train_batch_size // arguments.gradient_accumulation_steps)
     loader = train_batches(
-        data.train.dataset, Shares(size), num_steps=10**6, num_workers=arguments.dataloader_num_workers
+        data.train.dataset, BatchSharding(size), range(10**6), num_workers=arguments.dataloader_num_workers
     )
     batches = iter(loader)
     next(batches)

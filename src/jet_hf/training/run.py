@@ -15,7 +15,7 @@ from accelerate import PartialState
 from safetensors.torch import load_model
 
 from ..analysis.cost import peak_flops, training_flops
-from ..data import Batch, Shares, UndecodableImagesError, stream_batches, train_batches
+from ..data import Batch, BatchSharding, ReadOptions, UndecodableImagesError, stream_batches, train_batches
 from ..model.configuration_jet import JetConfig
 from ..utils.files import replace_text
 from .arguments import TrainArguments
@@ -94,7 +94,7 @@ class TrainingRun:
     def _load(self) -> None:
         """Find the checkpoint, and build the model and the datasets."""
         arguments = self.arguments
-        self.shares = Shares(
+        self.shares = BatchSharding(
             arguments.train_batch_size,
             arguments.gradient_accumulation_steps,
             self.accelerator.process_index,
@@ -293,27 +293,28 @@ class TrainingRun:
         arguments = self.arguments
         pin_memory = self.accelerator.device.type == "cuda"
         if arguments.streaming:
+            options = ReadOptions(
+                num_classes=self.model.config.num_classes,
+                max_images=arguments.max_train_images,
+                max_undecodable_share=arguments.max_undecodable_share,
+                seed=arguments.seed,
+            )
             loader = stream_batches(
                 self.data.source,
                 arguments.train_split,
                 self.processor,
+                options,
                 self.shares,
-                self.num_steps,
-                seed=arguments.seed,
-                start_step=start_step,
+                range(start_step, self.num_steps),
                 shuffle_buffer_size=arguments.shuffle_buffer_size,
-                max_undecodable_share=arguments.max_undecodable_share,
                 pin_memory=pin_memory,
-                num_classes=self.model.config.num_classes,
-                max_images=arguments.max_train_images,
             )
         else:
             loader = train_batches(
                 self.data.train.dataset,
                 self.shares,
-                self.num_steps,
+                range(start_step, self.num_steps),
                 seed=arguments.seed,
-                start_step=start_step,
                 num_workers=arguments.dataloader_num_workers,
                 pin_memory=pin_memory,
             )

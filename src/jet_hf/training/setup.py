@@ -4,7 +4,7 @@
 import hashlib
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,15 @@ from accelerate.utils import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..analysis.evaluation import check_processes
-from ..data import DataSource, PixelSplit, UnknownSplitError, held_out_split, load_pixels, stream_fingerprint
+from ..data import (
+    DataSource,
+    PixelSplit,
+    ReadOptions,
+    UnknownSplitError,
+    held_out_split,
+    load_pixels,
+    stream_fingerprint,
+)
 from ..model.configuration_jet import JetConfig
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
@@ -134,22 +142,22 @@ def load_data(
     """Prepares the images, with classes if a number is given: the main process first; the others find its work."""
     source = DataSource.from_arguments(arguments)
     source.check_output(arguments.output_dir)
-    options = {
-        "max_undecodable_share": arguments.max_undecodable_share,
-        "num_proc": arguments.preprocessing_num_workers,
-        "random_crops_per_image": arguments.random_crops_per_image,
-        "seed": arguments.seed,
-        "num_classes": num_classes,
-    }
+    options = ReadOptions(
+        num_classes=num_classes,
+        max_undecodable_share=arguments.max_undecodable_share,
+        random_crops_per_image=arguments.random_crops_per_image,
+        seed=arguments.seed,
+    )
+    num_proc = arguments.preprocessing_num_workers
     train = held_out = None
     with accelerator.main_process_first():
         eval_split = find_eval_split(source, arguments)
         if not arguments.streaming:
-            train = load_pixels(
-                source, arguments.train_split, processor, max_images=arguments.max_train_images, **options
-            )
+            train_options = replace(options, max_images=arguments.max_train_images)
+            train = load_pixels(source, arguments.train_split, processor, train_options, num_proc=num_proc)
         if eval_split is not None:
-            held_out = load_pixels(source, eval_split, processor, max_images=arguments.max_eval_images, **options)
+            eval_options = replace(options, max_images=arguments.max_eval_images)
+            held_out = load_pixels(source, eval_split, processor, eval_options, num_proc=num_proc)
     fingerprint = train.fingerprint if train else stream_fingerprint(source, arguments.train_split)
     return RunData(source, train, held_out, eval_split, fingerprint)
 
