@@ -51,7 +51,7 @@ def images_of(split: str) -> np.ndarray:
     return rng.integers(0, 256, (COUNTS[split], SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def channels_first(images: np.ndarray) -> np.ndarray:
+def chw(images: np.ndarray) -> np.ndarray:
     return images.transpose(0, 3, 1, 2)
 
 
@@ -125,7 +125,7 @@ def saved_to_disk(path: Path) -> None:
 def arrays(path: Path, channels_first: bool) -> None:
     shape = (3, SIZE, SIZE) if channels_first else (SIZE, SIZE, 3)
     features = datasets.Features({"pixels": datasets.Array3D(shape, "uint8")})
-    rows = {split: channels_first(images_of(split)) if channels_first else images_of(split) for split in COUNTS}
+    rows = {split: chw(images_of(split)) if channels_first else images_of(split) for split in COUNTS}
     saved = {
         split: datasets.Dataset.from_dict({"pixels": list(row)}, features=features) for split, row in rows.items()
     }
@@ -168,7 +168,7 @@ def test_every_layout_gives_the_images_of_its_splits_in_order(tmp_path, layout):
         for split in COUNTS:
             pixels = load_pixels(source, split, PROCESSOR)
             assert pixels.dataset.features == {"pixels": datasets.Array3D((3, SIZE, SIZE), "uint8")}
-            np.testing.assert_array_equal(rows_of(pixels.dataset, "pixels"), channels_first(images_of(split)))
+            np.testing.assert_array_equal(rows_of(pixels.dataset, "pixels"), chw(images_of(split)))
             kind = formats[split] if isinstance(formats, dict) else formats
             assert (pixels.num_skipped, pixels.source_format, pixels.lossy) == (0, kind, kind == "WEBP")
     with pytest.raises(UnknownSplitError, match=r"no split 'test'; it has train, validation(, all)?\."):
@@ -188,7 +188,7 @@ def test_batches_of_chrabaszcz(tmp_path, pickled):
     for split, labels in (("train", [1, 2, 1, 2, 3]), ("validation", [1, 2])):
         dataset = open_split(source, split)
         assert dataset.features["image"] == datasets.Array3D((3, SIZE, SIZE), "uint8")
-        np.testing.assert_array_equal(rows_of(dataset, "image"), channels_first(images_of(split)))
+        np.testing.assert_array_equal(rows_of(dataset, "image"), chw(images_of(split)))
         assert dataset["label"][:] == labels
     assert load_pixels(source, "validation", PROCESSOR, ReadOptions(max_images=1)).dataset.num_rows == 1
     with pytest.raises(ValueError, match=r"imagenet1k_chrabaszcz .* 50,000 images, but the split 'validation' has 2,"):
@@ -225,7 +225,7 @@ class Python2Pickler(pickle._Pickler):
 
 
 def test_pickles_of_every_age(tmp_path):
-    images = channels_first(images_of("train"))
+    images = chw(images_of("train"))
     batch = {"data": images.reshape(len(images), -1), "labels": [np.int64(1), 2, 3, 4, 5]}
     file = io.BytesIO()
     Python2Pickler(file, 2).dump(batch)
@@ -280,10 +280,10 @@ def test_single_files(tmp_path, name):
     elif name.endswith(".parquet"):
         as_dataset("train").to_parquet(path)
     else:
-        np.savez(path, data=channels_first(images_of(split)).reshape(COUNTS[split], -1))
+        np.savez(path, data=chw(images_of(split)).reshape(COUNTS[split], -1))
     source = DataSource(path=str(path))
     dataset = load_pixels(source, split, PROCESSOR, ReadOptions(max_images=2)).dataset
-    np.testing.assert_array_equal(rows_of(dataset, "pixels"), channels_first(images_of(split)[:2]))
+    np.testing.assert_array_equal(rows_of(dataset, "pixels"), chw(images_of(split)[:2]))
     with pytest.raises(UnknownSplitError, match=f"no split 'test'; it has {split}"):
         open_split(source, "test")
 
