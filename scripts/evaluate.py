@@ -55,7 +55,7 @@ def main() -> None:
     wanted = {name: getattr(arguments, name) for name in ("max_images", "random_crops_per_image", "seed")}
     with accelerator.main_process_first():
         split = arguments.split or held_out_split(source)
-        pixels = load_pixels(source, split, processor, ReadOptions(model.config.num_classes, **wanted))
+        pixels = load_pixels(source, split, processor, ReadOptions(num_classes=model.config.num_classes, **wanted))
     # Every process has the whole model, whatever the launcher's configuration does in training.
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     start, settings = time.monotonic(), (arguments.batch_size, arguments.num_noise_samples, arguments.seed)

@@ -8,7 +8,7 @@ processes.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import datasets
@@ -111,33 +111,17 @@ def outlive_termination(worker_id: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_OF_GRACE))
 
 
-class _TrainOrder(Sampler):
-    def __init__(self, sharding: BatchSharding, num_images: int, seed: int, steps: range):
-        self.sharding, self.num_images, self.seed, self.steps = sharding, num_images, seed, steps
+class _Order(Sampler):
+    """Rows and indices of the images of each batch, computed when they are needed."""
+
+    def __init__(self, num_batches: int, locate: Callable[[int], tuple[np.ndarray, np.ndarray]]):
+        self.num_batches, self.locate = num_batches, locate
 
     def __len__(self) -> int:
-        return len(self.steps) * self.sharding.num_micro_batches
+        return self.num_batches
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for step in self.steps:
-            for indices in self.sharding.indices(step):
-                yield shuffled_rows(indices, self.num_images, self.seed), indices
-
-
-class _EvalOrder(Sampler):
-    def __init__(self, num_images: int, batch_size: int, process_index: int, num_processes: int):
-        stride = batch_size * num_processes
-        self.num_images, self.batch_size = num_images, batch_size
-        # Every process gets the same number of batches: a sharded model needs all processes in each call.
-        self.starts = range(process_index * batch_size, -(-num_images // stride) * stride, stride)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in self.starts:
-            indices = np.arange(start, start + self.batch_size)
-            yield np.minimum(indices, self.num_images - 1), indices
+        return map(self.locate, range(self.num_batches))
 
 
 class _Pixels(Dataset):
@@ -181,9 +165,15 @@ def train_batches(
         seed: Seed of the order of each epoch.
         num_workers, pin_memory: Arguments of the `DataLoader`.
     """
+
+    def locate(batch: int) -> tuple[np.ndarray, np.ndarray]:
+        step, micro_batch = divmod(batch, sharding.num_micro_batches)
+        indices = sharding.indices(steps[step])[micro_batch]
+        return shuffled_rows(indices, len(dataset), seed), indices
+
     return DataLoader(
         _Pixels(dataset),
-        sampler=_TrainOrder(sharding, len(dataset), seed, steps),
+        sampler=_Order(len(steps) * sharding.num_micro_batches, locate),
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
@@ -204,5 +194,11 @@ def eval_batches(
 
     The last batches are padded with images whose indices lie past the end of the dataset; ignore their results.
     """
-    order = _EvalOrder(len(dataset), batch_size, process_index, num_processes)
+
+    def locate(batch: int) -> tuple[np.ndarray, np.ndarray]:
+        indices = np.arange(batch_size) + (batch * num_processes + process_index) * batch_size
+        return np.minimum(indices, len(dataset) - 1), indices
+
+    # Every process gets the same number of batches: a sharded model needs all processes in each call.
+    order = _Order(-(-len(dataset) // (batch_size * num_processes)), locate)
     return DataLoader(_Pixels(dataset), sampler=order, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)

@@ -103,11 +103,9 @@ class Shards(Layout):
     def __init__(self, where: str, root: str, names: dict[str, list[str]], source: "DataSource"):
         super().__init__(where, names)
         self.root, self.names, self.source = root, names, source
-        first = next(chain.from_iterable(names.values()), "")
-        self.is_parquet = first.lower().endswith(".parquet")
-        self.is_tar = first.lower().endswith(TAR_SUFFIXES)
-        if first and not self.is_parquet and not self.is_tar:
-            self.release = CHRABASZCZ
+        first = next(chain.from_iterable(names.values()), "").lower()
+        self.is_parquet, self.is_tar = first.endswith(".parquet"), first.endswith(TAR_SUFFIXES)
+        self.release = CHRABASZCZ if first and not self.is_parquet and not self.is_tar else None
 
     def open(self, split: str, streaming: bool) -> Images:
         paths = [os.path.join(self.root, name) for name in self.names[split]]
@@ -118,21 +116,13 @@ class Shards(Layout):
         return read_batches(paths)
 
     def files(self, split: str) -> Iterator[StoredFile]:
+        is_single = self.release != CHRABASZCZ and Path(self.where).is_file()
         for name, path, size in _stored_files(self.root, self.names[split]):
-            # The name of a single file may change.
-            yield ("" if path == self.where and self.release != CHRABASZCZ else name), path, size
+            yield "" if is_single else name, path, size  # the name of a single file may change
 
 
 class ShardFolder(Shards):
-    """
-    A scanned folder of parquet or tar shards, possibly written by `scripts/prepare_imagenet.py`.
-
-    Args:
-        scan: Scan of the folder.
-        where: Path of the folder.
-        record: Record of the preparation; empty for other folders.
-        source: Data source, which names the columns.
-    """
+    """A scanned folder of parquet or tar shards, and the record of `scripts/prepare_imagenet.py` if it wrote them."""
 
     def __init__(self, scan: FolderScan, where: str, record: dict, source: "DataSource"):
         names: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
@@ -174,14 +164,7 @@ class SavedDataset(Layout):
 
 
 class LoadedDataset(Layout):
-    """
-    A dataset that `datasets.load_dataset` reads.
-
-    Args:
-        where: Name or path of the dataset.
-        source: Data source, which names the configuration.
-        options: Further arguments of `load_dataset`.
-    """
+    """A dataset that `datasets.load_dataset` reads; `options` are further arguments of this function."""
 
     def __init__(self, where: str, source: "DataSource", **options):
         self.load = partial(datasets.load_dataset, where, name=source.config, **options)

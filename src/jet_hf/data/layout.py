@@ -21,22 +21,14 @@ class Layout:
     Args:
         where: Name or path of the dataset, for messages.
         splits: Names of the splits.
-
-    Attributes:
-        release: Key of `RELEASES`, if the format of the files implies it.
-        warnings: Sentences on files that are not used.
-        sorted_by_folder: Whether images of the same folder follow each other.
-        split_folders: Whether splits are named after folders, so that two aliases of a split are ambiguous.
-        unlabeled_reason: Sentence on why folders are not classes; empty if there is nothing to say.
-        problem: Sentence on why the splits cannot be determined.
     """
 
-    release: str | None = None
-    warnings: tuple[str, ...] = ()
-    sorted_by_folder = False
-    split_folders = False
-    unlabeled_reason = ""
-    problem: str | None = None
+    release: str | None = None  # key of `RELEASES` that the format of the files implies
+    warnings: tuple[str, ...] = ()  # on files that are not used
+    sorted_by_folder = False  # whether images of the same folder follow each other
+    split_folders = False  # whether splits are named after folders, so that two aliases of a split are ambiguous
+    unlabeled_reason = ""  # why folders are not classes
+    problem: str | None = None  # why the splits cannot be determined
 
     def __init__(self, where: str, splits: Collection[str]):
         self.where = where

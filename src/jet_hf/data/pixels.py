@@ -89,14 +89,7 @@ class UndecodableImagesError(RuntimeError):
 
 @dataclass(frozen=True)
 class UndecodableLimit:
-    """
-    Limit on the number of undecodable images.
-
-    Args:
-        share: Largest share that is allowed.
-        num_images: Number of images of the split.
-        where: Name of the split, for messages.
-    """
+    """The largest allowed share of undecodable images of a split, which is called `where` in messages."""
 
     share: float
     num_images: int
@@ -266,7 +259,7 @@ class _Decoder:
     ):
         self.processor, self.image_column, self.label_column = processor, image_column, label_column
         self.num_crops = options.random_crops_per_image
-        self.seed = options.seed if self.num_crops else None
+        self.seed = options.seed if self.num_crops else 0
         self.shape = (processor.num_channels, processor.size["height"], processor.size["width"])
         self.versions = {"jet_hf": __version__, "pillow": PIL.__version__}
         self.limit: UndecodableLimit | None = None
@@ -275,12 +268,9 @@ class _Decoder:
     @property
     def features(self) -> datasets.Features:
         """Features of the result."""
-        text = datasets.Value("string")
-        labels = {} if self.label_column is None else {LABEL: datasets.Value("int64")}
-        pixels = datasets.Array3D(self.shape, "uint8")
-        return datasets.Features(
-            {PIXELS: pixels, "format": text, "error": text, DIGEST: datasets.Value("binary")} | labels
-        )
+        text, binary = datasets.Value("string"), datasets.Value("binary")
+        features = {PIXELS: datasets.Array3D(self.shape, "uint8"), "format": text, "error": text, DIGEST: binary}
+        return datasets.Features(features | ({LABEL: datasets.Value("int64")} if self.label_column else {}))
 
     @property
     def columns(self) -> list[str]:
@@ -288,9 +278,8 @@ class _Decoder:
         return [self.image_column] if self.label_column is None else [self.image_column, self.label_column]
 
     def __call__(self, table: pa.Table, indices: Sequence[int]) -> dict[str, list]:
-        decoded: dict[str, list] = {name: [] for name in self.features}
-        images = stored_images(table[self.image_column])
-        labels = _labels_of(table, self.label_column)
+        rows: list[tuple] = []
+        images, labels = stored_images(table[self.image_column]), _labels_of(table, self.label_column)
         for image, label, index in zip(images, labels, indices, strict=True):
             error = None
             try:
@@ -298,23 +287,14 @@ class _Decoder:
             except UndecodableImageError as reason:
                 arrays, kind, error = [np.zeros(self.shape, np.uint8)], None, f"{image_name(image, index)}: {reason}"
                 self.undecodable.append(error)
-            for array in arrays:
-                row = {
-                    PIXELS: array,
-                    "format": kind,
-                    "error": error,
-                    DIGEST: digest_of_row(array, label),
-                    LABEL: label,
-                }
-                for name, values in decoded.items():
-                    values.append(row[name])
+            rows += [(array, kind, error, digest_of_row(array, label), label) for array in arrays]
         if self.limit is not None:  # not only at the end, which may be hours away
             self.limit.check(self.undecodable)
-        return decoded
+        return dict(zip(self.features, map(list, zip(*rows, strict=True)), strict=False))
 
     def _decode(self, image: StoredImage, index: int) -> tuple[list[np.ndarray], str | None]:
         processor = self.processor
-        if self.num_crops and self.seed is not None:
+        if self.num_crops:
             array, kind = decode_image(
                 image, lambda it: processor.process_image(it, processor.do_convert_rgb, processor.num_channels)
             )

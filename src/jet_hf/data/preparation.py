@@ -208,14 +208,7 @@ def _write_record(folder: Path, record: dict) -> None:
 
 
 class _ShardWriter:
-    """
-    Writer of the shards of a split. The bytes of a shard do not depend on the process that writes it.
-
-    Args:
-        dataset: Images as they are stored.
-        paths: Paths of the shards.
-        arguments: Arguments of the preparation.
-    """
+    """Writer of the shards of a split. The bytes of a shard do not depend on the process that writes it."""
 
     def __init__(self, dataset: Images, paths: list[Path], arguments: PreparationArguments):
         self.dataset, self.paths = dataset, paths
@@ -228,12 +221,7 @@ class _ShardWriter:
             self.features[LABEL] = dataset.features[self.label_column]
 
     def write(self, index: int) -> dict:
-        """
-        Write a shard.
-
-        Returns:
-            Its record: the number of images, the names of the skipped ones, and the counts of the formats.
-        """
+        """Write a shard; return its record: the number of images, the names of skipped ones, counts of formats."""
         record: dict = {"num_images": 0, "skipped": [], "formats": Counter()}
         replace_file(self.paths[index], lambda draft: self._write(draft, index, record))
         return record

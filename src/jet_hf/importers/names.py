@@ -15,6 +15,7 @@ Row = tuple[str, ...]  # a layout, and one or more names
 
 _BLOCK = "vit/encoderblock_{block}"
 _ATTENTION = f"{_BLOCK}/MultiHeadDotProductAttention_0"
+_QKV = ("query", "key", "value")
 _CROSS = "MultiHeadDotProductAttention_0"
 
 BIG_VISION: dict[str, Row] = {
@@ -29,18 +30,8 @@ BIG_VISION: dict[str, Row] = {
 BIG_VISION_BLOCK: dict[str, Row] = {
     "layers.{block}.layernorm_before.weight": ("as_is", f"{_BLOCK}/LayerNorm_0/scale"),
     "layers.{block}.layernorm_before.bias": ("as_is", f"{_BLOCK}/LayerNorm_0/bias"),
-    "layers.{block}.attention.qkv_proj.weight": (
-        "into_heads",
-        f"{_ATTENTION}/query/kernel",
-        f"{_ATTENTION}/key/kernel",
-        f"{_ATTENTION}/value/kernel",
-    ),
-    "layers.{block}.attention.qkv_proj.bias": (
-        "head_bias",
-        f"{_ATTENTION}/query/bias",
-        f"{_ATTENTION}/key/bias",
-        f"{_ATTENTION}/value/bias",
-    ),
+    "layers.{block}.attention.qkv_proj.weight": ("into_heads", *(f"{_ATTENTION}/{part}/kernel" for part in _QKV)),
+    "layers.{block}.attention.qkv_proj.bias": ("head_bias", *(f"{_ATTENTION}/{part}/bias" for part in _QKV)),
     "layers.{block}.attention.o_proj.weight": ("out_of_heads", f"{_ATTENTION}/out/kernel"),
     "layers.{block}.attention.o_proj.bias": ("as_is", f"{_ATTENTION}/out/bias"),
     "layers.{block}.layernorm_after.weight": ("as_is", f"{_BLOCK}/LayerNorm_1/scale"),

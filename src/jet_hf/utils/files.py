@@ -38,7 +38,7 @@ def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator
         raise
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically: call `write` with a hidden draft, flush the draft to the disk, and rename it."""
     name = os.fsencode(f".{path.name}")[: os.pathconf(path.parent, "PC_NAME_MAX")]
     draft = path.with_name(os.fsdecode(name))
