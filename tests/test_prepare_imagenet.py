@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import logging
-import os
+import multiprocessing
 import re
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -248,25 +247,24 @@ def test_a_killed_preparation_continues_to_the_same_bytes(tmp_path):
         file = tmp_path / "images" / f"{i:02d}.png"
         file.parent.mkdir(exist_ok=True)
         photograph(i, 500, 400).save(file, compress_level=1)
-    arguments = {"dataset_path": tmp_path / "images", "image_size": 30, "num_shards": 20, "num_proc": 2}
+    options = {"dataset_path": str(tmp_path / "images"), "image_size": 30, "num_shards": 20, "num_proc": 2}
     folder = tmp_path / "killed"
-    command = [sys.executable, SCRIPT, "--output_dir", folder]
-    command += [str(word) for name, value in arguments.items() for word in (f"--{name}", value)]
-    environment = os.environ | {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(folder.glob("data/train-*"))) < 3:
+    arguments = PreparationArguments(output_dir=str(folder), **options)
+    process = multiprocessing.get_context("fork").Process(target=prepare, args=(arguments,))
+    process.start()
+    while process.is_alive() and len(list(folder.glob("data/train-*"))) < 3:
         time.sleep(0.002)
     workers = psutil.Process(process.pid).children()
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
     assert len(workers) == 2 and wait_for_end(workers)
     found = len(list(folder.glob("data/train-*")))
     assert 3 <= found < 20
     with pytest.raises(ValueError, match="the split 'train' is not finished"):
         open_split(DataSource(path=str(folder)), "train")
 
-    options = {name: str(value) if name == "dataset_path" else value for name, value in arguments.items()}
-    result = prepare(PreparationArguments(output_dir=str(folder), **options))
+    result = prepare(arguments)
     assert result.num_images == 40 and found <= result.num_found < 20
     prepare(PreparationArguments(output_dir=str(tmp_path / "straight"), **options | {"num_proc": 1}))
     shards = shards_of(folder)

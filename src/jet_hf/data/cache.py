@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Stamps of files, which are part of the keys of cached results, and the place of these results."""
+"""Cached results of files: the stamps that are part of their keys, and the folder that holds them."""
 
 import os
 from pathlib import Path

@@ -199,7 +199,7 @@ class DeclaredFolder(LoadedDataset):
         files = sorted(file for file in path.rglob("*") if file.is_file())
         # `datasets` caches such folders by their last name and their card, not by their files.
         stamps = [(str(file.resolve()), stamp_of(file.stat())) for file in files]
-        logger.info(f"found {len(files):,} files in {path}, using those that its card names.")
+        logger.info(f"found {len(files):,} files in {path}, using the ones that its card names.")
         super().__init__(str(path), source, cache_dir=_cache_dir(stamps))
         self.names = [str(file.relative_to(path)) for file in files]
         declared = self.builder().config.data_files or {}

@@ -172,7 +172,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _begin(folder: Path, arguments: PreparationArguments, parameters: dict, fingerprint: str) -> None:
     """Record the parameters and the fingerprint of the source, or compare them with the recorded ones."""
     record = preparation_record(folder) or {"release": arguments.dataset_release, "splits": {}}
-    advice = "Continue with the previous ones, or write to another folder."
+    advice = "Restore them, or write to another folder."
     for split, entry in record["splits"].items():
         known = entry["parameters"]
         changed = [

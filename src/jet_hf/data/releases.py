@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Releases of the paper's datasets, which are told apart by their image counts."""
+"""Releases of the paper's datasets, which are distinguished by their image counts."""
 
 import logging
 from dataclasses import dataclass

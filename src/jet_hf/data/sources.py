@@ -56,10 +56,11 @@ class DataSource:
             raise ValueError(f"`dataset_release` must be one of {', '.join(RELEASES)}, got {self.release!r}.")
 
     @classmethod
-    def at(cls, place: str, config: str | None = None, **fields) -> "DataSource":
+    def at(cls, path_or_name: str, config: str | None = None, **fields) -> "DataSource":
         """Return the dataset at a path, if it exists, or else the dataset of that name on the Hub."""
-        exists = Path(place).expanduser().exists()
-        return cls(name=None if exists else place, path=place if exists else None, config=config, **fields)
+        if Path(path_or_name).expanduser().exists():
+            return cls(path=path_or_name, config=config, **fields)
+        return cls(name=path_or_name, config=config, **fields)
 
     @classmethod
     def from_arguments(cls, arguments) -> "DataSource":
