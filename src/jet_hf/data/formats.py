@@ -90,15 +90,7 @@ def preparation_record(path: str | os.PathLike) -> dict:
 
 
 class Shards(Layout):
-    """
-    Parquet files, tar files, or batches in the format of Chrabaszcz et al.
-
-    Args:
-        where: Path of the dataset, a folder or a single file.
-        root: Folder of the shards.
-        names: Names of the shards of each split, relative to `root`.
-        source: Data source, which names the columns.
-    """
+    """Parquet files, tar files, or batches of Chrabaszcz et al., by their names relative to `root` for each split."""
 
     def __init__(self, where: str, root: str, names: dict[str, list[str]], source: "DataSource"):
         super().__init__(where, names)

@@ -2,7 +2,7 @@
 """Base class of the layouts in which datasets are stored."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TypeAlias
 
 import datasets
@@ -24,6 +24,7 @@ class Layout:
     """
 
     release: str | None = None  # key of `RELEASES` that the format of the files implies
+    records: Mapping[str, dict] = {}  # of the preparation of the splits, in folders of `scripts/prepare_imagenet.py`
     warnings: tuple[str, ...] = ()  # on files that are not used
     sorted_by_folder = False  # whether images of the same folder follow each other
     split_folders = False  # whether splits are named after folders, so that two aliases of a split are ambiguous

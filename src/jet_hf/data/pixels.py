@@ -28,7 +28,6 @@ from .decoding import (
     stored_images,
 )
 from .fingerprints import digest_of_row, fingerprint_of_rows
-from .formats import preparation_record
 from .layout import Images
 from .releases import check_release
 from .scan import NUM_EXAMPLES, name_some
@@ -170,10 +169,10 @@ def load_pixels(
         options,
     )
     where = f"split {split!r} of {source.where}"
-    prepared = _preparation_of(source, split)
     decoded, num_images = _read_stream(dataset, decoder) if is_stream else (None, len(dataset))
     if num_images == 0:
         raise ValueError(f"{where} holds no images.")
+    prepared = source.layout.records.get(source.layout.resolve(split).split("[")[0], {})
     num_left_out = 0
     if options.max_images is None:
         num_left_out = prepared.get("num_skipped", 0) if "[" not in split else 0
@@ -194,12 +193,6 @@ def load_pixels(
         num_skipped=pixels.num_skipped + num_left_out,
         source_format=pixels.source_format or prepared.get("source_format"),
     )
-
-
-def _preparation_of(source: DataSource, split: str) -> dict:
-    """Return the record of a split in a prepared folder; empty for other sources."""
-    splits = preparation_record(source.path).get("splits") if source.path else None
-    return splits.get(source.layout.resolve(split).split("[")[0], {}) if splits else {}
 
 
 def _describe_use(where: str, num_images: int, num_found: int | None, num_skipped: int) -> str:

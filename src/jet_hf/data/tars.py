@@ -90,11 +90,7 @@ def open_tars(
 
 
 def _rows(
-    paths: list[str],
-    stamps: list[Stamp],
-    image_column: str | None,
-    label_column: str | None,
-    notes: str | None = None,
+    paths: list[str], stamps: list[Stamp], image_column: str | None, label_column: str | None, notes: str | None = None
 ) -> Iterator[dict]:
     """Yield the images. Notes on skipped members are logged, or written to the file `notes` as a list."""
     sentences = []
