@@ -20,7 +20,7 @@ from jet_hf import JetConfig, JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.baselines import codec_bits_per_dim, histogram_bits_per_dim
 from jet_hf.analysis.evaluation import Evaluation, evaluate
 from jet_hf.analysis.sampling import reconstruct, sample_images
-from jet_hf.data import Batch, DataSource, Shares, load_pixels, read_pixels, train_batches
+from jet_hf.data import Batch, BatchSharding, DataSource, ReadOptions, load_pixels, read_pixels, train_batches
 from jet_hf.model.modeling_jet import scale_bytes
 from jet_hf.training import StepMetrics, Trainer
 from jet_hf.utils.files import new_folder, strict_json
@@ -118,8 +118,7 @@ def make_crops(folder: Path, processor: JetImageProcessor, arguments: DemoArgume
             source,
             split,
             processor,
-            random_crops_per_image=num_crops // len(SPLITS[split]),
-            seed=arguments.seed,
+            ReadOptions(random_crops_per_image=num_crops // len(SPLITS[split]), seed=arguments.seed),
             keep_in_memory=True,
         ).dataset
         for split, num_crops in (("train", arguments.num_train_crops), ("validation", arguments.num_eval_crops))
@@ -137,14 +136,14 @@ def train(
     """
     start = time.monotonic()
     few_crops = eval_crops.select(range(0, len(eval_crops), 4))  # a fourth of each photograph's crops
-    shares = Shares(arguments.train_batch_size)
-    (batch,) = train_batches(train_crops, shares, num_steps=1, seed=arguments.seed)
+    sharding = BatchSharding(arguments.train_batch_size)
+    (batch,) = train_batches(train_crops, sharding, range(1), seed=arguments.seed)
     num_steps = affordable_steps(model, batch, few_crops, arguments)
     trainer = Trainer(model, num_steps, learning_rate=arguments.learning_rate, seed=arguments.seed)
     history: list[StepMetrics] = []
     held_out: list[tuple[int, float]] = []
     with tqdm(total=num_steps, unit="step", desc="training") as bar:
-        for batch in train_batches(train_crops, shares, num_steps, seed=arguments.seed):
+        for batch in train_batches(train_crops, sharding, range(num_steps), seed=arguments.seed):
             history.append(trainer.step([batch]))
             if len(history) % max(1, num_steps // 10) == 0:
                 held_out.append((len(history), evaluate(model, few_crops).mean))

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from jet_hf import JetForDensityEstimation
 from jet_hf.analysis.evaluation import evaluate
-from jet_hf.data import Shares, train_batches
+from jet_hf.data import BatchSharding, train_batches
 from jet_hf.training import Trainer
 
 
@@ -64,8 +64,8 @@ def make_trainer(model: JetForDensityEstimation, accelerator: Accelerator) -> Tr
 def take_steps(trainer: Trainer, first: int, last: int) -> list[list[float]]:
     """Return the losses and gradient norms of the steps from `first` up to `last`."""
     accelerator = trainer.accelerator
-    shares = Shares(8, MICRO_BATCHES, accelerator.process_index, accelerator.num_processes)
-    batches = iter(train_batches(pixels(11, seed=1), shares, num_steps=last, seed=5, start_step=first))
+    shares = BatchSharding(8, MICRO_BATCHES, accelerator.process_index, accelerator.num_processes)
+    batches = iter(train_batches(pixels(11, seed=1), shares, range(first, last), seed=5))
     measured = []
     for _ in range(first, last):
         metrics = trainer.step([next(batches) for _ in range(MICRO_BATCHES)])

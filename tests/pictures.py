@@ -1,4 +1,4 @@
-"""Files that visitors may send: odd pictures that work, and files that do not."""
+"""Files that visitors may upload: unusual images that are scored, and files that are refused."""
 
 import io
 import struct
@@ -13,14 +13,14 @@ SIDE = 40
 
 
 def photograph() -> Image.Image:
-    """A picture without symmetry."""
+    """An image without symmetry."""
     rows, columns = np.mgrid[0:SIDE, 0 : SIDE + 8]
     pixels = np.stack([5 * rows, 5 * columns, 3 * (rows + columns) % 256], axis=-1)
     return Image.fromarray(pixels.astype(np.uint8))
 
 
 def write_good(folder: Path) -> dict[str, Path]:
-    """Pictures of all kinds, by name."""
+    """Write images of all kinds; return their paths by name."""
     image, files = photograph(), {}
 
     def save(name: str, picture: Image.Image, **options):
@@ -54,7 +54,7 @@ def write_good(folder: Path) -> dict[str, Path]:
 
 
 def write_bad(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Files that are no pictures to score, by name, and a part of what has to be answered."""
+    """Write files that must be refused; return their paths and a part of the message, by name."""
     whole = write_good(folder)["plain.png"].read_bytes()
     broken = Image.new("RGB", (64, 64))
     broken.save(folder / "float.tiff")
@@ -80,7 +80,7 @@ def write_bad(folder: Path) -> dict[str, tuple[Path, str]]:
 
 
 def png_of_zeros(width: int, height: int) -> bytes:
-    """A whole, valid gray PNG, small on the disk."""
+    """A complete, valid gray PNG, which is small on the disk."""
     compressor = zlib.compressobj(9)
     rows = max(1, 2**20 // (width + 1))
     blocks = [bytes(rows * (width + 1))] * (height // rows) + [bytes(height % rows * (width + 1))]
@@ -94,7 +94,7 @@ def png_of_zeros(width: int, height: int) -> bytes:
 
 
 def jpeg_of_scans(side: int, repetitions: int) -> bytes:
-    """A JPEG of few bytes whose last scan comes again and again, each time over all pixels."""
+    """A small JPEG whose last scan, over all pixels, is repeated many times."""
     buffer = io.BytesIO()
     Image.new("L", (side, side), 99).save(buffer, "JPEG", progressive=True)
     content = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""From images to pixels and batches: which bytes, in which order, what cannot be decoded; baselines."""
+"""Pixels and batches: which bytes, in which order, and what happens to undecodable images; codec baselines."""
 
 import io
 import logging
@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -20,8 +21,9 @@ from jet_hf import JetImageProcessor
 from jet_hf.analysis.baselines import codec_bits_per_dim, histogram_bits_per_dim
 from jet_hf.data import (
     Batch,
+    BatchSharding,
     DataSource,
-    Shares,
+    ReadOptions,
     UndecodableImagesError,
     eval_batches,
     load_pixels,
@@ -57,29 +59,6 @@ def test_photographs_of_the_two_splits_are_different_scenes(photographs):
             assert image.mode == "RGB" and min(image.size) >= 300
 
 
-@pytest.mark.parametrize("keep_in_memory", [False, True])
-def test_random_crops_are_pieces_of_their_photographs(photographs, keep_in_memory):
-    def crops(seed: int) -> np.ndarray:
-        options = {"random_crops_per_image": 3, "seed": seed, "keep_in_memory": keep_in_memory}
-        loaded = load_pixels(DataSource(path=str(photographs)), "validation", JetImageProcessor(size=16), **options)
-        assert loaded.dataset.column_names == ["pixels"] and bool(loaded.dataset.cache_files) != keep_in_memory
-        return read_pixels(loaded.dataset).numpy()
-
-    pixels = crops(seed=0)
-    assert pixels.shape == (6, 3, 16, 16) and pixels.dtype == np.uint8
-    for i, crop in enumerate(pixels):
-        photograph = load_photograph(SPLITS["validation"][i // 3]).transpose(2, 0, 1)
-        windows = np.lib.stride_tricks.sliding_window_view(photograph, (3, 16, 16))[0]
-        assert (windows == crop).all(axis=(2, 3, 4)).any()
-    assert np.array_equal(crops(seed=0), pixels) and not np.array_equal(crops(seed=1), pixels)
-
-
-def test_crops_of_a_photograph_that_is_too_small_are_refused(photographs):
-    source, processor = DataSource(path=str(photographs)), JetImageProcessor(size=4000)
-    with pytest.raises(Exception, match="fewer than the crop's 4000"):
-        load_pixels(source, "validation", processor, random_crops_per_image=1)
-
-
 def test_pixels_are_those_of_the_image_processor(photographs):
     processor = JetImageProcessor(size=24)
     (batch,) = eval_batches(load_pixels(DataSource(path=str(photographs)), "validation", processor).dataset, 2)
@@ -98,47 +77,41 @@ def numbers(batch: Batch) -> list[int]:
     return batch.pixels[:, 0, 0, 0].tolist()
 
 
-def stream(shares: list[Shares], num_steps: int, **options) -> list[int]:
-    """The images of a training run by their places, put together from all processes."""
+def stream(shardings: list[BatchSharding], steps: range, **options) -> list[int]:
+    """The images of a training run by their indices, merged from all processes."""
     found = {}
-    for share in shares:
-        for batch in train_batches(numbered(10), share, num_steps, **options):
-            assert len(batch.pixels) == len(batch.indices) == share.size
+    for sharding in shardings:
+        for batch in train_batches(numbered(10), sharding, steps, **options):
+            assert len(batch.pixels) == len(batch.indices) == sharding.size
             found |= dict(zip(batch.indices.tolist(), numbers(batch), strict=True))
-    return [found[place] for place in sorted(found)]
+    return [found[index] for index in sorted(found)]
 
 
-def test_training_sees_every_image_once_an_epoch_in_an_order_of_its_own():
-    images = stream([Shares(4)], num_steps=5)
+def test_training_sees_every_image_once_an_epoch_in_a_different_order():
+    images = stream([BatchSharding(4)], range(5))
     first, second = images[:10], images[10:]
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    assert stream([Shares(4)], num_steps=5) == images != stream([Shares(4)], num_steps=5, seed=1)
+    assert stream([BatchSharding(4)], range(5)) == images != stream([BatchSharding(4)], range(5), seed=1)
 
 
-@pytest.mark.parametrize(("num_processes", "num_micro_batches"), [(2, 1), (1, 4), (2, 2), (4, 1)])
-def test_the_order_depends_on_neither_processes_nor_micro_batches(num_processes, num_micro_batches):
-    shares = [Shares(4, num_micro_batches, process, num_processes) for process in range(num_processes)]
-    assert stream(shares, num_steps=6) == stream([Shares(4)], num_steps=6)
+def test_the_order_depends_on_neither_processes_nor_micro_batches_nor_workers_nor_a_resume():
+    expected = stream([BatchSharding(4)], range(6))
+    for num_processes, num_micro_batches in ((2, 1), (1, 4), (2, 2), (4, 1)):
+        shardings = [BatchSharding(4, num_micro_batches, rank, num_processes) for rank in range(num_processes)]
+        assert stream(shardings, range(6)) == expected
+    for start_step in (1, 3, 6):
+        assert stream([BatchSharding(4)], range(start_step, 6)) == expected[4 * start_step :]
+    assert stream([BatchSharding(4)], range(6), num_workers=2) == expected
 
 
-@pytest.mark.parametrize("start_step", [1, 3, 6])
-def test_a_run_that_is_taken_up_goes_on_in_the_same_order(start_step):
-    assert stream([Shares(4)], 6, start_step=start_step) == stream([Shares(4)], 6)[4 * start_step :]
-
-
-def test_workers_change_nothing():
-    assert stream([Shares(4)], 6, num_workers=2) == stream([Shares(4)], 6)
-
-
-@pytest.mark.parametrize("sizes", [(0, 1, 1), (6, 4, 1), (6, 1, 4), (6, 2, 2)])
-def test_batches_that_cannot_be_shared_out_are_refused(sizes):
-    batch_size, num_micro_batches, num_processes = sizes
-    with pytest.raises(ValueError, match="`train_batch_size` must be a multiple of"):
-        Shares(batch_size, num_micro_batches, 0, num_processes)
+def test_a_batch_size_that_cannot_be_divided_is_refused():
+    for batch_size, num_micro_batches, num_processes in ((0, 1, 1), (6, 4, 1), (6, 1, 4), (6, 2, 2)):
+        with pytest.raises(ValueError, match="`train_batch_size` must be a multiple of"):
+            BatchSharding(batch_size, num_micro_batches, 0, num_processes)
 
 
 @pytest.mark.parametrize(("batch_size", "num_processes"), [(4, 1), (3, 2), (10, 1), (4, 3), (16, 2)])
-def test_evaluation_sees_every_image_once_in_batches_of_one_size(batch_size, num_processes):
+def test_evaluation_sees_every_image_once_in_batches_of_equal_size(batch_size, num_processes):
     images, lengths = {}, set()
     for process in range(num_processes):
         batches = list(eval_batches(numbered(10), batch_size, process, num_processes))
@@ -163,11 +136,11 @@ def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
 
 GOOD = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
 JPEG = encode(np.random.default_rng(1).integers(0, 256, (9, 9, 3), dtype=np.uint8), "JPEG")
-BROKEN = {  # each file, and what is said of it where Pillow's limit is 100 pixels
+BROKEN = {  # each file, and the reason where Pillow's limit is 100 pixels
     "04.jpg": (JPEG[:-40], "OSError: .*truncated"),
-    "07.png": (b"This is a text.", "it is no image that Pillow knows"),
-    "08.png": (b"", "it is no image that Pillow knows"),
-    "11.png": (encode(np.zeros((11, 10), np.uint8)), "10 x 11 pixels are more than Pillow's limit of 100"),
+    "07.png": (b"This is a text.", "Pillow does not recognize the file"),
+    "08.png": (b"", "Pillow does not recognize the file"),
+    "11.png": (encode(np.zeros((11, 10), np.uint8)), "10 x 11 pixels exceed Pillow's limit of 100"),
     "15.png": (encode(np.zeros((20, 11), np.uint8)), "DecompressionBombError"),
 }
 GOOD_NUMBERS = [i for i in range(20) if i not in (4, 7, 8, 11, 15)]
@@ -189,15 +162,18 @@ def broken_folder(tmp_path, monkeypatch):
 
 
 def all_pixels(dataset: datasets.Dataset) -> np.ndarray:
-    return dataset.with_format("numpy", dtype=np.uint8)["pixels"][:]
+    return read_pixels(dataset).numpy()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("options", [{}, {"num_proc": 2}, {"streaming": True}])
-def test_undecodable_images_are_skipped_counted_and_named(broken_folder, caplog, options):
-    source = DataSource(path=str(broken_folder), streaming=options.get("streaming", False))
+@pytest.mark.parametrize(("streaming", "num_proc"), [(False, None), (False, 2), (True, None)])
+def test_undecodable_images_are_skipped_counted_and_named(broken_folder, caplog, streaming, num_proc):
+    source = DataSource(path=str(broken_folder), streaming=streaming)
+    with pytest.raises(UndecodableImagesError, match=r"5 of 20 .*the allowed share of 0\.24: .* first are: .*04\.jpg"):
+        load_pixels(source, "train", PROCESSOR, ReadOptions(max_undecodable_share=0.24))
     with caplog.at_level(logging.WARNING, "jet_hf"):
-        result = load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.25, num_proc=options.get("num_proc"))
+        options = ReadOptions(max_undecodable_share=0.25)
+        result = load_pixels(source, "train", PROCESSOR, options, num_proc=num_proc)
     assert (result.num_skipped, result.source_format, result.lossy) == (5, "PNG", False)
     np.testing.assert_array_equal(all_pixels(result.dataset), GOOD_PIXELS)
     (message,) = (record.getMessage() for record in caplog.records if record.name == "jet_hf.data.pixels")
@@ -208,23 +184,15 @@ def test_undecodable_images_are_skipped_counted_and_named(broken_folder, caplog,
     np.testing.assert_array_equal(batch.pixels.numpy(), GOOD_PIXELS)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("streaming", [False, True])
-def test_too_many_undecodable_images_are_an_error(broken_folder, streaming):
-    source = DataSource(path=str(broken_folder), streaming=streaming)
-    with pytest.raises(UndecodableImagesError, match=r"5 of 20 .*the share of 0\.24 that .* first are: .*04\.jpg"):
-        load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.24)
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 def test_missing_images_count_as_undecodable(tmp_path, streaming):
     source = DataSource(path=str(tmp_path), streaming=streaming)
     pq.write_table(pa.table({"image": [encode(GOOD[0]), None]}), tmp_path / "train.parquet")
-    result = load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.5)
+    result = load_pixels(source, "train", PROCESSOR, ReadOptions(max_undecodable_share=0.5))
     assert (len(result.dataset), result.num_skipped) == (1, 1)
     pq.write_table(pa.table({"image": pa.array([None, None], pa.binary())}), tmp_path / "train.parquet")
     with pytest.raises(UndecodableImagesError, match=r"2 of 2 images .*image 0: there is no image"):
-        load_pixels(source, "train", PROCESSOR, max_undecodable_share=1.0)
+        load_pixels(source, "train", PROCESSOR, ReadOptions(max_undecodable_share=1.0))
 
 
 def test_decoding_stops_as_soon_as_the_share_is_passed(tmp_path, monkeypatch):
@@ -233,14 +201,14 @@ def test_decoding_stops_as_soon_as_the_share_is_passed(tmp_path, monkeypatch):
     decode = pixels_module.decode_image
     monkeypatch.setattr(pixels_module, "decode_image", lambda *arguments: calls.append(1) or decode(*arguments))
     with pytest.raises(UndecodableImagesError, match="100 of 1000 images"):
-        load_pixels(DataSource(path=str(tmp_path)), "train", PROCESSOR, max_undecodable_share=0.05)
+        load_pixels(DataSource(path=str(tmp_path)), "train", PROCESSOR, ReadOptions(max_undecodable_share=0.05))
     assert len(calls) == 100
 
 
 def test_a_file_that_cannot_be_read_is_no_undecodable_image(tmp_path):
     source = DataSource(path=str(tmp_path))
     (tmp_path / "gone.png").write_bytes(encode(GOOD[0]))
-    assert source.contents.splits
+    assert source.layout.splits
     (tmp_path / "gone.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         load_pixels(source, "train", PROCESSOR)
@@ -261,39 +229,50 @@ def test_a_split_without_images_is_an_error(monkeypatch, streaming):
         load_pixels(DataSource(path="nowhere"), "train", PROCESSOR)
 
 
-@pytest.mark.parametrize(("kind", "lossy"), [("JPEG", True), ("WEBP", True), ("PNG", False)])
-def test_a_lossy_source_is_noted(tmp_path, kind, lossy):
-    for i in range(3):
-        (tmp_path / f"{i}.png").write_bytes(encode(GOOD[i]))
-    (tmp_path / f"3.{kind.lower()}").write_bytes(encode(GOOD[3], kind))
-    result = load_pixels(DataSource(path=str(tmp_path)), "train", PROCESSOR)
-    assert result.source_format == (f"PNG, {kind}" if lossy else "PNG") and result.lossy is lossy
+def test_a_lossy_source_is_noted(tmp_path):
+    for kind, lossy in (("JPEG", True), ("WEBP", True), ("PNG", False)):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            (tmp_path / kind / f"{i}.png").write_bytes(encode(GOOD[i]))
+        (tmp_path / kind / f"3.{kind.lower()}").write_bytes(encode(GOOD[3], kind))
+        result = load_pixels(DataSource(path=str(tmp_path / kind)), "train", PROCESSOR)
+        assert result.source_format == (f"PNG, {kind}" if lossy else "PNG") and result.lossy is lossy
+
+
+def test_numbers_below_one_are_refused_by_name():
+    for name in ("max_images", "random_crops_per_image"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least 1, got 0"):
+            ReadOptions(**{name: 0})
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("streaming", [False, True])
-def test_loaded_crops_are_pieces_of_their_images(broken_folder, streaming):
+def test_random_crops_are_pieces_of_their_images(broken_folder, streaming):
     source = DataSource(path=str(broken_folder), streaming=streaming)
-    options = {"random_crops_per_image": 2, "max_undecodable_share": 0.25, "seed": 3}
-    result = load_pixels(source, "train", JetImageProcessor(size=3), **options)
+    options = ReadOptions(random_crops_per_image=2, max_undecodable_share=0.25, seed=3)
+    result = load_pixels(source, "train", JetImageProcessor(size=3), options)
     crops = all_pixels(result.dataset)
     assert crops.shape == (30, 3, 3, 3) and result.num_skipped == 5
     for i, crop in enumerate(crops):
         windows = np.lib.stride_tricks.sliding_window_view(GOOD_PIXELS[i // 2], (3, 3, 3))[0]
         assert (windows == crop).all(axis=(2, 3, 4)).any()
     (broken_folder / "01.png").write_bytes((broken_folder / "00.png").read_bytes())
-    equal = load_pixels(source, "train", JetImageProcessor(size=3), **options)
+    equal = load_pixels(source, "train", JetImageProcessor(size=3), options)
     assert not np.array_equal(*all_pixels(equal.dataset)[:4].reshape(2, 2, 3, 3, 3))
-    other = load_pixels(source, "train", JetImageProcessor(size=3), **(options | {"seed": 4}))
-    assert not np.array_equal(all_pixels(other.dataset), crops)
+    other = load_pixels(source, "train", JetImageProcessor(size=3), replace(options, seed=4), keep_in_memory=True)
+    assert not np.array_equal(all_pixels(other.dataset), crops) and not other.dataset.cache_files
+    if not streaming:
+        assert result.dataset.cache_files
+    with pytest.raises(ValueError, match="fewer than the crop's 4000"):
+        load_pixels(source, "train", JetImageProcessor(size=4000), options)
 
 
-def test_arrays_of_a_name_of_their_own_and_missing_ones(tmp_path):
+def test_arrays_in_any_column_may_be_missing(tmp_path):
     features = datasets.Features({"x": datasets.Array3D((3, 8, 8), "uint8")})
     rows = [GOOD_PIXELS[0], None, GOOD_PIXELS[1]]
     datasets.Dataset.from_dict({"x": rows}, features=features).save_to_disk(tmp_path / "saved")
     source = DataSource(path=str(tmp_path / "saved"))
-    result = load_pixels(source, "train", PROCESSOR, max_undecodable_share=0.4)
+    result = load_pixels(source, "train", PROCESSOR, ReadOptions(max_undecodable_share=0.4))
     assert result.num_skipped == 1
     np.testing.assert_array_equal(all_pixels(result.dataset), GOOD_PIXELS[:2])
 
@@ -301,32 +280,36 @@ def test_arrays_of_a_name_of_their_own_and_missing_ones(tmp_path):
 LOAD = """
 import sys
 from jet_hf import JetImageProcessor
-from jet_hf.data import DataSource, load_pixels, pixels
+from jet_hf.data import DataSource, ReadOptions, load_pixels, pixels
 
 original, calls = pixels.decode_image, []
 pixels.decode_image = lambda *arguments: calls.append(1) or original(*arguments)
 for size, seed, crops in ((8, 0, None), (8, 1, None), (4, 0, 2), (4, 1, 2)):
-    source = DataSource(path=sys.argv[1])
-    result = load_pixels(source, "train", JetImageProcessor(size=size), seed=seed, random_crops_per_image=crops)
+    source, options = DataSource(path=sys.argv[1]), ReadOptions(seed=seed, random_crops_per_image=crops)
+    result = load_pixels(source, "train", JetImageProcessor(size=size), options)
     print(len(calls), len(result.dataset), sum(result.dataset[1]["pixels"][0][0]))
 """
 
 
-def test_pixels_are_decoded_once_for_all_processes(tmp_path):
+def test_pixels_are_decoded_once_for_all_processes(tmp_path, monkeypatch, capsys):
+    """In a process whose strings have other hashes, and in this one."""
     (tmp_path / "images").mkdir()
     for i in range(3):
         (tmp_path / "images" / f"{i}.png").write_bytes(encode(GOOD[i]))
 
-    def load(hash_seed: str) -> list[list[int]]:
-        environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONHASHSEED": hash_seed}
-        command = [sys.executable, "-c", LOAD, str(tmp_path / "images")]
-        output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    def parse(output: str) -> list[list[int]]:
         return [[int(word) for word in line.split()] for line in output.splitlines()]
 
-    first = load("1")
+    environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONHASHSEED": "1"}
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "images")]
+    first = parse(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
     assert [line[0] for line in first] == [3, 3, 6, 9]  # without crops the seed draws nothing
     assert [line[1] for line in first] == [3, 3, 6, 6] and first[0][2] == GOOD[1, 0, :, 0].sum()
-    assert load("2") == [[0, *line[1:]] for line in first]
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(sys, "argv", command[2:])
+    monkeypatch.setattr(pixels_module, "decode_image", pixels_module.decode_image)  # restored after the script
+    exec(LOAD, {})
+    assert parse(capsys.readouterr().out) == [[0, *line[1:]] for line in first]
 
 
 # Baselines

@@ -1,6 +1,7 @@
-"""A run goes on with the data that it began with, wherever they lie, and with no others."""
+"""A run resumes on the data that it began with, wherever they are moved, and on no other data."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -9,115 +10,114 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from train_process import run_to_end, write_images
+from train_process import TINY, write_images
 
 from jet_hf import JetImageProcessor
-from jet_hf.data import DataSource, load_pixels, stream_fingerprint
+from jet_hf.data import DataSource, ReadOptions, load_pixels, stream_fingerprint
+from jet_hf.training import parse_arguments, train
 
 
 PROCESSOR = JetImageProcessor(size=8)
-SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 0, "sample_steps": 0}
+SHORT = TINY | {"max_steps": 4, "save_steps": 2, "eval_steps": 0, "sample_steps": 0}
 
 
-@pytest.fixture
-def isolated_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    datasets.disable_progress_bars()
+@pytest.fixture(autouse=True, scope="module")
+def isolated_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+def run(data: Path, folder: Path, **fields) -> None:
+    """A run of four steps with checkpoints at 2 and 4, which resumes the one in the folder."""
+    fields = SHORT | {"dataset_path": data, "output_dir": folder, "resume_from_checkpoint": "latest"} | fields
+    train(parse_arguments([f"--{name}={value}" for name, value in fields.items()]))
+
+
+def stop_halfway(folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoint-4")
 
 
 def change_contents(folder: Path) -> None:
-    """Other pictures under the names of before, with the sizes and times of before where that is possible."""
+    """Other images under the previous names, times and, where possible, sizes."""
     for file in folder.rglob("*.png"):
         status = file.stat()
         Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def save_arrays(folder: Path, seed: int, column: str) -> Path:
-    """A saved data set of as many images as another one, as CIFAR-10 and CIFAR-100 are."""
-    images = np.random.default_rng(seed).integers(256, size=(21, 3, 8, 8), dtype=np.uint8)
-    features = datasets.Features({column: datasets.Array3D((3, 8, 8), "uint8")})
-    data = datasets.Dataset.from_dict({column: list(images)}, features=features)
-    datasets.DatasetDict({"train": data}).save_to_disk(folder)
-    return folder
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["prepared", "streamed"])
 def begun(request, tmp_path_factory):
-    """The options of a run that was stopped after half of its steps, with its folder and that of its pictures."""
+    """The images of a run, its straight execution, a copy stopped halfway, and its options."""
     root = tmp_path_factory.mktemp("begun")
-    images = write_images(root / "images")
-    options = SHORT | {"streaming": request.param, "resume_from_checkpoint": "latest"}
-    run_to_end(root, dataset_path=images, output_dir=root / "straight", **options)
-    shutil.copytree(root / "straight", root / "run")
-    shutil.rmtree(root / "run" / "checkpoint-4")
-    return root, images, options
+    images, options = write_images(root / "images"), {"streaming": request.param}
+    run(images, root / "straight", **options)
+    stop_halfway(Path(shutil.copytree(root / "straight", root / "run")))
+    return images, root / "straight", root / "run", options
 
 
-def resume(begun, folder: Path, data: Path, code: int) -> str:
-    root, _, options = begun
-    shutil.copytree(root / "run", folder)
-    return run_to_end(root, code, dataset_path=data, output_dir=folder, **options)
+def test_a_run_does_not_resume_on_other_images(begun, tmp_path):
+    images, _, stopped, options = begun
+    changed = Path(shutil.copytree(images, tmp_path / "changed"))
+    change_contents(changed)
+    renamed = write_images(tmp_path / "renamed", num_train=26)  # as many images as before
+    for i in range(5):
+        (renamed / "train" / f"{i}.png").unlink()
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    for data in (changed, renamed):
+        with pytest.raises(ValueError, match=r"checkpoint-2.*training images"):
+            run(data, folder, **options)
 
 
-@pytest.mark.parametrize("case", ["another folder of as many images", "other contents under the same names"])
-def test_a_run_does_not_go_on_with_other_data(begun, tmp_path, case):
-    _, images, _ = begun
-    data = tmp_path / "data"
-    if case.startswith("other"):
-        shutil.copytree(images, data)
-        change_contents(data)
-    else:
-        write_images(data, num_train=26, num_validation=5)
-        for i in range(5):
-            (data / "train" / f"{i}.png").unlink()
-    output = resume(begun, tmp_path / "run", data, code=1)
-    assert "checkpoint-2: the training images are not the same ones in the same order" in output
-    assert "Traceback" not in output
-
-
-def test_a_run_does_not_compare_its_evaluations_with_those_of_other_images(begun, tmp_path):
-    root, images, options = begun
+def test_a_run_does_not_compare_evaluations_on_different_images(begun, tmp_path):
+    images, _, _, options = begun
     data = Path(shutil.copytree(images, tmp_path / "data"))
-    evaluated = options | {"eval_steps": 2}
-    run_to_end(root, dataset_path=data, output_dir=tmp_path / "run", **evaluated)
-    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    run(data, tmp_path / "run", **options, eval_steps=2)
+    stop_halfway(tmp_path / "run")
     next((data / "validation").rglob("*.png")).unlink()
-    output = run_to_end(root, 1, dataset_path=data, output_dir=tmp_path / "run", **evaluated)
-    assert "the held-out images are not the same ones in the same order" in output
+    with pytest.raises(ValueError, match="held-out images"):
+        run(data, tmp_path / "run", **options, eval_steps=2)
 
 
-def test_a_run_goes_on_with_data_that_were_moved_to_the_same_weights(begun, tmp_path):
-    root, images, _ = begun
+def test_a_run_resumes_on_moved_data_with_the_same_weights(begun, tmp_path, caplog):
+    images, straight, stopped, options = begun
     shutil.copytree(images, tmp_path / "renamed")
-    assert "after 2 of 4 steps" in resume(begun, tmp_path / "run", tmp_path / "renamed", code=0)
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "run", root / "straight")]
-    assert weights[0] == weights[1]
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    with caplog.at_level(logging.INFO, "jet_hf"):
+        run(tmp_path / "renamed", folder, **options)
+    assert "after 2 of 4 steps" in caplog.text
+    assert (folder / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
 
 
-def test_another_data_set_of_as_many_images_is_refused_where_a_checkpoint_can_tell(tmp_path):
-    ten, hundred = (save_arrays(tmp_path / name, seed, "img") for seed, name in enumerate(("cifar10", "cifar100")))
-    options = SHORT | {"output_dir": tmp_path / "run", "resume_from_checkpoint": "latest"}
-    run_to_end(tmp_path, dataset_path=ten, **options)
-    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
-    output = run_to_end(tmp_path, 1, dataset_path=hundred, **options)
-    assert "the training images are not the same ones in the same order" in output and "Traceback" not in output
-    file = tmp_path / "run" / "checkpoint-2" / "checkpoint.json"
+def test_another_dataset_of_as_many_images_is_refused_if_the_checkpoint_records_data(tmp_path, caplog):
+    """As CIFAR-10 and CIFAR-100; checkpoints of early versions did not record their data."""
+    features = datasets.Features({"img": datasets.Array3D((3, 8, 8), "uint8")})
+    folder, names = tmp_path / "run", ("cifar10", "cifar100")
+    for seed, name in enumerate(names):
+        images = np.random.default_rng(seed).integers(256, size=(21, 3, 8, 8), dtype=np.uint8)
+        saved = datasets.Dataset.from_dict({"img": list(images)}, features=features)
+        datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / name)
+    run(tmp_path / "cifar10", folder)
+    stop_halfway(folder)
+    with pytest.raises(ValueError, match="training images"):
+        run(tmp_path / "cifar100", folder)
+    file = folder / "checkpoint-2" / "checkpoint.json"
     manifest = json.loads(file.read_text())
-    del manifest["trajectory"]["data"]  # as an earlier version wrote it
+    del manifest["trajectory"]["data"]
     file.write_text(json.dumps(manifest))
-    output = run_to_end(tmp_path, dataset_path=ten, **options)
-    assert "which did not record data:" in output and "after 2 of 4 steps" in output
+    with caplog.at_level(logging.INFO, "jet_hf"):
+        run(tmp_path / "cifar10", folder)
+    assert "did not record data" in caplog.text and "after 2 of 4 steps" in caplog.text
 
 
-def test_fingerprints_tell_pixels_classes_and_their_order_apart(tmp_path, isolated_cache):
+def test_fingerprints_distinguish_pixels_classes_and_their_order(tmp_path):
     images = write_images(tmp_path / "a", num_train=6, num_validation=0)
     for i in range(6):
         (images / "train" / "xy"[i % 2]).mkdir(exist_ok=True)
         (images / "train" / f"{i}.png").rename(images / "train" / "xy"[i % 2] / f"{i}.png")
 
     def fingerprint(folder: Path, **options) -> str:
-        return load_pixels(DataSource(path=str(folder)), "train", PROCESSOR, **options).fingerprint
+        return load_pixels(DataSource(path=str(folder)), "train", PROCESSOR, ReadOptions(**options)).fingerprint
 
     known = {fingerprint(images), fingerprint(images, num_classes=2), fingerprint(images, max_images=5)}
     moved = Path(shutil.copytree(images, tmp_path / "b"))
@@ -130,26 +130,26 @@ def test_fingerprints_tell_pixels_classes_and_their_order_apart(tmp_path, isolat
     assert all(len(each) == 16 for each in known)
 
 
-def test_arrays_have_the_fingerprint_of_the_same_pixels_in_files(tmp_path, isolated_cache):
+def test_arrays_have_the_fingerprint_of_the_same_pixels_in_files(tmp_path):
     images = write_images(tmp_path / "images")
     decoded = load_pixels(DataSource(path=str(images)), "train", PROCESSOR)
     decoded.dataset.save_to_disk(tmp_path / "saved")
     before = set((tmp_path / "saved").iterdir())
     saved = load_pixels(DataSource(path=str(tmp_path / "saved")), "train", PROCESSOR)
     assert saved.fingerprint == decoded.fingerprint
-    assert set((tmp_path / "saved").iterdir()) == before  # the data may lie where nothing may be written
+    assert set((tmp_path / "saved").iterdir()) == before  # the folder of the data may be read-only
 
 
-@pytest.mark.parametrize("position", [0, 2**19, 2**20 - 1])
-def test_fingerprints_of_streams_sample_large_files(tmp_path, isolated_cache, position):
-    content = bytearray(np.random.default_rng(0).bytes(2**20))
-    fingerprints = []
-    for name in ("first", "moved", "changed"):
+def test_fingerprints_of_streams_sample_large_files(tmp_path):
+    def fingerprint(name: str, content: bytes) -> str:
         (tmp_path / name).mkdir()
-        if name == "changed":
-            size = 2**17  # a few pictures of a shard
-            start = min(position, len(content) - size)
-            content[start : start + size] = bytes(size)
         (tmp_path / name / "train.parquet").write_bytes(content)
-        fingerprints.append(stream_fingerprint(DataSource(path=str(tmp_path / name)), "train"))
-    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+        return stream_fingerprint(DataSource(path=str(tmp_path / name)), "train")
+
+    content = np.random.default_rng(0).bytes(2**20)
+    known = fingerprint("first", content)
+    assert fingerprint("moved", content) == known
+    size = 2**17  # a few images of a shard
+    for start in (0, 2**19, 2**20 - size):
+        changed = content[:start] + bytes(size) + content[start + size :]
+        assert fingerprint(f"changed{start}", changed) != known

@@ -10,7 +10,7 @@ from conftest import FIXTURES, random_bytes, tiny_config
 from jet_hf import JetForDensityEstimation
 from jet_hf.data import Batch
 from jet_hf.importers import convert_big_vision
-from jet_hf.importers.checkpoints import read_big_vision
+from jet_hf.importers.big_vision import read_big_vision
 from jet_hf.training import NonFiniteLossError, Trainer, build_optimizer, build_scheduler
 
 

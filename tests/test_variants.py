@@ -18,7 +18,7 @@ from train_process import TINY, TrainProcess, run_to_end, write_images
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.density import bits_per_patch
 from jet_hf.analysis.evaluation import evaluate
-from jet_hf.data import Batch, DataSource, Shares, load_pixels, read_pixels, stream_batches
+from jet_hf.data import Batch, BatchSharding, DataSource, ReadOptions, load_pixels, read_pixels, stream_batches
 from jet_hf.training import Trainer, parse_arguments
 from jet_hf.training import train as run_training
 
@@ -475,7 +475,9 @@ def test_samples_of_a_class(conditional, tmp_path):
 def test_everything_at_once_trains_from_a_stream(classes, tmp_path):
     train(classes, tmp_path / "run", "everything", streaming=True, eval_steps=0, learning_rate=1e-3)
     assert JetForDensityEstimation.from_pretrained(tmp_path / "run").jet.actnorm_initialized
-    streamed = stream_batches(DataSource(path=str(classes)), "train", PROCESSOR, Shares(24), 1, num_classes=3)
+    streamed = stream_batches(
+        DataSource(path=str(classes)), "train", PROCESSOR, ReadOptions(num_classes=3), BatchSharding(24), range(1)
+    )
     (batch,) = streamed
     assert torch.equal(batch.pixels.float().mean(dim=(2, 3)).argmax(dim=1), 2 - batch.labels)
 
@@ -486,7 +488,8 @@ def test_classes_that_do_not_fit_are_refused(classes, images, tmp_path):
     with pytest.raises(ValueError, match=r"expected one column of classes, got none among \['image'\]"):
         train(images, tmp_path / "run", "classes")
     with pytest.raises(ValueError, match=r"must lie from 0 to below `num_classes` 2, got 2 to 2"):
-        list(stream_batches(DataSource(path=str(classes)), "train", PROCESSOR, Shares(24), 1, num_classes=2))
+        options, sharding = ReadOptions(num_classes=2), BatchSharding(24)
+        list(stream_batches(DataSource(path=str(classes)), "train", PROCESSOR, options, sharding, range(1)))
     with pytest.raises(ValueError, match=r"`context_size` must be None, .* got 5"):
         train(images, tmp_path / "run", "context")
 

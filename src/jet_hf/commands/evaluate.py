@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..analysis.evaluation import describe_evaluation, evaluate, evaluation_record, write_scores
 from ..arguments import EvaluateArguments
-from ..data import DataSource, UndecodableImagesError, held_out_split, load_pixels
+from ..data import DataSource, ReadOptions, UndecodableImagesError, held_out_split, load_pixels
 from ..hub import add_evaluation
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
@@ -30,10 +30,11 @@ def run(arguments: EvaluateArguments) -> None:
     processor = JetImageProcessor.from_pretrained(arguments.model)
     columns = {name: getattr(arguments, name) for name in ("image_column", "label_column")}
     source = DataSource.at(arguments.dataset, arguments.dataset_config, release=arguments.dataset_release, **columns)
-    options = {name: getattr(arguments, name) for name in ("max_images", "random_crops_per_image", "seed")}
+    selection = {name: getattr(arguments, name) for name in ("max_images", "random_crops_per_image", "seed")}
+    options = ReadOptions(num_classes=model.config.num_classes, **selection)
     with accelerator.main_process_first():
         split = arguments.split or held_out_split(source)
-        pixels = load_pixels(source, split, processor, num_classes=model.config.num_classes, **options)
+        pixels = load_pixels(source, split, processor, options)
     # Every process holds the whole model, whichever sharding the launcher configures for training.
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     settings = (arguments.batch_size, arguments.num_noise_samples, arguments.seed)

@@ -1,9 +1,9 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""From `datasets` to batches of bytes. Pixels stay uint8 until they reach the device."""
+"""Datasets of all kinds as batches of bytes. Pixels stay uint8 until they reach the device."""
 
-from .batches import Batch, Shares, eval_batches, read_pixels, train_batches
+from .batches import Batch, BatchSharding, eval_batches, read_pixels, train_batches
 from .columns import find_image_column
-from .pixels import PixelSplit, UndecodableImagesError, load_pixels
+from .pixels import PixelSplit, ReadOptions, UndecodableImagesError, load_pixels
 from .releases import RELEASES, Release, check_release
 from .sources import DataSource, held_out_split, known_release, open_split, stream_fingerprint
 from .splits import UnknownSplitError
@@ -13,10 +13,11 @@ from .streaming import stream_batches
 __all__ = [
     "RELEASES",
     "Batch",
+    "BatchSharding",
     "DataSource",
     "PixelSplit",
+    "ReadOptions",
     "Release",
-    "Shares",
     "UndecodableImagesError",
     "UnknownSplitError",
     "check_release",

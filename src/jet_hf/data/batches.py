@@ -1,14 +1,14 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Batches of a data set of pixels, read from Arrow a batch at a time.
+Batches of a dataset of pixels, read from Arrow one batch at a time.
 
-A training run sees one endless stream of images: epoch after epoch, each in an order of its own. Which image stands
-at a place of the stream depends on the seed alone, so a run can be taken up anywhere and shared by any number of
+A training run consumes one endless stream of images: epoch after epoch, each in a different order. The image at each
+index of the stream depends on the seed alone, so a run can be resumed anywhere and sharded over any number of
 processes.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import datasets
@@ -28,9 +28,9 @@ class Batch(NamedTuple):
 
     Args:
         pixels: uint8 tensor (B, C, S, S).
-        indices: int64 tensor (B,): places in the run's stream (training) or in the data set (evaluation); they name
-            the images' noise.
-        labels: int64 tensor (B,) of classes, where the data were read with them.
+        indices: int64 tensor (B,): indices into the training stream or the evaluated dataset, which seed the noise of
+            the images.
+        labels: int64 tensor (B,) of classes, if they were read.
     """
 
     pixels: torch.Tensor
@@ -38,21 +38,23 @@ class Batch(NamedTuple):
     labels: torch.Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
-        """The batch on a device."""
-        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=non_blocking) for tensor in self))
+        """Return the batch on a device."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
+        pixels, indices = (part.to(device, non_blocking=non_blocking) for part in (self.pixels, self.indices))
+        return Batch(pixels, indices, labels)
 
 
-class Shares:
+class BatchSharding:
     """
-    Which places of a run's stream each process takes in each micro-batch.
+    Assignment of the indices of a training stream to processes and micro-batches.
 
     Args:
-        batch_size: Images of an optimiser step, of all processes and micro-batches together.
-        num_micro_batches: Parts that a process does one after the other and accumulates.
-        process_index, num_processes: Which process, of how many.
+        batch_size: Images of an optimizer step, summed over all processes and micro-batches.
+        num_micro_batches: Micro-batches that each process accumulates per optimizer step.
+        process_index, num_processes: Rank of this process, and number of processes.
 
     Raises:
-        ValueError: if `batch_size` cannot be shared out evenly.
+        ValueError: if `batch_size` cannot be divided evenly.
     """
 
     def __init__(self, batch_size: int, num_micro_batches: int = 1, process_index: int = 0, num_processes: int = 1):
@@ -67,8 +69,8 @@ class Shares:
         self.num_processes = num_processes
         self.size = batch_size // (num_micro_batches * num_processes)
 
-    def of_step(self, step: int) -> list[np.ndarray]:
-        """The places that this process takes in an optimiser step (counted from 0), an int64 array a micro-batch."""
+    def indices(self, step: int) -> list[np.ndarray]:
+        """Return the stream indices of this process in an optimizer step, counted from 0: int64, per micro-batch."""
         first = step * self.batch_size + self.process_index * self.size
         return [
             np.arange(first, first + self.size) + micro_batch * self.num_processes * self.size
@@ -76,13 +78,13 @@ class Shares:
         ]
 
 
-def shuffled_rows(places: np.ndarray, num_images: int, seed: int) -> np.ndarray:
-    """The image at each place of the stream, places in ascending order: every epoch holds every image once."""
-    epochs = places // num_images
-    rows = np.empty_like(places)
+def shuffled_rows(indices: np.ndarray, num_images: int, seed: int) -> np.ndarray:
+    """Return the dataset row at each stream index; every epoch contains every row once."""
+    epochs = indices // num_images
+    rows = np.empty_like(indices)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        rows[here] = _epoch_order(num_images, seed, int(epoch))[places[here] % num_images]
+        in_epoch = epochs == epoch
+        rows[in_epoch] = _epoch_order(num_images, seed, int(epoch))[indices[in_epoch] % num_images]
     return rows
 
 
@@ -92,7 +94,7 @@ _last_orders: dict[tuple[int, int, int], np.ndarray] = {}
 def _epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     key = (num_images, seed, epoch)
     if key not in _last_orders:
-        while len(_last_orders) > 1:  # a batch touches the end of one epoch and the start of the next
+        while len(_last_orders) > 1:  # a batch may span the end of one epoch and the start of the next
             _last_orders.pop(next(iter(_last_orders)))
         _last_orders[key] = np.random.default_rng([seed, epoch]).permutation(num_images)
     return _last_orders[key]
@@ -100,51 +102,38 @@ def _epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
 def outlive_termination(worker_id: int) -> None:
     """
-    Let a worker of a loader outlive SIGTERM and Ctrl-C, which schedulers and terminals send to all processes of a job:
-    the one that trains needs batches until it has saved.
+    Let a data loader worker survive SIGTERM and Ctrl-C for a minute.
+
+    Schedulers and terminals send these signals to all processes of a job, but the training process needs batches
+    until it has saved a checkpoint.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_OF_GRACE))
 
 
-class _TrainOrder(Sampler):
-    def __init__(self, shares: Shares, num_images: int, seed: int, start_step: int, num_steps: int):
-        self.shares, self.num_images, self.seed = shares, num_images, seed
-        self.steps = range(start_step, num_steps)
+class _Order(Sampler):
+    """Rows and indices of the images of each batch, computed when they are needed."""
+
+    def __init__(self, num_batches: int, locate: Callable[[int], tuple[np.ndarray, np.ndarray]]):
+        self.num_batches, self.locate = num_batches, locate
 
     def __len__(self) -> int:
-        return len(self.steps) * self.shares.num_micro_batches
+        return self.num_batches
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for step in self.steps:
-            for places in self.shares.of_step(step):
-                yield shuffled_rows(places, self.num_images, self.seed), places
-
-
-class _EvalOrder(Sampler):
-    def __init__(self, num_images: int, batch_size: int, process_index: int, num_processes: int):
-        stride = batch_size * num_processes
-        self.num_images, self.batch_size = num_images, batch_size
-        # As many batches in every process: a model that is sharded needs all of them at each call.
-        self.starts = range(process_index * batch_size, -(-num_images // stride) * stride, stride)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in self.starts:
-            indices = np.arange(start, start + self.batch_size)
-            yield np.minimum(indices, self.num_images - 1), indices
+        return map(self.locate, range(self.num_batches))
 
 
 class _Pixels(Dataset):
+    """Batches by the rows of their images and their indices."""
+
     def __init__(self, dataset: datasets.Dataset):
         feature = dataset.features.get(PIXELS)
         if getattr(feature, "dtype", None) != "uint8" or len(getattr(feature, "shape", ())) != 3:
             raise ValueError(f"`dataset` must have a column `{PIXELS}` of uint8 arrays (C, S, S), got {feature}.")
         self.dataset = dataset.with_format("numpy", columns=[PIXELS], dtype=np.uint8)
-        labels = LABEL in dataset.column_names
-        self.labels = dataset.with_format("numpy", columns=[LABEL], dtype=np.int64) if labels else None
+        has_labels = LABEL in dataset.column_names
+        self.labels = dataset.with_format("numpy", columns=[LABEL], dtype=np.int64) if has_labels else None
 
     def __getitem__(self, item: tuple[np.ndarray, np.ndarray]) -> Batch:
         rows, indices = item
@@ -153,34 +142,38 @@ class _Pixels(Dataset):
 
 
 def read_pixels(dataset: datasets.Dataset) -> torch.Tensor:
-    """All images of a data set of pixels: uint8 (num_images, C, S, S)."""
-    return _Pixels(dataset)[np.arange(len(dataset)), np.arange(len(dataset))].pixels
+    """Return all images of a dataset of pixels: uint8 (num_images, C, S, S)."""
+    rows = np.arange(len(dataset))
+    return _Pixels(dataset)[rows, rows].pixels
 
 
 def train_batches(
     dataset: datasets.Dataset,
-    shares: Shares,
-    num_steps: int,
+    sharding: BatchSharding,
+    steps: range,
     seed: int = 0,
-    start_step: int = 0,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
     """
-    The batches of a training run, `shares.num_micro_batches` of them an optimiser step.
+    Return the batches of a training run, `sharding.num_micro_batches` per optimizer step.
 
     Args:
-        dataset: Pixels, as [`to_pixels`] or [`to_random_crops`] make them.
-        shares: What this process takes of each step.
-        num_steps: Optimiser steps of the run.
-        seed: Draws the order of each epoch.
-        start_step: Steps that are done already.
-        num_workers, pin_memory: Those of the `DataLoader`.
+        dataset: Dataset of pixels, see [`load_pixels`].
+        sharding: Share of this process in each step.
+        steps: Optimizer steps to do, such as `range(start_step, num_steps)`.
+        seed: Seed of the order of each epoch.
+        num_workers, pin_memory: Arguments of the `DataLoader`.
     """
-    order = _TrainOrder(shares, len(dataset), seed, start_step, num_steps)
+
+    def locate(batch: int) -> tuple[np.ndarray, np.ndarray]:
+        step, micro_batch = divmod(batch, sharding.num_micro_batches)
+        indices = sharding.indices(steps[step])[micro_batch]
+        return shuffled_rows(indices, len(dataset), seed), indices
+
     return DataLoader(
         _Pixels(dataset),
-        sampler=order,
+        sampler=_Order(len(steps) * sharding.num_micro_batches, locate),
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
@@ -197,9 +190,15 @@ def eval_batches(
     pin_memory: bool = False,
 ) -> DataLoader:
     """
-    The images of a data set in order, shared by all processes in batches of one size.
+    Return the images of a dataset in order, in batches of equal size that are dealt out to the processes.
 
-    Indices past the end of the data set fill up the last batches: their images count for nothing.
+    The last batches are padded with images whose indices lie past the end of the dataset; ignore their results.
     """
-    order = _EvalOrder(len(dataset), batch_size, process_index, num_processes)
+
+    def locate(batch: int) -> tuple[np.ndarray, np.ndarray]:
+        indices = np.arange(batch_size) + (batch * num_processes + process_index) * batch_size
+        return np.minimum(indices, len(dataset) - 1), indices
+
+    # Every process gets the same number of batches: a sharded model needs all processes in each call.
+    order = _Order(-(-len(dataset) // (batch_size * num_processes)), locate)
     return DataLoader(_Pixels(dataset), sampler=order, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)

@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 import datasets
 import numpy as np
 
-from .folders import Stamp
+from .cache import Stamp, stamp_of
 
 
 CHRABASZCZ = "imagenet1k_chrabaszcz"
 BATCH_NAMES = {"train": [f"train_data_batch_{i}" for i in range(1, 11)], "validation": ["val_data"]}
-# All that pickles of arrays, lists and numbers refer to, under NumPy's old and new name.
+# Everything that pickles of arrays, lists and numbers refer to, under the old and the new name of NumPy's core.
 PICKLED_GLOBALS = {
     *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
@@ -30,11 +30,11 @@ def batches_of_splits(names: list[str], where: str) -> dict[str, list[str]]:
     Return the batches of each split in order.
 
     Args:
-        names: Names of batches in one folder and its subfolders.
-        where: Name of the folder in messages.
+        names: Names of the batches in a folder and its subfolders.
+        where: Name of the folder, for messages.
 
     Raises:
-        ValueError: if a split lies in two folders, or one of its batches is missing.
+        ValueError: if a split is spread over two folders, or one of its batches is missing.
     """
     splits = {}
     for split, known in BATCH_NAMES.items():
@@ -47,27 +47,27 @@ def batches_of_splits(names: list[str], where: str) -> dict[str, list[str]]:
                 batches[stem] = name if name.endswith(".npz") else batches.get(stem, name)
         if len(folders) > 1:
             raise ValueError(
-                f"{where} holds {split} batches in the folders {' and '.join(folders)}: give one of them."
+                f"{where} holds {split} batches in the folders {' and '.join(folders)}: pass one of them."
             )
         for batches in folders.values():
             found = [name for name in known if name in batches]
             if found != known[: len(found)]:
-                raise ValueError(f"{where} holds the batches {', '.join(found)}, not one each without a gap.")
+                raise ValueError(f"{where} has a gap in its {split} batches, found only {', '.join(found)}.")
             splits[split] = [batches[name] for name in found]
     return splits
 
 
 def read_batches(paths: list[str]) -> datasets.Dataset:
-    """Return the images, and the labels if there are any, of batches."""
+    """Return the images of batches, and their labels if there are any."""
     images, labels = read_batch(paths[0])
     features = {"image": datasets.Array3D(images.shape[1:], "uint8")}
     if labels is not None:
         features["label"] = datasets.Value("int64")
-    # The stamps are part of the arguments, by which `datasets` caches the result.
+    # `datasets` caches the result by the arguments, so the stamps are among them.
     return datasets.Dataset.from_generator(
         _rows,
         features=datasets.Features(features),
-        gen_kwargs={"paths": paths, "stamps": [Stamp.of(os.stat(path)) for path in paths]},
+        gen_kwargs={"paths": paths, "stamps": [stamp_of(os.stat(path)) for path in paths]},
     )
 
 
@@ -80,13 +80,13 @@ def _rows(paths: list[str], stamps: list[Stamp]) -> Iterator[dict]:
 
 def read_batch(file: str | os.PathLike) -> tuple[np.ndarray, list[int] | None]:
     """
-    Read a batch from npz or from a pickle of arrays. Nothing in the file is executed.
+    Read a batch from an npz file or a pickle of arrays, without executing any code in the file.
 
     Returns:
-        Images, uint8 (n, 3, S, S), and their labels, if there are any.
+        Images, uint8 (n, 3, S, S), and their labels if there are any.
 
     Raises:
-        ValueError: if the file holds something else.
+        ValueError: if the file is not such a batch.
     """
     try:
         if Path(file).suffix == ".npz":
@@ -98,7 +98,7 @@ def read_batch(file: str | os.PathLike) -> tuple[np.ndarray, list[int] | None]:
         data, labels = batch["data"], batch.get("labels")
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # whatever a broken or hostile file leads to
+    except Exception as error:  # broken or hostile files cause all kinds of errors
         raise ValueError(f"{file} is not a batch of images: {type(error).__name__}: {error}") from error
     side = math.isqrt(data.shape[1] // 3) if getattr(data, "ndim", 0) == 2 else 0
     if not side or data.dtype != np.uint8 or data.shape[1] != 3 * side * side:
@@ -110,7 +110,7 @@ def read_batch(file: str | os.PathLike) -> tuple[np.ndarray, list[int] | None]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays, lists, dictionaries, numbers and text, and nothing that could run code."""
+    """Unpickler of arrays, lists, dictionaries, numbers and text; anything else could run code and is refused."""
 
     def find_class(self, module: str, name: str):
         if (module, name) not in PICKLED_GLOBALS:

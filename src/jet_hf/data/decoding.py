@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""From one image as it is stored to an array of bytes."""
+"""Decoding of single images, from the stored file or array to an array of bytes."""
 
 import io
 import os
@@ -14,15 +14,20 @@ from PIL import Image
 from ..model.image_processing_jet import JetImageProcessor
 
 
+# An encoded file as {"bytes", "path"}, a decoded array, or `None` where the image is missing.
+StoredImage = dict | np.ndarray | None
+Converter = Callable[[Image.Image | np.ndarray], np.ndarray]
+
+
 class UndecodableImageError(ValueError):
-    """One image cannot be decoded; the message says why."""
+    """An image cannot be decoded; the message gives the reason."""
 
 
-def stored_images(column: pa.ChunkedArray) -> list[dict | np.ndarray | None]:
-    """The images of a column as they are stored: files as `{"bytes", "path"}`, arrays (views of Arrow's memory)."""
+def stored_images(column: pa.ChunkedArray) -> list[StoredImage]:
+    """Return the images of a column without decoding them; arrays are views of Arrow's memory."""
     if not isinstance(column.type, pa.BaseExtensionType):
         return column.to_pylist()
-    images = []
+    images: list[StoredImage] = []
     for chunk in column.chunks:
         values = chunk.storage
         for _ in column.type.shape:
@@ -32,21 +37,21 @@ def stored_images(column: pa.ChunkedArray) -> list[dict | np.ndarray | None]:
     return images
 
 
-def decode_image(image: dict | np.ndarray | None, convert: Callable) -> tuple[np.ndarray, str | None]:
+def decode_image(image: StoredImage, convert: Converter) -> tuple[np.ndarray, str | None]:
     """
-    Decodes a stored image and converts it to an array.
+    Decode a stored image and convert it to an array.
 
     Args:
-        image: See [`stored_images`].
-        convert: From a PIL image or an array to an array.
+        image: Stored image, see [`stored_images`].
+        convert: Function from a PIL image or an array to an array.
 
     Returns:
-        The array, and the format of the file; `None` where it was no file.
+        The array, and the format of the file; `None` for an array.
 
     Raises:
         UndecodableImageError: if the image is missing, broken, larger than Pillow's limit, or cannot be converted.
-        ValueError: if an array is none of an image.
-        OSError: if its file cannot be read, which may be no fault of the image.
+        ValueError: if an array does not have the shape of an image.
+        OSError: if the file cannot be read, which need not be the fault of the image.
     """
     if isinstance(image, np.ndarray):
         return convert(image), None
@@ -57,32 +62,32 @@ def decode_image(image: dict | np.ndarray | None, convert: Callable) -> tuple[np
         return _decode_file(data, convert)
     except (UndecodableImageError, MemoryError):
         raise
-    except Image.UnidentifiedImageError as error:  # its message holds an address
-        raise UndecodableImageError("it is no image that Pillow knows") from error
-    except Exception as error:  # codecs raise all sorts of errors for broken files
+    except Image.UnidentifiedImageError as error:  # its message contains a memory address
+        raise UndecodableImageError("Pillow does not recognize the file as an image") from error
+    except Exception as error:  # codecs raise all kinds of errors for broken files
         raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
 
 
 def _read_file(image: dict) -> bytes | None:
     if image["bytes"] is not None or image["path"] is None:
         return image["bytes"]
-    # A local path may hold what would have a meaning in an address, such as "::".
+    # `xopen` would interpret "::" and the like in a local path as parts of an address.
     open_path = open if os.path.isabs(image["path"]) else xopen
     with open_path(image["path"], "rb") as file:
         return file.read()
 
 
-def _decode_file(data: bytes, convert: Callable) -> tuple[np.ndarray, str]:
+def _decode_file(data: bytes, convert: Converter) -> tuple[np.ndarray, str | None]:
     with Image.open(io.BytesIO(data)) as file:
         # Pillow itself only warns up to twice its limit.
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and file.width * file.height > limit:
-            raise UndecodableImageError(f"{file.width} x {file.height} pixels are more than Pillow's limit of {limit}")
+            raise UndecodableImageError(f"{file.width} x {file.height} pixels exceed Pillow's limit of {limit}")
         return convert(file), file.format
 
 
-def pixel_converter(processor: JetImageProcessor) -> Callable:
-    """From a PIL image or an array to pixels (C, S, S); an array of that shape holds pixels already."""
+def pixel_converter(processor: JetImageProcessor) -> Converter:
+    """Return a function from an image to pixels (C, S, S), which passes arrays of this shape through unchanged."""
     return partial(_to_pixels, processor)
 
 
@@ -91,16 +96,23 @@ def _to_pixels(processor: JetImageProcessor, image: Image.Image | np.ndarray) ->
     return image if isinstance(image, np.ndarray) and image.shape == shape else processor.to_uint8(image)
 
 
-def image_name(image: dict | np.ndarray | None, index: int) -> str:
-    """What an image is called in messages: its file's name if it has one."""
+def image_name(image: StoredImage, index: int) -> str:
+    """Return the file name of an image, or its index if it has none, for messages."""
     path = image.get("path") if isinstance(image, dict) else None
     return path or f"image {index}"
 
 
 def random_crops(pixels: np.ndarray, image_size: int, num_crops: int, seed: int, index: int) -> list[np.ndarray]:
-    """Crops (C, image_size, image_size) of an image (C, H, W), which `seed` and the image's `index` draw."""
+    """
+    Return crops (C, image_size, image_size) of an image (C, H, W) at random positions.
+
+    The positions depend on `seed` and on the `index` of the image alone.
+
+    Raises:
+        ValueError: if the image is smaller than a crop.
+    """
     if min(pixels.shape[1:]) < image_size:
         raise ValueError(f"image {index} has {pixels.shape[1:]} pixels, fewer than the crop's {image_size}.")
     rng = np.random.default_rng([seed, index])
-    places = rng.integers(0, np.array(pixels.shape[1:]) - image_size + 1, size=(num_crops, 2))
-    return [pixels[:, y : y + image_size, x : x + image_size] for y, x in places]
+    corners = rng.integers(0, np.array(pixels.shape[1:]) - image_size + 1, size=(num_crops, 2))
+    return [pixels[:, y : y + image_size, x : x + image_size] for y, x in corners]

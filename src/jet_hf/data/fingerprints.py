@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Fingerprints of data: of their content, not of their place, so that a run goes on with the same images only."""
+"""Fingerprints of data. They depend on the content and not on its location, so that a moved dataset keeps its own."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 
-# Relative name, path and size of a file; the path is `None` where the name stands for the content.
+# Relative name, path and size in bytes of a file. The path is `None` where the name identifies the content.
 StoredFile = tuple[str, str | None, int]
 NUM_FILES_SAMPLED = 512
 NUM_BLOCKS, BLOCK_SIZE = 16, 4096
 
 
 def fingerprint_of_rows(digests: pa.ChunkedArray) -> str:
-    """Return the fingerprint of images whose digests, in order, are given."""
+    """Return the fingerprint of a sequence of images from their digests."""
     total = hashlib.blake2b(digest_size=8)
     for chunk in digests.chunks:
         total.update(b"".join(chunk.to_pylist()))
@@ -23,17 +23,17 @@ def fingerprint_of_rows(digests: pa.ChunkedArray) -> str:
 
 
 def digest_of_row(pixels: np.ndarray, label: int | None) -> bytes:
-    """Return the digest of one image and its class."""
-    digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16)
+    """Return the digest of an image and its label."""
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
     digest.update(f"{pixels.shape} {label}".encode())
     return digest.digest()
 
 
 def fingerprint_of_files(files: Iterable[StoredFile]) -> str:
     """
-    Return a fingerprint of the names and sizes of all files, and of bytes of some of them.
+    Return a fingerprint of the names and sizes of all files and of a sample of their bytes.
 
-    Up to 512 files, evenly chosen, are sampled at 16 places; of a file of up to 64 KiB that is every byte.
+    Up to 512 evenly spaced files are sampled, each in 16 blocks of 4 KiB, which cover a file of up to 64 KiB.
     """
     files = list(files)
     total = hashlib.blake2b(digest_size=8)

@@ -1,11 +1,10 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""From data sets of images to data sets of pixels: the bytes that the model scores."""
+"""Conversion of datasets of images to datasets of pixels, the bytes that the model scores."""
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -17,9 +16,10 @@ from datasets.fingerprint import Hasher
 from .. import __version__
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
+from .cache import cache_file, stamp_of
 from .columns import find_image_column
-from .contents import preparation_record
 from .decoding import (
+    StoredImage,
     UndecodableImageError,
     decode_image,
     image_name,
@@ -28,8 +28,9 @@ from .decoding import (
     stored_images,
 )
 from .fingerprints import digest_of_row, fingerprint_of_rows
-from .folders import NUM_EXAMPLES, Stamp, name_some
+from .layout import Images
 from .releases import check_release
+from .scan import NUM_EXAMPLES, name_some
 from .sources import DataSource, known_release, label_column_of, open_split
 
 
@@ -40,36 +41,70 @@ LOSSY_FORMATS = {"AVIF", "JPEG", "JPEG2000", "MPO", "WEBP"}
 NUM_NAMES_LOGGED = 100
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """
+    Options for reading the images of a split.
+
+    Args:
+        num_classes: Number of classes, to read labels too; by default labels are not read.
+        max_images: Number of images to read from the start of the split; by default all.
+        max_undecodable_share: Share of undecodable images above which an error is raised. Fewer are skipped, counted
+            and named in the log.
+        random_crops_per_image: Number of crops at full resolution to cut out of each image at random positions,
+            instead of resizing the image. Streams for training do not support it.
+        seed: Seed of the crops, or of the order in which a stream is shuffled.
+
+    Raises:
+        ValueError: if `max_images` or `random_crops_per_image` is below 1.
+    """
+
+    num_classes: int | None = None
+    max_images: int | None = None
+    max_undecodable_share: float = 0.001
+    random_crops_per_image: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("max_images", "random_crops_per_image"):
+            if (number := getattr(self, name)) is not None:
+                check_whole(name, number)
+
+    def first_images(self, dataset: Images) -> Images:
+        """Return the first `max_images` images of a dataset."""
+        if self.max_images is None:
+            return dataset
+        if isinstance(dataset, datasets.IterableDataset):
+            return dataset.take(self.max_images)
+        return dataset.select(range(min(self.max_images, len(dataset))))
+
+
+DEFAULT_OPTIONS = ReadOptions()
+
+
 class UndecodableImagesError(RuntimeError):
     """More images than allowed cannot be decoded."""
 
 
 @dataclass(frozen=True)
 class UndecodableLimit:
-    """
-    How many undecodable images are too many.
-
-    Args:
-        share: The largest share that is allowed.
-        num_images: Images of the split.
-        where: What the split is called in messages.
-    """
+    """The largest allowed share of undecodable images of a split, which is called `where` in messages."""
 
     share: float
     num_images: int
     where: str
 
     def check(self, undecodable: list[str]) -> None:
-        """Raise an error if these, named, are more than the share, or all that there are."""
+        """Raise an error if the named images exceed the share, or are all images of the split."""
         if len(undecodable) > self.share * self.num_images or len(undecodable) == self.num_images > 0:
             raise self.error(undecodable)
 
     def error(self, undecodable: list[str]) -> UndecodableImagesError:
-        """The error that these, named, are."""
+        """Return the error for the named images."""
         return UndecodableImagesError(
-            f"{len(undecodable)} of {self.num_images} images of {self.where} cannot be decoded, more than the share "
-            f"of {self.share:g} that is allowed: repair or remove them (or, to train or to prepare data without them, "
-            f"raise `max_undecodable_share`); the first are: {'; '.join(undecodable[:5])}."
+            f"{len(undecodable)} of {self.num_images} images of {self.where} cannot be decoded, more than the allowed "
+            f"share of {self.share:g}: repair or remove them (or raise `max_undecodable_share` to train on, or "
+            f"prepare, the data without them); the first are: {'; '.join(undecodable[:5])}."
         )
 
 
@@ -79,10 +114,10 @@ class PixelSplit:
     A split as pixels.
 
     Args:
-        dataset: Column `pixels`: uint8 arrays (C, S, S); where they were asked for, column `label`: int64.
-        num_skipped: Images that could not be decoded.
-        source_format: Encoding of the source, such as "JPEG", or "JPEG, PNG" if mixed; `None` for raw bytes.
-        fingerprint: Short text that differs for other pixels, classes or another order of them.
+        dataset: Column `pixels`: uint8 arrays (C, S, S); column `label`: int64, if labels were read.
+        num_skipped: Number of images that could not be decoded.
+        source_format: Encoding of the source, such as "JPEG", or "JPEG, PNG" if mixed; `None` for arrays.
+        fingerprint: Short text that changes with the pixels, the labels and their order.
     """
 
     dataset: datasets.Dataset
@@ -92,7 +127,7 @@ class PixelSplit:
 
     @property
     def lossy(self) -> bool:
-        """Whether the source's encoding loses information. WebP counts as lossy: few files of it are not."""
+        """Whether the source's encoding is lossy. WebP counts as lossy, since few files are not."""
         return not LOSSY_FORMATS.isdisjoint((self.source_format or "").split(", "))
 
 
@@ -100,70 +135,59 @@ def load_pixels(
     source: DataSource,
     split: str,
     processor: JetImageProcessor,
+    options: ReadOptions = DEFAULT_OPTIONS,
     *,
-    num_classes: int | None = None,
-    random_crops_per_image: int | None = None,
-    max_images: int | None = None,
-    max_undecodable_share: float = 0.001,
     num_proc: int | None = None,
-    seed: int = 0,
     keep_in_memory: bool = False,
 ) -> PixelSplit:
     """
-    Decode, crop and resize every image of a split once, as the processor is configured.
+    Decode, crop and resize every image of a split once, as the image processor is configured.
 
-    The pixels are cached on the disk by `datasets`; those of a stream are read through and held in memory. The number
-    of images that are used is logged, beside the number of those that are not.
+    `datasets` caches the pixels on the disk; those of a stream are read sequentially and kept in memory. The numbers
+    of images that are used and skipped are logged.
 
     Args:
-        source, split: What to read.
-        processor: Makes the pixels.
-        num_classes: Reads the classes too, which must be fewer than this number.
-        random_crops_per_image: Crops of full resolution that are cut at random places out of each image, in place of
-            resizing it.
-        max_images: Reads the first images only.
-        max_undecodable_share: Share of undecodable images above which an error is raised. Fewer are skipped, counted,
-            and named in the log.
-        num_proc: Processes that decode.
-        seed: Draws the places of crops.
-        keep_in_memory: Whether to hold the pixels in memory instead of caching them on the disk.
+        source, split: Data to read.
+        processor: Image processor that makes the pixels.
+        options: Images to read.
+        num_proc: Number of processes that decode.
+        keep_in_memory: Whether to keep the pixels in memory instead of caching them on the disk.
 
     Raises:
-        ValueError: see [`open_split`], [`check_release`] and [`label_column_of`]; also if there is no image, or a
-            class that there should not be, or a number below 1 of images or crops.
+        ValueError: see [`open_split`], [`check_release`], [`label_column_of`] and [`check_classes`]; also if there are
+            no images.
         UndecodableImagesError: if more than the allowed share of images cannot be decoded.
     """
-    for name, number in {"max_images": max_images, "random_crops_per_image": random_crops_per_image}.items():
-        check_whole(name, 1 if number is None else number)
     dataset = open_split(source, split)
-    column = find_image_column(dataset.features, source.image_column)
     is_stream = isinstance(dataset, datasets.IterableDataset)
-    release = known_release(source)
-    where = f"split {split!r} of {source.name or source.path}"
-    prepared = preparation_record(source.path).get("splits", {}) if source.path else {}
-    prepared = prepared.get(source.contents.resolve(split).split("[")[0], {}) if prepared else {}
-    num_left_out = prepared.get("num_skipped", 0) if max_images is None and "[" not in split else 0
     num_found = None if is_stream else len(dataset)
-    if max_images is not None:
-        dataset = dataset.take(max_images) if is_stream else dataset.select(range(min(max_images, len(dataset))))
-    elif not is_stream:
-        check_release(release, split, len(dataset) + num_left_out)
-    labels = None if num_classes is None else label_column_of(source, dataset.features)
-    decoder = _Decoder(processor, column, random_crops_per_image, seed, labels)
-    if is_stream:
-        decoded, num_images = _read_through(dataset, decoder)
-        if max_images is None:
-            check_release(release, split, num_images + num_left_out)
-        pixels = _keep_decoded(decoded, UndecodableLimit(max_undecodable_share, num_images, where))
-        if labels is not None:
-            check_classes(pixels.dataset.with_format("arrow")[:][LABEL], num_classes, where)
+    dataset = options.first_images(dataset)
+    decoder = _Decoder(
+        processor,
+        find_image_column(dataset.features, source.image_column),
+        None if options.num_classes is None else label_column_of(source, dataset.features),
+        options,
+    )
+    where = f"split {split!r} of {source.where}"
+    decoded, num_images = _read_stream(dataset, decoder) if is_stream else (None, len(dataset))
+    if num_images == 0:
+        raise ValueError(f"{where} holds no images.")
+    prepared = source.layout.records.get(source.layout.resolve(split).split("[")[0], {})
+    num_left_out = 0
+    if options.max_images is None:
+        num_left_out = prepared.get("num_skipped", 0) if "[" not in split else 0
+        check_release(known_release(source), split, num_images + num_left_out)
+    limit = UndecodableLimit(options.max_undecodable_share, num_images, where)
+    if decoded is not None:
+        pixels = _keep_decodable(decoded, limit)
+        if options.num_classes is not None:
+            check_classes(_column(pixels.dataset, LABEL), options.num_classes, where)
     else:
-        num_images = len(dataset)
-        if labels is not None:  # before hours of decoding
-            stored = dataset.with_format("arrow").select_columns([labels])[:][labels]
-            check_classes(stored, num_classes, where, lambda row: image_name(dataset[row][column], row))
-        pixels = _decode_all(dataset, decoder, max_undecodable_share, num_proc, where, keep_in_memory)
-    logger.info(_describe_use(where, num_images, num_found, pixels))
+        if options.num_classes is not None:  # before decoding, which may take hours
+            labels = _column(dataset, decoder.label_column)
+            check_classes(labels, options.num_classes, where, lambda row: dataset[row][decoder.image_column])
+        pixels = _decode_all(dataset, decoder, limit, num_proc, keep_in_memory)
+    logger.info(_describe_use(where, num_images, num_found, pixels.num_skipped))
     return replace(
         pixels,
         num_skipped=pixels.num_skipped + num_left_out,
@@ -171,13 +195,13 @@ def load_pixels(
     )
 
 
-def _describe_use(where: str, num_images: int, num_found: int | None, pixels: PixelSplit) -> str:
-    used = f"{num_images - pixels.num_skipped:,}"
-    sentence = f"{where}: using {used} of {num_images if num_found is None else num_found:,} images"
-    if num_found is not None and num_images < num_found:
-        sentence += f"; only the first {num_images:,} were asked for"
-    if pixels.num_skipped:
-        sentence += f"; {pixels.num_skipped:,} cannot be decoded"
+def _describe_use(where: str, num_images: int, num_found: int | None, num_skipped: int) -> str:
+    total = num_images if num_found is None else num_found
+    sentence = f"{where}: using {num_images - num_skipped:,} of {total:,} images"
+    if num_images < total:
+        sentence += f"; only the first {num_images:,} were requested"
+    if num_skipped:
+        sentence += f"; {num_skipped:,} cannot be decoded"
     return sentence + "."
 
 
@@ -185,50 +209,50 @@ def check_classes(
     labels: pa.ChunkedArray | pa.Array,
     num_classes: int,
     where: str,
-    name: Callable[[int], str] = "image {}".format,
+    image: Callable[[int], StoredImage] = lambda row: None,
 ) -> None:
     """
-    Raise an error unless all labels are there, from 0 to below `num_classes`.
+    Check that every image has a label from 0 to below `num_classes`.
 
     Args:
-        labels: Classes of the images, null where one is missing.
+        labels: Labels of the images, null where one is missing.
         num_classes: Number of classes of the model.
-        where: Name of the split in messages.
-        name: From the place of an image to its name in messages.
+        where: Name of the split, for messages.
+        image: Function from a row to the stored image, for messages.
 
     Raises:
         ValueError: if a label is missing or out of range; the message names some of these images.
     """
     wrong = pc.fill_null(pc.or_(pc.less(labels, 0), pc.greater_equal(labels, num_classes)), True)
-    rows = np.flatnonzero(wrong.to_numpy(zero_copy_only=False) if isinstance(wrong, pa.Array) else wrong.to_numpy())
-    if len(rows):
+    rows = np.flatnonzero(np.asarray(wrong)).tolist()
+    if rows:
         span = pc.min_max(labels).as_py()
         found = "none" if span["min"] is None else f"{span['min']} to {span['max']}"
         missing = f", {labels.null_count} missing" if labels.null_count else ""
-        names = name_some([name(int(row)) for row in rows[:NUM_EXAMPLES]], len(rows))
+        names = name_some([image_name(image(row), row) for row in rows[:NUM_EXAMPLES]], len(rows))
         raise ValueError(
             f"the classes of {where} must lie from 0 to below `num_classes` {num_classes}, got {found}{missing}; the "
             f"first wrong ones are of {names}."
         )
 
 
+def _column(dataset: datasets.Dataset, name: str | None) -> pa.ChunkedArray:
+    return dataset.with_format("arrow").select_columns([name])[:][name]
+
+
 class _Decoder:
     """
-    Function for `Dataset.map`: from images as stored to pixels, their digests and formats, or the reason of a failure.
+    Function for `Dataset.map` from stored images to pixels, digests, formats, and errors of undecodable images.
 
-    The result is cached by its fields, versions among them.
+    `datasets` caches the result by the attributes, which is why the versions are among them.
     """
 
     def __init__(
-        self,
-        processor: JetImageProcessor,
-        column: str,
-        crops: int | None = None,
-        seed: int = 0,
-        label_column: str | None = None,
+        self, processor: JetImageProcessor, image_column: str, label_column: str | None, options: ReadOptions
     ):
-        self.processor, self.column, self.crops, self.seed = processor, column, crops, seed if crops else None
-        self.label_column = label_column
+        self.processor, self.image_column, self.label_column = processor, image_column, label_column
+        self.num_crops = options.random_crops_per_image
+        self.seed = options.seed if self.num_crops else 0
         self.shape = (processor.num_channels, processor.size["height"], processor.size["width"])
         self.versions = {"jet_hf": __version__, "pillow": PIL.__version__}
         self.limit: UndecodableLimit | None = None
@@ -236,114 +260,92 @@ class _Decoder:
 
     @property
     def features(self) -> datasets.Features:
-        text = datasets.Value("string")
-        labels = {} if self.label_column is None else {LABEL: datasets.Value("int64")}
-        return datasets.Features(
-            {PIXELS: datasets.Array3D(self.shape, "uint8"), "format": text, "error": text}
-            | {DIGEST: datasets.Value("binary")}
-            | labels
-        )
+        """Features of the result."""
+        text, binary = datasets.Value("string"), datasets.Value("binary")
+        features = {PIXELS: datasets.Array3D(self.shape, "uint8"), "format": text, "error": text, DIGEST: binary}
+        return datasets.Features(features | ({LABEL: datasets.Value("int64")} if self.label_column else {}))
 
     @property
     def columns(self) -> list[str]:
-        """The columns that it reads."""
-        return [self.column] if self.label_column is None else [self.column, self.label_column]
+        """Columns to read."""
+        return [self.image_column] if self.label_column is None else [self.image_column, self.label_column]
 
-    def __call__(self, table: pa.Table, indices: list[int]) -> dict[str, list]:
-        pixels, formats, errors, rows = [], [], [], []
-        for row, (image, index) in enumerate(zip(stored_images(table[self.column]), indices, strict=True)):
+    def __call__(self, table: pa.Table, indices: Sequence[int]) -> dict[str, list]:
+        rows: list[tuple] = []
+        images, labels = stored_images(table[self.image_column]), _labels_of(table, self.label_column)
+        for image, label, index in zip(images, labels, indices, strict=True):
+            error = None
             try:
                 arrays, kind = self._decode(image, index)
-                error = None
             except UndecodableImageError as reason:
                 arrays, kind, error = [np.zeros(self.shape, np.uint8)], None, f"{image_name(image, index)}: {reason}"
                 self.undecodable.append(error)
-            pixels += arrays
-            formats += [kind] * len(arrays)
-            errors += [error] * len(arrays)
-            rows += [row] * len(arrays)
+            rows += [(array, kind, error, digest_of_row(array, label), label) for array in arrays]
         if self.limit is not None:  # not only at the end, which may be hours away
             self.limit.check(self.undecodable)
-        decoded = {PIXELS: pixels, "format": formats, "error": errors}
-        labels = [None] * len(pixels)
-        if self.label_column is not None:
-            labels = [table[self.label_column][i].as_py() for i in rows]
-            decoded[LABEL] = labels
-        decoded[DIGEST] = [digest_of_row(array, label) for array, label in zip(pixels, labels, strict=True)]
-        return decoded
+        return dict(zip(self.features, map(list, zip(*rows, strict=True)), strict=False))
 
-    def _decode(self, image, index: int) -> tuple[list[np.ndarray], str | None]:
+    def _decode(self, image: StoredImage, index: int) -> tuple[list[np.ndarray], str | None]:
         processor = self.processor
-        if self.crops:
+        if self.num_crops:
             array, kind = decode_image(
                 image, lambda it: processor.process_image(it, processor.do_convert_rgb, processor.num_channels)
             )
-            return random_crops(array, self.shape[1], self.crops, self.seed, index), kind
+            return random_crops(array, self.shape[1], self.num_crops, self.seed, index), kind
         array, kind = decode_image(image, pixel_converter(processor))
         if array.shape != self.shape:
-            raise ValueError(f"image {index} became {array.shape}, expected {self.shape}.")
+            raise ValueError(f"image {index} was converted to shape {array.shape}, expected {self.shape}.")
         return [array], kind
 
 
-class _Digester:
-    """Function for `Dataset.map`: from pixels, and their classes, to digests."""
+def _digests(table: pa.Table, indices: list[int], label_column: str | None) -> dict[str, list[bytes]]:
+    """Return the digests of pixels and their labels, for `Dataset.map`."""
+    arrays = (np.asarray(image) for image in stored_images(table[PIXELS]))
+    return {DIGEST: list(map(digest_of_row, arrays, _labels_of(table, label_column)))}
 
-    def __init__(self, label_column: str | None):
-        self.label_column = label_column
 
-    def __call__(self, table: pa.Table, indices: list[int]) -> dict[str, list[bytes]]:
-        labels = [None] * len(table) if self.label_column is None else table[self.label_column].to_pylist()
-        return {DIGEST: list(map(digest_of_row, stored_images(table[PIXELS]), labels))}
+def _labels_of(table: pa.Table, label_column: str | None) -> list[int | None]:
+    return [None] * len(table) if label_column is None else table[label_column].to_pylist()
 
 
 def _decode_all(
     dataset: datasets.Dataset,
     decoder: _Decoder,
-    share: float,
+    limit: UndecodableLimit,
     num_proc: int | None,
-    where: str,
     keep_in_memory: bool,
 ) -> PixelSplit:
     dataset = dataset.select_columns(decoder.columns)
-    limit = UndecodableLimit(share, len(dataset), where)
-    is_pixels = dataset.features[decoder.column] == decoder.features[PIXELS] and not decoder.crops
-    if is_pixels and not dataset.data[decoder.column].null_count:  # no second copy on the disk
-        names = {decoder.column: PIXELS} | ({decoder.label_column: LABEL} if decoder.label_column else {})
-        if changed := {old: new for old, new in names.items() if old != new}:
-            dataset = dataset.rename_columns(changed)
-        digester = _Digester(LABEL if decoder.label_column else None)
+    options = {"num_proc": num_proc, "keep_in_memory": keep_in_memory}
+    is_pixels = dataset.features[decoder.image_column] == decoder.features[PIXELS] and not decoder.num_crops
+    if is_pixels and not dataset.data[decoder.image_column].null_count:  # without a second copy on the disk
+        names = zip(decoder.columns, (PIXELS, LABEL), strict=False)
+        if renamed := {old: new for old, new in names if old != new}:
+            dataset = dataset.rename_columns(renamed)
+        features = datasets.Features({DIGEST: datasets.Value("binary")})
+        label_column = LABEL if decoder.label_column else None
         digests = _map(
-            dataset,
-            digester,
-            datasets.Features({DIGEST: datasets.Value("binary")}),
-            num_proc,
-            f"reading {where}",
-            keep_in_memory,
+            dataset, _digests, features, f"reading {limit.where}", fn_kwargs={"label_column": label_column}, **options
         )
-        return _keep_decoded(dataset, limit, digests)
+        return PixelSplit(dataset, 0, None, fingerprint_of_rows(_column(digests, DIGEST)))
     decoder.limit = limit
-    decoded = _map(dataset, decoder, decoder.features, num_proc, f"decoding {where}", keep_in_memory)
-    return _keep_decoded(decoded.with_format(None), limit)
+    decoded = _map(dataset, decoder, decoder.features, f"decoding {limit.where}", **options)
+    return _keep_decodable(decoded.with_format(None), limit)
 
 
 def _map(
-    dataset: datasets.Dataset,
-    function: Callable,
-    features: datasets.Features,
-    num_proc: int | None,
-    desc: str,
-    keep_in_memory: bool,
+    dataset: datasets.Dataset, function: Callable, features: datasets.Features, desc: str, **options
 ) -> datasets.Dataset:
     """
-    Apply a function to all rows, once for all runs.
+    Apply a function to all rows, and cache the result for later runs.
 
-    The result lies in the cache of `datasets`, not beside the data, whose folder may be read-only, and is found by the
-    stamps of the data's files as well: a saved data set that is replaced may have the fingerprint of the old one.
+    It lies in the cache of `datasets` instead of beside the data, whose folder may be read-only. Its key contains the
+    stamps of the data's files: a saved dataset may keep its fingerprint when it is replaced.
     """
-    stamps = [(file["filename"], Stamp.of(os.stat(file["filename"]))) for file in dataset.cache_files]
-    key = Hasher.hash((dataset._fingerprint, stamps, function, features))
-    file = Path(datasets.config.HF_DATASETS_CACHE) / "jet_hf" / f"pixels-{key}.arrow"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    stamps = [(file["filename"], stamp_of(os.stat(file["filename"]))) for file in dataset.cache_files]
+    key = Hasher.hash((dataset._fingerprint, stamps, function, options.get("fn_kwargs"), features))
+    if not options["keep_in_memory"]:
+        options["cache_file_name"] = str(cache_file(f"pixels-{key}.arrow"))
     return dataset.with_format("arrow").map(
         function,
         with_indices=True,
@@ -352,49 +354,37 @@ def _map(
         writer_batch_size=1000,
         remove_columns=dataset.column_names,
         features=features,
-        num_proc=num_proc,
-        cache_file_name=None if keep_in_memory else str(file),
-        keep_in_memory=keep_in_memory,
         desc=desc,
+        **options,
     )
 
 
-def _read_through(dataset: datasets.IterableDataset, decoder: _Decoder) -> tuple[datasets.Dataset, int]:
-    """All of a stream, decoded in memory, and the number of its images."""
+def _read_stream(dataset: datasets.IterableDataset, decoder: _Decoder) -> tuple[datasets.Dataset, int]:
+    """Return all of a stream, decoded in memory, and the number of its images."""
     parts, num_images = [], 0
     for table in dataset.select_columns(decoder.columns).with_format("arrow").iter(batch_size=100):
         indices = range(num_images, num_images + len(table))
         parts.append(datasets.Dataset.from_dict(decoder(table, indices), features=decoder.features))
         num_images += len(table)
-    empty = {name: [] for name in decoder.features}
+    empty: dict[str, list] = {name: [] for name in decoder.features}
     return datasets.concatenate_datasets(parts or [datasets.Dataset.from_dict(empty, decoder.features)]), num_images
 
 
-def _keep_decoded(
-    decoded: datasets.Dataset, limit: UndecodableLimit, digests: datasets.Dataset | None = None
-) -> PixelSplit:
-    """Leave out, count and log the images that could not be decoded."""
-    if limit.num_images == 0:
-        raise ValueError(f"{limit.where} holds no images.")
-    if digests is not None:
-        return PixelSplit(decoded, 0, None, fingerprint_of_rows(digests.with_format("arrow")[:][DIGEST]))
+def _keep_decodable(decoded: datasets.Dataset, limit: UndecodableLimit) -> PixelSplit:
+    """Drop, count and log the images that could not be decoded."""
     table = decoded.with_format("arrow").select_columns(["format", "error", DIGEST])[:]
     undecodable = table["error"].drop_null().to_pylist()
     limit.check(undecodable)
-    whole = table["error"].is_null()
+    decodable = table["error"].is_null()
     if undecodable:
-        decoded = decoded.select(np.flatnonzero(whole.to_numpy()))
+        decoded = decoded.select(np.flatnonzero(decodable.to_numpy()))
         more = len(undecodable) - NUM_NAMES_LOGGED
         logger.warning(
-            "%d of %d images of %s cannot be decoded and are skipped: %s%s",
-            len(undecodable),
-            limit.num_images,
-            limit.where,
-            "; ".join(undecodable[:NUM_NAMES_LOGGED]),
-            f"; and {more} more." if more > 0 else ".",
+            f"{len(undecodable)} of {limit.num_images} images of {limit.where} cannot be decoded and are skipped: "
+            f"{'; '.join(undecodable[:NUM_NAMES_LOGGED])}{f'; and {more} more' if more > 0 else ''}."
         )
     counts = pc.value_counts(table["format"].drop_null()).to_pylist()
     formats = [count["values"] for count in sorted(counts, key=lambda count: -count["counts"])]
-    kept = [name for name in (PIXELS, LABEL) if name in decoded.column_names]
-    fingerprint = fingerprint_of_rows(table[DIGEST].filter(whole))
-    return PixelSplit(decoded.select_columns(kept), len(undecodable), ", ".join(formats) or None, fingerprint)
+    columns = [name for name in (PIXELS, LABEL) if name in decoded.column_names]
+    fingerprint = fingerprint_of_rows(table[DIGEST].filter(decodable))
+    return PixelSplit(decoded.select_columns(columns), len(undecodable), ", ".join(formats) or None, fingerprint)

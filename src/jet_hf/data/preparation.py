@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Downsamples a data set once and for all, into parquet shards of pixels: `scripts/prepare_imagenet.py`."""
+"""Preparation of a dataset: images are downsampled once and written as parquet shards of pixels."""
 
 import json
 import logging
@@ -8,9 +8,9 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,8 +27,8 @@ from ..arguments import PreparationArguments
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
 from ..utils.files import check_is_free, replace_file, replace_text, strict_json
+from ..utils.tables import markdown_table
 from .columns import find_image_column, find_label_column
-from .contents import PREPARATION_FILE, preparation_record
 from .decoding import (
     UndecodableImageError,
     decode_image,
@@ -36,6 +36,8 @@ from .decoding import (
     pixel_converter,
     stored_images,
 )
+from .formats import PREPARATION_FILE, preparation_record
+from .layout import Images
 from .pixels import LOSSY_FORMATS, UndecodableLimit
 from .releases import RELEASES, check_release
 from .sources import DataSource, open_split, stream_fingerprint
@@ -48,7 +50,7 @@ IMAGE, LABEL = "image", "label"
 LABEL_COLUMNS = ("label", "labels", "cls")
 ROWS_READ = 512
 METADATA_KEY = b"jet_hf"
-# What shards of one data set have in common, whatever their split.
+# Parameters that all splits of a prepared folder share.
 COMMON_PARAMETERS = ("image_size", "center_crop", "dataset_release")
 SECONDS_TO_LOCK = 10
 
@@ -56,13 +58,13 @@ SECONDS_TO_LOCK = 10
 @dataclass(frozen=True)
 class Prepared:
     """
-    What became of a split.
+    Result of a preparation.
 
     Args:
-        num_images: Images in the shards.
-        num_skipped: Images that could not be decoded.
-        num_shards, num_found: Shards, and how many of them were there already.
-        source_format: Encoding of the source, such as "JPEG".
+        num_images: Number of images in the shards.
+        num_skipped: Number of images that could not be decoded.
+        num_shards, num_found: Number of shards, and of those that already existed.
+        source_format: Encoding of the source, such as "JPEG"; `None` for arrays.
     """
 
     num_images: int
@@ -74,10 +76,10 @@ class Prepared:
 
 def prepare(arguments: PreparationArguments) -> Prepared:
     """
-    Writes the shards of a split that are not there yet, the counts, and a dataset card.
+    Write the missing shards of a split, the record of the folder, and a dataset card.
 
     Raises:
-        ValueError: for arguments or data that do not fit, or other arguments than the folder was begun with.
+        ValueError: if arguments or data are invalid, or differ from those that the folder was begun with.
         FileExistsError: if `output_dir` holds something else.
         UndecodableImagesError: if more than the allowed share of images cannot be decoded.
     """
@@ -88,34 +90,41 @@ def prepare(arguments: PreparationArguments) -> Prepared:
     dataset = open_split(source, arguments.split)
     num_images = None if isinstance(dataset, datasets.IterableDataset) else len(dataset)
     if num_images == 0:
-        raise ValueError(f"split {arguments.split!r} of {source.name or source.path} holds no images.")
+        raise ValueError(f"split {arguments.split!r} of {source.where} holds no images.")
     num_shards = min(arguments.num_shards, dataset.num_shards if num_images is None else num_images)
     if num_images is not None:
         check_release(arguments.dataset_release, arguments.split, num_images)
     folder = Path(arguments.output_dir)
     paths = [folder / "data" / f"{arguments.split}-{i:05d}-of-{num_shards:05d}.parquet" for i in range(num_shards)]
-    shards = _Shards(dataset, paths, arguments)
-    fingerprint = stream_fingerprint(source, arguments.split, classes=shards.label is not None)
-    with _only_one(folder):
-        _begin(folder, arguments, num_shards, num_images, fingerprint)
+    writer = _ShardWriter(dataset, paths, arguments)
+    fingerprint = stream_fingerprint(source, arguments.split, labels=writer.label_column is not None)
+    parameters = _parameters(arguments) | {"num_shards": num_shards, "num_source_images": num_images}
+    with _locked(folder):
+        _begin(folder, arguments, parameters, fingerprint)
         records = {i: record for i, path in enumerate(paths) if (record := _read_record(path))}
         num_found = len(records)
-        _write_missing(shards, records, arguments, num_images)
-        return _finish(folder, arguments, [records[i] for i in range(num_shards)], num_found)
+        _write_missing(writer, records, arguments, num_images)
+        return _finish(folder, arguments.split, [records[i] for i in range(num_shards)], num_found)
 
 
 def _check(arguments: PreparationArguments) -> None:
     for name in ("image_size", "num_shards", "num_proc"):
         check_whole(name, getattr(arguments, name))
     if not 0 <= arguments.max_undecodable_share <= 1:
-        raise ValueError(f"`max_undecodable_share` must be from 0 to 1, got {arguments.max_undecodable_share}.")
+        raise ValueError(f"`max_undecodable_share` must lie in [0, 1], got {arguments.max_undecodable_share}.")
     if not re.fullmatch(r"\w+", arguments.split):
         raise ValueError(f"`split` must be the name of a whole split, got {arguments.split!r}.")
 
 
+def _parameters(arguments: PreparationArguments) -> dict:
+    """Return the arguments that determine the bytes of the shards."""
+    others = ("output_dir", "num_proc", "max_undecodable_share")
+    return {name: value for name, value in asdict(arguments).items() if name not in others}
+
+
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Keeps a second process from writing to the folder."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock that keeps other processes from writing to the folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder.parent / f".{folder.name}.lock", timeout=SECONDS_TO_LOCK)
     try:
@@ -128,71 +137,60 @@ def _only_one(folder: Path) -> Iterator[None]:
         raise ValueError(f"another process is writing to {folder}.") from None
 
 
-def _begin(
-    folder: Path, arguments: PreparationArguments, num_shards: int, num_images: int | None, fingerprint: str
-) -> None:
-    """Record the parameters and the source's fingerprint, or compare them with those on record."""
-    parameters = asdict(arguments)
-    for name in ("output_dir", "num_proc", "max_undecodable_share"):
-        del parameters[name]
-    parameters |= {"num_shards": num_shards, "num_source_images": num_images}
+def _begin(folder: Path, arguments: PreparationArguments, parameters: dict, fingerprint: str) -> None:
+    """Record the parameters and the fingerprint of the source, or compare them with the recorded ones."""
     record = preparation_record(folder) or {"release": arguments.dataset_release, "splits": {}}
+    advice = "Restore them, or write to another folder."
     for split, entry in record["splits"].items():
-        compared = parameters if split == arguments.split else COMMON_PARAMETERS
         known = entry["parameters"]
         changed = [
-            f"`{name}` was {known.get(name)!r}, is {parameters[name]!r}"
-            for name in compared
+            f"`{name}` was {known.get(name)!r} and is now {parameters[name]!r}"
+            for name in (parameters if split == arguments.split else COMMON_PARAMETERS)
             if known.get(name) != parameters[name]
         ]
         if changed:
             raise ValueError(
-                f"{folder} was begun (split {split!r}) with other parameters: {'; '.join(changed)}. Go on with those "
-                "of before, or write to another folder."
+                f"{folder} was begun (split {split!r}) with other parameters: {'; '.join(changed)}. {advice}"
             )
     if entry := record["splits"].get(arguments.split):
         known = entry.get("source_fingerprint")
         if known is None:
             logger.warning(
-                "%s was begun by an earlier version: whether split %r of the source is still the same is not known.",
-                *(folder, arguments.split),
+                f"{folder} was begun by an earlier version, so changes of the source of split {arguments.split!r} "
+                "cannot be detected."
             )
         elif known != fingerprint:
             raise ValueError(
-                f"{folder} was begun with other data: the files of the split {arguments.split!r} of the source, their "
-                "names, sizes or bytes, have changed. Go on with those of before, or write to another folder."
+                f"{folder} was begun with other data: the names, sizes or bytes of the files of the split "
+                f"{arguments.split!r} of the source have changed. {advice}"
             )
     versions = {"jet_hf": __version__, "pillow": PIL.__version__, "pyarrow": pa.__version__}
     new = {"parameters": parameters, "source_fingerprint": fingerprint, "versions": versions}
     record["splits"].setdefault(arguments.split, new)
     (folder / "data").mkdir(parents=True, exist_ok=True)
+    _write_record(folder, record)
+
+
+def _write_record(folder: Path, record: dict) -> None:
     replace_text(folder / PREPARATION_FILE, strict_json(record, indent=2) + "\n")
 
 
-class _Shards:
-    """The shards of a split, written one by one, each the same whoever writes it."""
+class _ShardWriter:
+    """Writer of the shards of a split. The bytes of a shard do not depend on the process that writes it."""
 
-    def __init__(self, dataset, paths: list[Path], arguments: PreparationArguments):
+    def __init__(self, dataset: Images, paths: list[Path], arguments: PreparationArguments):
         self.dataset, self.paths = dataset, paths
-        self.column = find_image_column(dataset.features, arguments.image_column)
-        self.processor = JetImageProcessor(size=arguments.image_size, do_center_crop=arguments.center_crop)
+        self.image_column = find_image_column(dataset.features, arguments.image_column)
+        self.label_column = _find_label_column(dataset.features, arguments.label_column)
         size = arguments.image_size
+        self.processor = JetImageProcessor(size=size, do_center_crop=arguments.center_crop)
         self.features = datasets.Features({IMAGE: datasets.Array3D((3, size, size), "uint8")})
-        if arguments.label_column is not None:
-            self.label = find_label_column(dataset.features, arguments.label_column)
-        else:
-            self.label = next((name for name in LABEL_COLUMNS if _is_label(dataset.features.get(name))), None)
-        if self.label:
-            self.features[LABEL] = dataset.features[self.label]
+        if self.label_column:
+            self.features[LABEL] = dataset.features[self.label_column]
 
     def write(self, index: int) -> dict:
-        """
-        Writes a shard.
-
-        Returns:
-            Its record: how many images it holds, the names of those that were skipped, and how many had which format.
-        """
-        record = {"num_images": 0, "skipped": [], "formats": Counter()}
+        """Write a shard; return its record: the number of images, the names of skipped ones, counts of formats."""
+        record: dict = {"num_images": 0, "skipped": [], "formats": Counter()}
         replace_file(self.paths[index], lambda draft: self._write(draft, index, record))
         return record
 
@@ -203,31 +201,30 @@ class _Shards:
             writer.add_key_value_metadata({METADATA_KEY: strict_json(record, sort_keys=True)})
 
     def _tables(self, index: int, record: dict) -> Iterator[pa.Table]:
-        """Pixels and labels of a shard, a few hundred at a time."""
+        """Yield the pixels and labels of a shard, a few hundred at a time."""
+        first = 0
         if isinstance(self.dataset, datasets.Dataset):
-            edges = [i * len(self.dataset) // len(self.paths) for i in (index, index + 1)]
-            rows = self.dataset.select(range(*edges))
-            place = edges[0]
+            first, end = (i * len(self.dataset) // len(self.paths) for i in (index, index + 1))
+            rows = self.dataset.select(range(first, end))
         else:
             rows = self.dataset.shard(num_shards=len(self.paths), index=index)
-            place = 0
+        convert = pixel_converter(self.processor)
         for stored in rows.with_format("arrow").iter(batch_size=ROWS_READ):
             pixels, kept = [], []
-            convert = pixel_converter(self.processor)
-            for i, image in enumerate(stored_images(stored[self.column])):
+            for i, image in enumerate(stored_images(stored[self.image_column])):
                 try:
                     array, kind = decode_image(image, convert)
                 except UndecodableImageError as error:
-                    name = "/".join(Path(image_name(image, place + i)).parts[-2:])
+                    name = "/".join(Path(image_name(image, first + i)).parts[-2:])
                     record["skipped"].append(f"{name}: {error}")
                     continue
                 pixels.append(array)
                 kept.append(i)
                 record["formats"][str(kind)] += 1
-            place += len(stored)
+            first += len(stored)
             record["num_images"] += len(kept)
             if kept:
-                yield self._table(pixels, stored[self.label].take(kept) if self.label else None)
+                yield self._table(pixels, stored[self.label_column].take(kept) if self.label_column else None)
 
     def _table(self, pixels: list[np.ndarray], labels: pa.ChunkedArray | None) -> pa.Table:
         features = datasets.Features({IMAGE: self.features[IMAGE]})
@@ -236,125 +233,140 @@ class _Shards:
         return pa.Table.from_arrays(columns, schema=self.features.arrow_schema)
 
 
-def _is_label(feature) -> bool:
-    if isinstance(feature, datasets.ClassLabel):  # datasets takes the subfolders of splits for classes
+def _find_label_column(features: datasets.Features, label_column: str | None) -> str | None:
+    """Return the given column, checked, or else a column of labels with a usual name, if there is one."""
+    if label_column is not None:
+        return find_label_column(features, label_column)
+    return next((name for name in LABEL_COLUMNS if _holds_labels(features.get(name))), None)
+
+
+def _holds_labels(feature) -> bool:
+    if isinstance(feature, datasets.ClassLabel):  # `datasets` takes the folders of splits for classes
         return not all(map(canonical_split, feature.names))
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
 
 
 def _read_record(path: Path) -> dict | None:
-    """The record of a shard that is there."""
+    """Return the record of a shard, or `None` if the shard is missing or damaged."""
     if not path.is_file():
         return None
     try:
         return json.loads(pq.read_metadata(path).metadata[METADATA_KEY])
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
-        logger.warning("%s is damaged and is written anew.", path)
+        logger.warning(f"{path} is damaged and will be written again.")
         return None
 
 
-_shards: _Shards | None = None
+def _write_missing(
+    writer: _ShardWriter, records: dict[int, dict], arguments: PreparationArguments, num_images: int | None
+) -> None:
+    """Write the shards that have no record, and add their records to `records`."""
+    missing = [i for i in range(len(writer.paths)) if i not in records]
+    where = f"split {arguments.split!r} of {arguments.dataset_name or arguments.dataset_path}"
+
+    def check(total: int) -> None:
+        UndecodableLimit(arguments.max_undecodable_share, total, where).check(_skipped(records.values()))
+
+    with (
+        tqdm(total=len(writer.paths), initial=len(records), unit="shard", desc=arguments.split) as bar,
+        closing(_write_shards(writer, missing, arguments.num_proc)) as written,
+    ):
+        for index, record in written:
+            records[index] = record
+            bar.update()
+            if num_images is not None:
+                check(num_images)
+    total = sum(record["num_images"] + len(record["skipped"]) for record in records.values())
+    check(total)
+    check_release(arguments.dataset_release, arguments.split, total)
 
 
-def _start_worker(shards: _Shards) -> None:
-    global _shards
-    _shards = shards
+def _write_shards(writer: _ShardWriter, indices: list[int], num_proc: int) -> Generator[tuple[int, dict], None, None]:
+    """Write shards, in several processes if requested, and yield the index and record of each finished one."""
+    if num_proc == 1 or len(indices) < 2:
+        for index in indices:
+            yield index, writer.write(index)
+        return
+    pool = ProcessPoolExecutor(min(num_proc, len(indices)), initializer=_start_worker, initargs=(writer,))
+    try:
+        futures = {pool.submit(_write_shard, index): index for index in indices}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_writer: _ShardWriter
+
+
+def _start_worker(writer: _ShardWriter) -> None:
+    global _worker_writer
+    _worker_writer = writer
     datasets.disable_progress_bars()
 
     def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
+        if parent := multiprocessing.parent_process():
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _write_shard(index: int) -> dict:
-    return _shards.write(index)
+    return _worker_writer.write(index)
 
 
-def _write_missing(
-    shards: _Shards, records: dict[int, dict], arguments: PreparationArguments, num_images: int | None
-) -> None:
-    """Writes the shards that have no record, in several processes, and adds theirs to `records`."""
-    missing = [i for i in range(len(shards.paths)) if i not in records]
-    where = f"split {arguments.split!r} of {arguments.dataset_name or arguments.dataset_path}"
-    with tqdm(total=len(shards.paths), initial=len(records), unit="shard", desc=arguments.split) as bar:
-
-        def add(index: int, record: dict) -> None:
-            records[index] = record
-            bar.update()
-            if num_images is not None:
-                UndecodableLimit(arguments.max_undecodable_share, num_images, where).check(_skipped(records))
-
-        if arguments.num_proc == 1 or len(missing) < 2:
-            for index in missing:
-                add(index, shards.write(index))
-        else:
-            num_workers = min(arguments.num_proc, len(missing))
-            with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(shards,)) as pool:
-                futures = {pool.submit(_write_shard, index): index for index in missing}
-                try:
-                    for future in as_completed(futures):
-                        add(futures[future], future.result())
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-    total = sum(record["num_images"] + len(record["skipped"]) for record in records.values())
-    UndecodableLimit(arguments.max_undecodable_share, total, where).check(_skipped(records))
-    check_release(arguments.dataset_release, arguments.split, total)
+def _skipped(records: Iterable[dict]) -> list[str]:
+    return [name for record in records for name in record["skipped"]]
 
 
-def _skipped(records: dict[int, dict]) -> list[str]:
-    return [name for index in sorted(records) for name in records[index]["skipped"]]
-
-
-def _finish(folder: Path, arguments: PreparationArguments, records: list[dict], num_found: int) -> Prepared:
-    """Records the counts and writes the card."""
+def _finish(folder: Path, split: str, records: list[dict], num_found: int) -> Prepared:
+    """Record the counts and write the card."""
     formats = sum((Counter(record["formats"]) for record in records), Counter())
-    skipped = [name for record in records for name in record["skipped"]]
-    kinds = [kind for kind, _ in formats.most_common() if kind != "None"]
+    skipped = _skipped(records)
     result = Prepared(
         num_images=sum(record["num_images"] for record in records),
         num_skipped=len(skipped),
         num_shards=len(records),
         num_found=num_found,
-        source_format=", ".join(kinds) or None,
+        source_format=", ".join(kind for kind, _ in formats.most_common() if kind != "None") or None,
     )
     record = preparation_record(folder)
-    record["splits"][arguments.split] |= {
+    record["splits"][split] |= {
         "num_images": result.num_images,
         "num_skipped": result.num_skipped,
         "skipped": skipped,
         "source_format": result.source_format,
     }
-    replace_text(folder / PREPARATION_FILE, strict_json(record, indent=2) + "\n")
+    _write_record(folder, record)
     replace_text(folder / "README.md", dataset_card(record))
     if skipped:
-        logger.warning("%d images cannot be decoded and were skipped: %s.", len(skipped), "; ".join(skipped))
+        logger.warning(f"{len(skipped)} images cannot be decoded and were skipped: {'; '.join(skipped)}.")
     return result
 
 
 def dataset_card(record: dict) -> str:
-    """The README of a prepared data set, with the splits that are finished."""
+    """Return the README of a prepared dataset, which covers the finished splits."""
     splits = {name: entry for name, entry in record["splits"].items() if "num_images" in entry}
     parameters = next(iter(splits.values()))["parameters"]
     size = parameters["image_size"]
     crop = "the central square of each image" if parameters["center_crop"] else "each whole image, squeezed,"
-    # Without `configs`: with them the cache of `datasets` does not tell folders of one name apart.
-    lines = ["---", "license: other", "task_categories: [unconditional-image-generation]"]
     source = parameters["dataset_name"] or Path(parameters["dataset_path"]).resolve().name
     config = f" ({parameters['dataset_config']})" if parameters["dataset_config"] else ""
-    lines += ["---", "", f"# {source} at {size} x {size}", ""]
-    lines += [
-        f"Made from {source}{config}: {crop} averaged over areas to {size} x {size} pixels, as TensorFlow's "
-        f"`ResizeMethod.AREA` does. Column `{IMAGE}`: uint8 arrays (3, {size}, {size}); the licence is the source's.",
-        "",
-    ]
-    if record["release"]:
-        lines += [f"Release `{record['release']}`. {RELEASES[record['release']].note}", ""]
-    lines += ["| split | images | skipped as undecodable | format of the source |", "|---|---:|---:|---|"]
+    release = record["release"]
+    table = [["split", "format of the source", "images", "skipped as undecodable"]]
     for name, entry in splits.items():
         kinds = entry["source_format"] or "arrays"
         lossy = "" if LOSSY_FORMATS.isdisjoint(kinds.split(", ")) else " (lossy)"
-        lines.append(f"| {name} | {entry['num_images']:,} | {entry['num_skipped']:,} | {kinds}{lossy} |")
-    return "\n".join(lines) + "\n"
+        table.append([name, f"{kinds}{lossy}", f"{entry['num_images']:,}", f"{entry['num_skipped']:,}"])
+    # The header has no `configs`: with them the cache of `datasets` confuses folders of the same name.
+    sections = [
+        "---\nlicense: other\ntask_categories: [unconditional-image-generation]\n---",
+        f"# {source} at {size} x {size}",
+        f"Made from {source}{config}: {crop} averaged over areas to {size} x {size} pixels, as TensorFlow's "
+        f"`ResizeMethod.AREA` does. Column `{IMAGE}`: uint8 arrays (3, {size}, {size}). The license is that of the "
+        "source.",
+        f"Release `{release}`. {RELEASES[release].note}" if release else "",
+        markdown_table(table, left=2),
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"

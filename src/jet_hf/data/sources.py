@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Where images come from: data sets of the Hub, folders and files."""
+"""Data sources: datasets of the Hub, folders and files."""
 
 import logging
 import os
@@ -11,8 +11,9 @@ from pathlib import Path
 import datasets
 
 from .columns import find_image_column, find_label_column, merge_image_columns
-from .contents import READ_ERRORS, Contents, Images, contents_of_hub, contents_of_path, read_error
 from .fingerprints import fingerprint_of_files
+from .formats import READ_ERRORS, find_layout, read_error
+from .layout import Images, Layout
 from .releases import RELEASES
 from .splits import UnknownSplitError, other_names, take_slices
 
@@ -23,17 +24,17 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class DataSource:
     """
-    A data set, by name or by path. A folder is listed once, when the source is first used.
+    A dataset, by name or by path. A folder is scanned once, when the source is first used.
 
     Args:
-        name, config: Name on the Hub, and configuration.
-        path: Place on the disk: a folder of pictures, of parquet shards or of webdataset tars; a folder that
-            `save_to_disk` wrote; npz or pickle batches as Chrabaszcz et al. publish them; a single parquet, tar or npz
-            file.
-        image_column: Column of the images; found by itself by default.
-        label_column: Column of the classes, where they are asked for; found by itself by default.
-        streaming: Whether to read from one end to the other instead of laying everything out on the disk first.
-        release: Key of [`RELEASES`], if it is one of them.
+        name: Name on the Hub.
+        config: Configuration of the dataset.
+        path: Path of a folder of images, of parquet shards or of webdataset tars; of a folder that `save_to_disk`
+            wrote; of npz or pickle batches as Chrabaszcz et al. publish them; or of a parquet, tar or npz file.
+        image_column: Column of the images; detected by default.
+        label_column: Column of the labels; detected by default, where labels are read.
+        streaming: Whether to read the dataset sequentially instead of copying it to the disk first.
+        release: Key of [`RELEASES`], if the dataset is one of them.
 
     Raises:
         ValueError: if neither or both of `name` and `path` are given, or `release` is unknown.
@@ -55,13 +56,15 @@ class DataSource:
             raise ValueError(f"`dataset_release` must be one of {', '.join(RELEASES)}, got {self.release!r}.")
 
     @classmethod
-    def at(cls, place: str, config: str | None = None, **fields) -> "DataSource":
-        """Return the data set at a path, where there is something, or else of that name on the Hub."""
-        return cls(**{"path" if Path(place).expanduser().exists() else "name": place}, config=config, **fields)
+    def at(cls, path_or_name: str, config: str | None = None, **fields) -> "DataSource":
+        """Return the dataset at a path, if it exists, or else the dataset of that name on the Hub."""
+        if Path(path_or_name).expanduser().exists():
+            return cls(path=path_or_name, config=config, **fields)
+        return cls(name=path_or_name, config=config, **fields)
 
     @classmethod
     def from_arguments(cls, arguments) -> "DataSource":
-        """Return the data set that the fields `dataset_name`, `dataset_path`, ... of a script's arguments name."""
+        """Return the dataset that the fields `dataset_name`, `dataset_path`, ... of a script's arguments describe."""
         return cls(
             name=arguments.dataset_name,
             config=arguments.dataset_config,
@@ -74,66 +77,72 @@ class DataSource:
 
     def check_output(self, output_dir: str | os.PathLike) -> None:
         """
-        Check that a folder to write to is no part of the data set: the pictures in it would become data.
+        Check that an output folder is not part of the dataset, where images written to it would become data.
 
         Raises:
             ValueError: if `output_dir` lies inside the source's path.
         """
         if self.path is not None:
-            folder, output = (Path(os.path.expanduser(each)).resolve() for each in (self.path, output_dir))
+            folder, output = (Path(path).expanduser().resolve() for path in (self.path, output_dir))
             if output.is_relative_to(folder):
                 raise ValueError(f"`output_dir` {output_dir} must not lie inside `dataset_path` {self.path}.")
 
     @property
+    def where(self) -> str:
+        """Name on the Hub or whole path, for messages."""
+        return str(self.name or self.path)
+
+    @property
     def title(self) -> str:
-        """Name on the Hub, or last part of the path: the rest of it is private."""
-        return self.name or Path(self.path).expanduser().resolve().name
+        """Name on the Hub, or last part of the path, for publication: the rest of a path is private."""
+        return self.name or Path(self.where).expanduser().resolve().name
 
     @cached_property
-    def contents(self) -> Contents:
-        """The splits of the data set."""
-        contents = contents_of_hub(self) if self.path is None else contents_of_path(self)
-        for warning in contents.warnings:
+    def layout(self) -> Layout:
+        """Layout of the dataset; finding it scans a folder or asks the Hub, and logs warnings on unused files."""
+        layout = find_layout(self)
+        for warning in layout.warnings:
             logger.warning(warning)
-        return contents
+        return layout
 
 
 def open_split(source: DataSource, split: str, streaming: bool | None = None) -> Images:
     """
-    Return a split with its images as they are stored: encoded, or as arrays.
+    Return a split with its images as they are stored, encoded or as arrays.
 
-    The number of images that are found and used, and of files that are passed over, is logged.
+    The number of images that are found and used, and of files that are skipped, is logged.
 
     Args:
-        source: Where it comes from. Folders of pictures, batches of Chrabaszcz et al. and folders that `save_to_disk`
-            wrote are map-style also when streaming.
-        split: Its name or another alias of it, such as `val` for `validation`; of a map-style data set also a sum of
-            slices, such as `train[:98%]`; of a folder of pictures also `all`.
-        streaming: Overrides that of the source.
+        source: Data source. Folders of images, batches of Chrabaszcz et al. and folders that `save_to_disk` wrote are
+            opened as map-style datasets even when streaming.
+        split: Name of the split or an alias, such as `val` for `validation`. Map-style datasets also accept sums of
+            slices, such as `train[:98%]`, and folders of images the name `all`.
+        streaming: Overrides `source.streaming`.
 
     Raises:
-        UnknownSplitError: if there is no such split; the message names those that there are.
-        ValueError: if there is nothing to read at the source's path, nothing that holds images, or another release.
+        UnknownSplitError: if there is no such split; the message lists the known ones.
+        ValueError: if the data cannot be read, contain no images, or belong to another release than stated.
     """
     known_release(source)
-    contents = source.contents
-    spec = contents.resolve(split)
+    layout = source.layout
+    spec = layout.resolve(split)
+    names = layout.splits_in(spec)
     streaming = source.streaming if streaming is None else streaming
     try:
-        opened = {name: contents.open(name, streaming) for name in contents.named(spec)}
-        if any(isinstance(each, datasets.IterableDataset) for each in opened.values()) and spec not in opened:
-            raise ValueError(f"a stream is read whole, slices such as {split!r} are not: give the name of a split.")
+        opened = {name: layout.open(name, streaming) for name in names}
+        if any(isinstance(part, datasets.IterableDataset) for part in opened.values()) and spec not in opened:
+            raise ValueError(f"slices of a stream, such as {split!r}, are not supported: pass the name of a split.")
         dataset = take_slices(spec, opened)
     except READ_ERRORS as error:
-        raise read_error(contents.where, error) from error
+        raise read_error(layout.where, error) from error
     if source.image_column is None:
         dataset = merge_image_columns(dataset)
     column = find_image_column(dataset.features or datasets.Features(), source.image_column)
-    for name in contents.named(spec):
-        if others := [each for each in other_names(name, contents.splits) if each not in contents.named(spec)]:
-            logger.warning("%s: using the split %s, and not %s beside it.", contents.where, name, " and ".join(others))
-    if contents.describe:
-        logger.info(contents.describe(split, len(dataset)))
+    for name in names:
+        if others := [other for other in other_names(name, layout.splits) if other not in names]:
+            logger.warning(f"{layout.where}: using the split {name}, but not its aliases {' and '.join(others)}.")
+    if description := layout.describe(split, dataset):
+        logger.info(description)
     if isinstance(dataset.features[column], datasets.Array3D):
         return dataset
     return dataset.cast_column(column, datasets.Image(decode=False))
@@ -141,42 +150,42 @@ def open_split(source: DataSource, split: str, streaming: bool | None = None) ->
 
 def held_out_split(source: DataSource) -> str:
     """
-    Return the split to score where none is asked for: validation, or else test. Their aliases count.
+    Return the default split for evaluation: `validation`, or else `test`, of which aliases may exist.
 
     Raises:
         UnknownSplitError: if there is neither.
-        ValueError: if several splits may be meant.
+        ValueError: if several splits are aliases of it.
     """
     for split in ("validation", "test"):
         try:
-            source.contents.resolve(split)
+            source.layout.resolve(split)
         except UnknownSplitError as error:
             reason = error
             continue
         return split
-    raise UnknownSplitError(f"there is neither a validation nor a test split, name the one to score: {reason}")
+    raise UnknownSplitError(f"there is neither a validation nor a test split, pass the one to score: {reason}")
 
 
-def stream_fingerprint(source: DataSource, split: str, classes: bool | None = None) -> str:
+def stream_fingerprint(source: DataSource, split: str, labels: bool | None = None) -> str:
     """
-    Return a short text that differs for other data: of the names, sizes and a sample of the bytes of a split's files.
+    Return a fingerprint of the names, the sizes and a sample of the bytes of a split's files.
 
-    The place of the files does not matter. For a data set of the Hub it stands for the files' revision.
+    It does not depend on the location of the files. For a dataset of the Hub it stands for their revision.
 
     Args:
-        source, split: What is read.
-        classes: Whether files that hold nothing but classes count; by default where the source names their column.
+        source, split: Data to read.
+        labels: Whether to include files that only hold labels; by default if the source names a label column.
     """
-    contents = source.contents
-    classes = source.label_column is not None if classes is None else classes
-    names = contents.named(contents.resolve(split))
-    files = (chain(contents.files(name), contents.class_files() if classes else ()) for name in names)
+    layout = source.layout
+    labels = source.label_column is not None if labels is None else labels
+    names = layout.splits_in(layout.resolve(split))
+    files = (chain(layout.files(name), layout.label_files() if labels else ()) for name in names)
     return fingerprint_of_files(chain.from_iterable(files))
 
 
 def label_column_of(source: DataSource, features: datasets.Features) -> str:
     """
-    Return the column of the classes of an opened split.
+    Return the column of the labels of an opened split.
 
     Raises:
         ValueError: see [`find_label_column`].
@@ -184,21 +193,21 @@ def label_column_of(source: DataSource, features: datasets.Features) -> str:
     try:
         return find_label_column(features, source.label_column)
     except ValueError as error:
-        raise ValueError(f"{error} {source.contents.no_classes}".strip()) from None
+        raise ValueError(f"{error} {source.layout.unlabeled_reason}".strip()) from None
 
 
 def known_release(source: DataSource) -> str | None:
     """
-    Return the release that a source is, as stated or as its format tells.
+    Return the release of a source, as stated or as implied by its format.
 
     Raises:
         ValueError: if the two differ.
     """
     exists = source.path is not None and Path(source.path).expanduser().exists()
-    told = source.contents.release if exists else None
-    if None not in (told, source.release) and told != source.release:
+    implied = source.layout.release if exists else None
+    if None not in (implied, source.release) and implied != source.release:
         raise ValueError(
-            f"`dataset_release` is {source.release}, but {source.path} holds {told} ({RELEASES[told].title}). Figures "
-            "of two releases are not comparable."
+            f"`dataset_release` is {source.release}, but {source.path} holds {implied} "
+            f"({RELEASES[str(implied)].title}). Scores on two releases are not comparable."
         )
-    return told or source.release
+    return implied or source.release

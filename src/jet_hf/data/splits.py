@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Names of splits: their aliases, the names that files and folders tell, and slices such as `train[:98%]`."""
+"""Names of splits: aliases, names derived from files and folders, and slices such as `train[:98%]`."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ _PART = re.compile(r"\s*([^\[\]+]+?)\s*(\[[^\]]*\])?\s*")
 
 
 class UnknownSplitError(ValueError):
-    """The data set has no split of the given name."""
+    """The dataset has no split of the given name."""
 
 
 def canonical_split(name: str) -> str | None:
@@ -28,13 +28,13 @@ def canonical_split(name: str) -> str | None:
 
 def split_of_file(path: str) -> str:
     """
-    Return the split that the path of a shard tells.
+    Return the split of a shard, derived from its path.
 
-    It is the prefix of `data/SPLIT-00000-of-00064.parquet`, as the Hub names shards, or else the name of a folder on
-    the way, or else a word of the file's name. A shard that tells none belongs to `train`.
+    The split is the prefix of `data/SPLIT-00000-of-00064.parquet`, the Hub's naming scheme; or else the name of a
+    parent folder; or else a word of the file name; or else `train`.
 
     Raises:
-        ValueError: if the file's name tells several splits.
+        ValueError: if the file name contains the names of several splits.
     """
     *folders, name = path.split("/")
     if "data" in folders and (shard := _SHARD.match(name)):
@@ -42,18 +42,20 @@ def split_of_file(path: str) -> str:
     for folder in reversed(folders):
         if split := canonical_split(folder):
             return split
-    told = {split for word in re.split(r"[-._ 0-9]+", name) if (split := canonical_split(word))}
-    if len(told) > 1:
-        raise ValueError(f"the name of the file {path} tells several splits, {' and '.join(sorted(told))}: rename it.")
-    return told.pop() if told else "train"
+    found = {split for word in re.split(r"[-._ 0-9]+", name) if (split := canonical_split(word))}
+    if len(found) > 1:
+        raise ValueError(
+            f"the name of the file {path} names several splits, {' and '.join(sorted(found))}: rename it."
+        )
+    return found.pop() if found else "train"
 
 
 def check_shards(paths: list[str]) -> None:
     """
-    Check that shards which are numbered, such as `train-00003-of-00064.parquet`, are complete.
+    Check that sets of numbered shards, such as `train-00003-of-00064.parquet`, are complete.
 
     Raises:
-        ValueError: if one of them is missing, or there are those of several numberings.
+        ValueError: if a shard is missing, or shards of different totals are mixed.
     """
     numbers: dict[str, dict[int, set[int]]] = {}
     for path in paths:
@@ -62,49 +64,51 @@ def check_shards(paths: list[str]) -> None:
             numbers.setdefault(name, {}).setdefault(int(match[2]), set()).add(int(match[1]))
     for name, totals in numbers.items():
         if len(totals) > 1:
-            counts = " and of ".join(map(str, sorted(totals)))
-            raise ValueError(f"the shards {name} are of {counts}: keep those of one preparation.")
+            counts = " and ".join(map(str, sorted(totals)))
+            raise ValueError(f"the shards {name} belong to sets of {counts}: keep only one set.")
         ((total, found),) = totals.items()
         if missing := sorted(set(range(total)) - found):
             raise ValueError(
-                f"{len(missing)} of the {total} shards {name} are missing; the first one is {missing[0]}."
+                f"{len(missing)} of the {total} shards {name} are missing; the first missing one is {missing[0]}."
             )
 
 
 def other_names(name: str, known: Collection[str]) -> list[str]:
-    """Return the known splits that have another name of the same meaning, such as `dev` for `validation`."""
-    meant = canonical_split(name)
-    return [each for each in known if meant is not None and each != name and canonical_split(each) == meant]
+    """Return the known splits that are other aliases of the same split, such as `dev` for `validation`."""
+    canonical = canonical_split(name)
+    return [
+        other for other in known if canonical is not None and other != name and canonical_split(other) == canonical
+    ]
 
 
 def resolve_split(name: str, known: Collection[str], where: str, of_folders: bool = False) -> str:
     """
-    Return the known split that a name means: the split of exactly this name, or else the only one that is its alias.
+    Return the known split of exactly this name, or else the only known alias of it.
 
     Args:
-        name: Name to look up.
+        name: Name to resolve.
         known: Names of the splits.
-        where: Name of the data set in messages.
-        of_folders: Whether the splits are named after folders. The names `train`, `validation` and `test`, which are
-            looked up by default, must then have one folder only.
+        where: Name of the dataset, for messages.
+        of_folders: Whether the splits are named after folders. If so, `train`, `validation` and `test`, which are
+            also looked up by default, must not have a second folder that is an alias.
 
     Raises:
-        UnknownSplitError: if there is none; the message lists the known splits.
+        UnknownSplitError: if there is no such split; the message lists the known ones.
         ValueError: if several known splits are aliases of the name.
     """
     aliases = other_names(name, known)
     if name in known:
         if of_folders and aliases and name == canonical_split(name):
-            folders = " or ".join(each for each in known if each == name or each in aliases)
+            folders = " or ".join(other for other in known if other == name or other in aliases)
             raise ValueError(
-                f"{where}: the split {name!r} may mean {folders}: rename the folders, or give one of them as the data "
-                "set."
+                f"{where}: the split {name!r} may mean {folders}: rename the folders, or pass one of them as the "
+                "dataset."
             )
         return name
     if len(aliases) > 1:
-        raise ValueError(f"{where}: the split {name!r} may mean {' or '.join(aliases)}, name one of them.")
+        raise ValueError(f"{where}: the split {name!r} may mean {' or '.join(aliases)}: pass one of these names.")
     if not aliases:
-        raise UnknownSplitError(f"{where} has no split {name!r}, but {', '.join(known) or 'none'}.")
+        raise UnknownSplitError(f"{where} has no split {name!r}; it has {', '.join(known) or 'none'}.")
     return aliases[0]
 
 
@@ -113,18 +117,20 @@ def resolve_slices(spec: str, known: Collection[str], where: str, of_folders: bo
     Return `spec`, such as `val[:50%]+test`, with known splits in place of aliases.
 
     Raises:
-        UnknownSplitError, ValueError: see [`resolve_split`]; also if `spec` is no sum of slices.
+        UnknownSplitError, ValueError: see [`resolve_split`]; also if `spec` is not a sum of slices.
     """
     if spec in known:
         return resolve_split(spec, known, where, of_folders)
-    parts = [_PART.fullmatch(part) for part in spec.split("+")]
-    if None in parts:
-        raise ValueError(f"{where}: {spec!r} is neither a split nor a sum of slices such as 'train[:98%]'.")
-    return "+".join(resolve_split(part[1], known, where, of_folders) + (part[2] or "") for part in parts)
+    resolved = []
+    for part in spec.split("+"):
+        if not (match := _PART.fullmatch(part)):
+            raise ValueError(f"{where}: {spec!r} is neither a split nor a sum of slices such as 'train[:98%]'.")
+        resolved.append(resolve_split(match[1], known, where, of_folders) + (match[2] or ""))
+    return "+".join(resolved)
 
 
 def take_slices(spec: str, splits: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
-    """Return the rows of map-style splits that a resolved `spec` names."""
+    """Return the rows of map-style splits that a resolved `spec` selects."""
     if spec in splits:
         return splits[spec]
     lengths = {name: len(split) for name, split in splits.items()}

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from ..analysis.cost import CostEstimate, estimate_cost, format_estimate
 from ..arguments import TrainArguments
-from ..data import Batch, PixelSplit, Shares, train_batches
+from ..data import Batch, BatchSharding, PixelSplit, train_batches
 from ..data.releases import RELEASES
 from ..model.configuration_jet import JetConfig
 from .setup import count_steps, load_data, make_accelerator, make_model, make_processor
@@ -33,7 +33,7 @@ def describe(arguments: TrainArguments) -> str:
     else:
         config = JetConfig(**arguments.config_fields())
     num_processes = accelerator.num_processes
-    shares = Shares(arguments.train_batch_size, arguments.gradient_accumulation_steps, 0, num_processes)
+    sharding = BatchSharding(arguments.train_batch_size, arguments.gradient_accumulation_steps, 0, num_processes)
     lines, pixels = [], None
     num_images = release_images(arguments)
     try:
@@ -48,7 +48,7 @@ def describe(arguments: TrainArguments) -> str:
     estimate = estimate_cost(
         config,
         batch_size=arguments.train_batch_size,
-        micro_batch_size=shares.size,
+        micro_batch_size=sharding.size,
         num_steps=count_steps(arguments, num_images),
         mixed_precision=accelerator.mixed_precision,
         gradient_checkpointing=arguments.gradient_checkpointing,
@@ -57,7 +57,7 @@ def describe(arguments: TrainArguments) -> str:
     )
     lines += [
         f"{num_images or 'streamed'} training images, {estimate.num_steps} steps of {arguments.train_batch_size} "
-        f"images: {num_processes} process(es) x {arguments.gradient_accumulation_steps} x {shares.size}.",
+        f"images: {num_processes} process(es) x {arguments.gradient_accumulation_steps} x {sharding.size}.",
         format_estimate(estimate),
     ]
     if pixels is not None:
@@ -94,8 +94,8 @@ def describe_step(arguments: TrainArguments, estimate: CostEstimate, accelerator
 
 def loader_throughput(arguments: TrainArguments, pixels: PixelSplit, seconds: float = 2.0) -> float:
     """Return the images per second that the loader delivers while nothing else runs."""
-    shares = Shares(max(1, arguments.train_batch_size // arguments.gradient_accumulation_steps))
-    loader = train_batches(pixels.dataset, shares, num_steps=10**6, num_workers=arguments.dataloader_num_workers)
+    sharding = BatchSharding(max(1, arguments.train_batch_size // arguments.gradient_accumulation_steps))
+    loader = train_batches(pixels.dataset, sharding, range(10**6), num_workers=arguments.dataloader_num_workers)
     batches = iter(loader)
     next(batches)
     count, start = 0, time.monotonic()

@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 
 from ..analysis.cost import training_flops
 from ..arguments import TrainArguments
-from ..data import Batch, Shares, UndecodableImagesError
+from ..data import Batch, BatchSharding, UndecodableImagesError
 from ..model.configuration_jet import JetConfig
 from ..utils.files import replace_text
 from .checkpoints import Checkpointer, CheckpointError, clear_drafts, compare_trajectories, list_checkpoints
@@ -182,7 +182,7 @@ def build_run(
     """
     output_dir = Path(arguments.output_dir)
     rank, num_processes = accelerator.process_index, accelerator.num_processes
-    shares = Shares(arguments.train_batch_size, arguments.gradient_accumulation_steps, rank, num_processes)
+    sharding = BatchSharding(arguments.train_batch_size, arguments.gradient_accumulation_steps, rank, num_processes)
     start = on_main_process(lambda: find_start(output_dir, arguments.resume_from_checkpoint))
     model = make_model(arguments)
     config = model.config
@@ -204,9 +204,7 @@ def build_run(
     if start is not None:
         compare_trajectories(start, trajectory)
     start_step = start.step if start else 0
-    batches = make_batches(
-        arguments, data, processor, shares, num_steps, start_step, config.num_classes, accelerator.device
-    )
+    batches = make_batches(arguments, data, processor, sharding, range(start_step, num_steps), accelerator.device)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if arguments.torch_compile:

@@ -5,8 +5,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,9 +24,10 @@ from ..analysis.evaluation import check_processes
 from ..arguments import TrainArguments
 from ..data import (
     Batch,
+    BatchSharding,
     DataSource,
     PixelSplit,
-    Shares,
+    ReadOptions,
     UnknownSplitError,
     held_out_split,
     load_pixels,
@@ -130,6 +130,7 @@ class RunData:
 
     Args:
         source: Source of the images.
+        options: Options of reading the training images.
         train: Pixels to train on; `None` if they are streamed.
         eval: Held-out pixels, if there are any.
         eval_split: Name of the held-out split.
@@ -137,6 +138,7 @@ class RunData:
     """
 
     source: DataSource
+    options: ReadOptions
     train: PixelSplit | None
     eval: PixelSplit | None
     eval_split: str | None
@@ -156,25 +158,24 @@ def load_data(
     """Prepare the images, with labels for a class-conditional model, in the main process before the others."""
     source = DataSource.from_arguments(arguments)
     source.check_output(arguments.output_dir)
-    load = partial(
-        load_pixels,
-        source,
-        processor=processor,
+    options = ReadOptions(
         num_classes=num_classes,
-        random_crops_per_image=arguments.random_crops_per_image,
+        max_images=arguments.max_train_images,
         max_undecodable_share=arguments.max_undecodable_share,
-        num_proc=arguments.preprocessing_num_workers,
+        random_crops_per_image=arguments.random_crops_per_image,
         seed=arguments.seed,
     )
+    num_proc = arguments.preprocessing_num_workers
     train = held_out = None
     with accelerator.main_process_first():
         eval_split = find_eval_split(source, arguments)
         if not arguments.streaming:
-            train = load(arguments.train_split, max_images=arguments.max_train_images)
+            train = load_pixels(source, arguments.train_split, processor, options, num_proc=num_proc)
         if eval_split is not None:
-            held_out = load(eval_split, max_images=arguments.max_eval_images)
+            eval_options = replace(options, max_images=arguments.max_eval_images)
+            held_out = load_pixels(source, eval_split, processor, eval_options, num_proc=num_proc)
     fingerprint = train.fingerprint if train else stream_fingerprint(source, arguments.train_split)
-    return RunData(source, train, held_out, eval_split, fingerprint)
+    return RunData(source, options, train, held_out, eval_split, fingerprint)
 
 
 def find_eval_split(source: DataSource, arguments: TrainArguments) -> str | None:
@@ -214,21 +215,18 @@ def make_batches(
     arguments: TrainArguments,
     data: RunData,
     processor: JetImageProcessor,
-    shares: Shares,
-    num_steps: int,
-    start_step: int,
-    num_classes: int | None,
+    sharding: BatchSharding,
+    steps: range,
     device: torch.device,
 ) -> Iterable[Batch]:
-    """Return the micro-batches of this process from optimizer step `start_step` to the end of the run."""
+    """Return the micro-batches of this process for the optimizer steps of a range."""
     pin_memory = device.type == "cuda"
     if data.train is not None:
         return train_batches(
             data.train.dataset,
-            shares,
-            num_steps,
+            sharding,
+            steps,
             seed=arguments.seed,
-            start_step=start_step,
             num_workers=arguments.dataloader_num_workers,
             pin_memory=pin_memory,
         )
@@ -236,15 +234,11 @@ def make_batches(
         data.source,
         arguments.train_split,
         processor,
-        shares,
-        num_steps,
-        seed=arguments.seed,
-        start_step=start_step,
+        data.options,
+        sharding,
+        steps,
         shuffle_buffer_size=arguments.shuffle_buffer_size,
-        max_undecodable_share=arguments.max_undecodable_share,
         pin_memory=pin_memory,
-        num_classes=num_classes,
-        max_images=arguments.max_train_images,
     )
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Files and folders that appear under their final name only when they are whole, and strict JSON to fill them."""
+"""Atomic writes of files and folders, and strict JSON."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from pathlib import Path
 @contextmanager
 def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator[Path]:
     """
-    Gives an empty folder to write to, and renames it to `path` at the end; after an exception nothing is left.
+    Yield an empty draft folder that is renamed to `path` on success and deleted on failure.
 
     Args:
-        path: Final place of the folder.
-        replaces: Name of a file by which a folder at `path` is known as an earlier version, to be replaced.
+        path: Final path of the folder.
+        replaces: Name of a file that marks an existing folder at `path` as an earlier version to replace.
 
     Raises:
         FileExistsError: see [`check_is_free`].
@@ -27,7 +27,7 @@ def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator
     check_is_free(path, replaces)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not named after the folder, whose name may be as long as the file system allows.
+    # The name of the draft does not contain that of the folder, which may be as long as the file system allows.
     draft = Path(tempfile.mkdtemp(prefix=".draft.", dir=path.parent))
     try:
         draft.chmod(0o777 & ~_umask())
@@ -38,8 +38,8 @@ def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator
         raise
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` write a hidden draft, and give it its name once all of it is on the disk."""
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file atomically: call `write` with a hidden draft, flush the draft to the disk, and rename it."""
     name = os.fsencode(f".{path.name}")[: os.pathconf(path.parent, "PC_NAME_MAX")]
     draft = path.with_name(os.fsdecode(name))
     write(draft)
@@ -49,15 +49,15 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """[`replace_file`] by a text."""
+    """Write a text file atomically, as UTF-8."""
     replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def strict_json(value: object, **options) -> str:
     """
-    Serialize a value as standard JSON, in which unknown numbers are null.
+    Serialize a value as standard JSON, with null in place of NaN and infinity.
 
-    Python's own NaN and Infinity are not JSON: strict parsers, the Hub's among them, refuse the whole file.
+    Python writes NaN and Infinity by default, which strict parsers, such as the Hub's, reject.
 
     Args:
         value: Dictionaries, lists, strings, numbers, booleans and `None`.
@@ -75,10 +75,10 @@ def _null_unless_finite(value: object) -> object:
 
 
 def publish_folder(draft: Path, path: Path) -> None:
-    """Gives a finished folder its final name, once all of it is on the disk; what was there is replaced."""
+    """Flush a finished draft folder to the disk and rename it to `path`, replacing an existing folder."""
     for file in [*draft.rglob("*"), draft]:
         if file.is_file():
-            _open_to_others(file)
+            _set_default_permissions(file)
         fsync(file)
     replace_folder(draft, path)
     fsync(path.parent)
@@ -86,16 +86,16 @@ def publish_folder(draft: Path, path: Path) -> None:
 
 def publish_files(draft: Path, folder: Path, last: str) -> None:
     """
-    Moves the files of a finished draft into a folder that holds other things, each replacing its earlier version.
+    Move the files of a finished draft into an existing folder, replacing their earlier versions.
 
     Args:
-        draft: Folder on the same disk; gone afterwards.
-        folder: Their final place.
-        last: Name of the file without which the others are not looked at; moved last.
+        draft: Folder on the same file system; it is removed.
+        folder: Destination, which may hold other files.
+        last: Name of the file to move last, without which readers ignore the others.
     """
     files = sorted(draft.iterdir(), key=lambda file: file.name == last)
     for file in files:
-        _open_to_others(file)
+        _set_default_permissions(file)
         fsync(file)
     for file in files:
         os.replace(file, folder / file.name)
@@ -104,7 +104,7 @@ def publish_files(draft: Path, folder: Path, last: str) -> None:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Renames the folder `new` to `path`; what was there is moved aside first and deleted last."""
+    """Rename the folder `new` to `path`; an existing folder is moved aside first and deleted last."""
     old = new.with_name(new.name + ".old")
     if path.exists():
         os.rename(path, old)
@@ -119,31 +119,37 @@ def replace_folder(new: Path, path: Path) -> None:
 
 def check_is_free(path: str | os.PathLike, replaces: str | None = None) -> None:
     """
-    Raises FileExistsError if there is something at `path` already, other than an empty folder or, where `replaces` is
-    given, a folder with a file of that name.
+    Check that nothing would be overwritten by a new folder at `path`.
+
+    Args:
+        path: Path that must not exist, or be an empty folder.
+        replaces: Name of a file; a folder that contains it is accepted too.
+
+    Raises:
+        FileExistsError: if there is anything else at `path`.
     """
     path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if replaces is None or not (path / replaces).is_file():
-        known = "" if replaces is None else f", nor one with a file {replaces}"
-        raise FileExistsError(f"{path} already exists and is not an empty folder{known}.")
+        marked = "" if replaces is None else f" or a folder with a file {replaces}"
+        raise FileExistsError(f"{path} already exists and is not an empty folder{marked}.")
 
 
-def _open_to_others(file: Path) -> None:
-    """Give a file the permissions of any new file; the writers of weights make theirs private."""
+def _set_default_permissions(file: Path) -> None:
+    """Give a file the permissions of any new file; safetensors makes the files of weights private."""
     file.chmod(0o666 & ~_umask())
 
 
 def _umask() -> int:
-    # It can only be read by setting it.
+    # The umask can only be read by setting it.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def fsync(path: Path) -> None:
-    """Makes sure that a file's bytes, or a folder's entries, are on the disk."""
+    """Flush the bytes of a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -152,7 +158,7 @@ def fsync(path: Path) -> None:
 
 
 def shared_command(argv: list[str]) -> str:
-    """A command line that others may see: of folders and files of this machine only the last part."""
+    """Return a command line that is safe to publish: absolute paths are reduced to their last part."""
     parts = []
     for part in argv:
         flag, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)

@@ -1,20 +1,20 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""The mixed precision of training and evaluation."""
+"""Mixed precision of training and evaluation."""
 
 import os
 
 
 def resolve_precision(requested: str | None) -> str:
     """
-    Return the mixed precision of the conditioners: the requested one, or else the one that accelerate is set to.
+    Return the mixed precision of the conditioners: the requested one, or the setting of accelerate.
 
     Raises:
-        ValueError: for any other than `no` and `bf16`, whether from an argument, a configuration file of accelerate,
-            its command line or its environment variable.
+        ValueError: if the precision is neither `no` nor `bf16`, whether it comes from an argument or from accelerate's
+            command line, configuration file or environment variable.
     """
-    # accelerate's launcher hands on its flags and its configuration file by this variable.
     precision, origin = requested, "the argument `mixed_precision`"
-    if requested is None:
+    if precision is None:
+        # accelerate's launcher passes its flags and its configuration file on through this variable.
         precision, origin = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "the settings of accelerate"
     if precision.lower() not in ("no", "bf16"):
         raise ValueError(
