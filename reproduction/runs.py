@@ -114,8 +114,8 @@ def make_runs(
         folder: Folder of the table. A run writes to `CELL/seed_SEED` in it.
 
     Raises:
-        ValueError: for a recipe, an override or a cell that does not fit.
-        SystemExit: from the parser of `scripts/train.py`, for an override of the wrong type.
+        ValueError: for a recipe, an override or a cell that does not fit, and for an override that does not exist or
+            has the wrong type.
     """
     own = {"seed", "output_dir", *(name for cell in cells for name in cell.fields)}
     if clashes := sorted(own & overrides.keys()):

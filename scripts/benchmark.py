@@ -16,25 +16,26 @@ import logging
 import sys
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import BenchmarkArguments, run_benchmark
+from jet_hf_cli import end_at_once_on_signals
 
 
 def main() -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    logging.getLogger("benchmarks").setLevel(logging.INFO)
+    """Parse the command line and run the benchmark."""
+    end_at_once_on_signals()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import HfArgumentParser
+
+    from benchmarks import BenchmarkArguments, run_benchmark
+    from jet_hf.utils.console import console
+
     formatter = argparse.RawDescriptionHelpFormatter
     parser = HfArgumentParser(BenchmarkArguments, description=__doc__, formatter_class=formatter, allow_abbrev=False)
-    try:
+    with console(StrictDataclassError):
+        logging.getLogger("benchmarks").setLevel(logging.INFO)
         (arguments,) = parser.parse_args_into_dataclasses()
         run_benchmark(arguments)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -9,18 +9,24 @@ Train a small Jet on crops of photographs within five minutes and score photogra
 import sys
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
+from jet_hf_cli import end_at_once_on_signals
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+def main() -> None:
+    """Parse the command line and run the demo."""
+    end_at_once_on_signals()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.demo import DemoArguments, run_demo
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import HfArgumentParser
+
+    from examples.demo import DemoArguments, run_demo
+    from jet_hf.utils.console import console
+
+    with console(StrictDataclassError):
+        (arguments,) = HfArgumentParser(DemoArguments, description=__doc__).parse_args_into_dataclasses()
+        run_demo(arguments)
 
 
 if __name__ == "__main__":
-    try:
-        (arguments,) = HfArgumentParser(DemoArguments, description=__doc__).parse_args_into_dataclasses()
-        run_demo(arguments)
-    except (FileExistsError, ValueError, StrictDataclassError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    main()

@@ -18,31 +18,30 @@ import logging
 import sys
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from reproduction.arguments import SweepArguments
+from jet_hf_cli import end_at_once_on_signals
 
 
 def main() -> int:
     """Parse the command line and run the sweep."""
+    end_at_once_on_signals()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+    from transformers import HfArgumentParser
+
+    from jet_hf.utils.console import console
+    from reproduction.arguments import SweepArguments
+
     parser = HfArgumentParser(
         SweepArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    try:
+    with console():
+        logging.getLogger("reproduction").setLevel(logging.INFO)
         (arguments,) = parser.parse_args_into_dataclasses()
 
         from jet_hf.utils.files import shared_command  # --help answers without torch
         from reproduction.sweep import run_sweep
 
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-        for name in ("jet_hf", "reproduction"):
-            logging.getLogger(name).setLevel(logging.INFO)
         return run_sweep(arguments, shared_command(["python", "scripts/sweep.py", *sys.argv[1:]]))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

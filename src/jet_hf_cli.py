@@ -9,6 +9,13 @@ torch. A process that has imported this module first defers that until a command
 import sys
 
 
+def end_at_once_on_signals() -> None:
+    """Let Ctrl-C and SIGTERM end this process with one line, also while it imports; call it before slow imports."""
+    from jet_hf.utils import console
+
+    console.end_at_once_on_signals()
+
+
 def main(argv: list[str] | None = None) -> None:
     """
     Run a command.
@@ -16,8 +23,6 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: Name of the command and its arguments; those of this process by default.
     """
-    from jet_hf.utils.console import end_at_once_on_signals
-
     end_at_once_on_signals()
 
     from jet_hf.cli import run

@@ -34,9 +34,3 @@ def test_no_json_is_written_that_may_contain_nan():
                 keywords = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
                 strict = keywords.get("allow_nan", True) is False
                 assert strict, f"{path}:{node.lineno} writes JSON without `strict_json` or `allow_nan=False`"
-
-
-def test_ctrl_c_ends_a_script_with_one_line(capsys):
-    with pytest.raises(SystemExit) as stop, console(ValueError):
-        raise KeyboardInterrupt
-    assert stop.value.code == 130 and capsys.readouterr().err == "stopped by SIGINT.\n"

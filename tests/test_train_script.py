@@ -1,8 +1,6 @@
 """Runs of scripts/train.py: what they leave in their folder, what they refuse, and how they resume."""
 
-import dataclasses
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -32,8 +30,7 @@ from train_process import (
 )
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.training import CheckpointError, NonFiniteLossError, TrainArguments, parse_arguments
-from jet_hf.training.arguments import GROUPS
+from jet_hf.training import CheckpointError, NonFiniteLossError, parse_arguments
 from jet_hf.training.checkpoints import clear_drafts, read_manifest
 
 
@@ -294,53 +291,6 @@ def test_only_the_drafts_of_a_run_are_cleared(tmp_path):
         (tmp_path / name).mkdir()
     clear_drafts(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".git.draft", ".checkpoint-notes", "checkpoint-3"}
-
-
-@pytest.mark.parametrize(
-    ("recipe", "message"),
-    [
-        ("learning_rat: 1", "unknown field `learning_rat`; `learning_rate`?"),
-        ("- a\n- b", "field: value"),
-        ("a: [", "not YAML"),
-        ("ema_decay: 2", "`ema_decay` must lie between 0 and 1, got 2.0"),
-        ("max_steps: 0", "`max_steps` must be at least 1, got 0"),
-        ("random_crops_per_image: 2\nstreaming: true", "cannot be combined"),
-    ],
-)
-def test_a_wrong_recipe_is_refused_by_name(tmp_path, recipe, message):
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
-
-
-def test_a_flag_of_the_wrong_type_is_refused_by_name(capsys):
-    for wrong in (["--max_steps", "1.5"], ["--use_ema", "perhaps"]):
-        with pytest.raises(SystemExit):
-            parse_arguments(wrong)
-        assert wrong[0] in capsys.readouterr().err
-    with pytest.raises(ValueError, match="max_step"):  # abbreviations are not completed
-        parse_arguments(["--max_step", "3"])
-
-
-def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(tmp_path):
-    (tmp_path / "recipe.yaml").write_text(
-        "learning_rate: 1.0e-3\nseed: 3\ncoupling_kinds: [channels, spatial]\nuse_ema: true\nmax_steps: null\n"
-    )
-    arguments = parse_arguments(["--seed", "4", "--config", str(tmp_path / "recipe.yaml")])
-    assert (arguments.learning_rate, arguments.seed, arguments.use_ema) == (1e-3, 4, True)
-    assert arguments.config_fields() == {"coupling_kinds": ["channels", "spatial"]} and arguments.max_steps is None
-    assert arguments.weight_decay == 1e-5
-
-
-def test_help_lists_every_field_with_its_default(capsys):
-    with pytest.raises(SystemExit):
-        parse_arguments(["--help"], "A description.")
-    text = capsys.readouterr().out
-    assert "A description." in text and "(default: 0.0003)" in text
-    for name in (item.name for item in dataclasses.fields(TrainArguments)):
-        assert f"--{name}" in text, name
-    for group in GROUPS:
-        assert f"\n{group._argument_group_name}:\n" in text
 
 
 def test_a_run_pushes_its_model_and_a_failing_push_does_not_stop_it(root, images):

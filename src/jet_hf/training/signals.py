@@ -9,32 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..utils.console import Interrupted
+
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A launcher forwards a signal that the terminal or the scheduler has sent to its workers already.
 SECONDS_OF_REPEATS = 2.0
 
 
-class RunInterrupted(KeyboardInterrupt):
-    """
-    A signal ended a run before its schedule was completed, without a new checkpoint.
-
-    It derives from KeyboardInterrupt so that libraries clean up as they do after Ctrl-C.
-
-    Args:
-        signal: Signal that ended the run.
-        outcome: State in which the run is left, as a clause for the message.
-    """
-
-    def __init__(self, signal: signal.Signals, outcome: str = ""):
-        super().__init__(f"stopped by {signal.name}{': ' if outcome else ''}{outcome}.")
-        self.signal = signal
-        self.outcome = outcome
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code that shells expect of a process that a signal has ended."""
-        return 128 + self.signal
+class RunInterrupted(Interrupted):
+    """A signal ended a run before its schedule was completed, without a new checkpoint."""
 
 
 class StopSignals:

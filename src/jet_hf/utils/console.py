@@ -18,13 +18,18 @@ class Interrupted(KeyboardInterrupt):
     """
     SIGINT or SIGTERM ended a command.
 
+    It derives from KeyboardInterrupt so that libraries clean up as they do after Ctrl-C.
+
     Args:
         signal: Signal that arrived.
+        outcome: State in which the command leaves its work, as a clause for the message.
     """
 
-    def __init__(self, signal: signal.Signals):
-        super().__init__(f"stopped by {signal.name}.")
-        self.exit_code = 128 + signal
+    def __init__(self, signal: signal.Signals, outcome: str = ""):
+        super().__init__(f"stopped by {signal.name}{': ' if outcome else ''}{outcome}.")
+        self.signal = signal
+        self.outcome = outcome
+        self.exit_code = 128 + signal  # which shells expect of a process that a signal has ended
 
 
 def rank() -> int:
