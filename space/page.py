@@ -106,7 +106,7 @@ class Page:
                 run = gr.Button("Sample", variant="primary")
             with gr.Column(scale=2, min_width=320):
                 grid = png_image("Samples", height=480)
-                status = gr.Markdown(texts.sampling_status(None, layers))
+                status = gr.Markdown(texts.sampling_status(0, layers))
         gr.Markdown("### From noise to the first image")
         strip = png_image("From noise to the first image", show_label=False, height=190)
         with gr.Accordion("Single images at the model's size", open=False):
@@ -131,7 +131,7 @@ class Page:
             seen = Image.fromarray(result.fitted.pixels.permute(1, 2, 0).numpy().squeeze())
             place = demo.held_out and histogram(demo.held_out.bits_per_dim, result.bits_per_dim)
             return (
-                texts.score_summary(result, demo),
+                texts.score_summary(result, demo.model.config.image_size),
                 seen,
                 place,
                 *(heat_maps([values]) for values in result.maps.values()),
@@ -150,7 +150,7 @@ class Page:
                     place = png_image(
                         "Among held-out images", height=240, min_width=280, visible=demo.held_out is not None
                     )
-                summary = gr.Markdown(texts.score_summary(None, demo), min_height=300)
+                summary = gr.Markdown(texts.SCORE_HINT, min_height=300)
         gr.Markdown(texts.HEAT_MAPS_HELP)
         with gr.Row():
             heat = [png_image(title.capitalize(), height=300, min_width=240) for title in jet_demo.MAPS]
@@ -185,7 +185,7 @@ class Page:
                 self.example_images(image)
                 fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
                 mix = NumberInput(0, 1, 0, step=0.05, label="Mix: share of the second image")
-                noise = NumberInput(0, 1, 0, step=0.05, label="Noise: share of new random latents")
+                noise = NumberInput(0, 1, 0, step=0.05, label="Noise: share of new latents")
                 truncation = NumberInput(
                     0, MAX_TRUNCATION, MAX_TRUNCATION, step=0.1, label=f"Clip latents at ± ({MAX_TRUNCATION:g}: off)"
                 )
@@ -198,7 +198,7 @@ class Page:
                 with gr.Row():
                     decoded = png_image("Reconstruction", height=240, min_width=200)
                     edited = png_image("Decoded after the edit", height=240, min_width=200)
-                statement = gr.Markdown(texts.reconstruction_result(None, 0), min_height=80)
+                statement = gr.Markdown(texts.RECONSTRUCTION_HINT, min_height=80)
         gr.on(
             [run.click, mix.release, noise.release, truncation.release],
             inputs=[image, other, fit, mix, noise, truncation, seed],

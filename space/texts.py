@@ -32,7 +32,9 @@ and static takes the most. The score does not distinguish real images from gener
 It measures how predictable these pixels are for this model at this size. Scaling, sharpening and JPEG compression all
 change it.
 """
-SECOND_IMAGE = "Second image to mix in"
+SECOND_IMAGE = "Second image"
+SCORE_HINT = "Upload, paste or choose an image, and press *Score*."
+RECONSTRUCTION_HINT = "The demo encodes and decodes your image, and measures the difference."
 
 
 def introduction(demo: JetDemo) -> str:
@@ -51,18 +53,14 @@ def introduction(demo: JetDemo) -> str:
     )
 
 
-def sampling_status(done: int | None, num_layers: int) -> str:
+def sampling_status(done: int, num_layers: int) -> str:
     """Describe the progress of sampling."""
-    if done is None:
-        return f"Ready to invert {num_layers} coupling layers."
     return f"{done} of {num_layers} coupling layers inverted."
 
 
-def score_summary(score: Score | None, demo: JetDemo) -> str:
-    """Describe a score, or how to get one."""
-    if score is None:
-        return "Upload, paste or choose an image, and press *Score*."
-    error, fields, size = score.standard_error, score.to_dict(), demo.model.config.image_size
+def score_summary(score: Score, image_size: int) -> str:
+    """Describe a score."""
+    error, log_likelihood = score.standard_error, score.to_dict()["log_likelihood"]
     if error is None:
         spread, draws = "", "One noise draw."
     else:
@@ -79,19 +77,19 @@ def score_summary(score: Score | None, demo: JetDemo) -> str:
         f"| lossless WebP file | {score.webp_bits_per_dim:.3f} |",
         "| uniform model | 8 |",
         "",
-        f"Log-likelihood: {fields['log_likelihood']:,.0f} nats for {score.num_dims:,} values.",
+        f"Log-likelihood: {log_likelihood:,.0f} nats for {score.num_dims:,} values.",
     ]
     if score.share_above is not None:
         lines.append(f"{score.share_above:.0%} of the held-out images take more bits than this one.")
-    if size <= 64:
-        lines.append(f"At {size} x {size} pixels, file headers are a large part of the PNG and WebP files.")
+    if image_size <= 64:
+        lines.append(
+            f"At {image_size} x {image_size} pixels, file headers are a large part of the PNG and WebP files."
+        )
     return "\n".join([*lines, "", *(f"*{note}*" for note in score.fitted.notes)])
 
 
-def reconstruction_result(measured: dict | None, num_values: int) -> str:
+def reconstruction_result(measured: dict, num_values: int) -> str:
     """Describe the accuracy of a reconstruction."""
-    if measured is None:
-        return "The demo encodes and decodes your image, and measures the difference."
     equal = "**all are equal to those of the original**" if measured["bytes_equal"] else "**not all are equal**"
     return (
         f"The largest error of the dequantized values is **{measured['max_abs_error']:.1e}**, on a scale from -1 to 1 "

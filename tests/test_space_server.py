@@ -237,7 +237,7 @@ def test_no_input_of_any_function_reads_the_disk_or_fetches_addresses(server, pr
     assert requests == []
     (edit,) = (event for event, _ in functions_of(server) if event["api_name"] == "page_reconstruct")
     data = [upload, None, "crop", 0.5, 0, 6, 0]
-    check_sentence(server, send(server, edit, data)["error"], "Second image to mix in")
+    check_sentence(server, send(server, edit, data)["error"], "Second image")
 
 
 def test_neither_addresses_nor_other_fields_of_a_picture_have_an_effect(server, elsewhere):
