@@ -1,7 +1,8 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Heat maps and a histogram, in colours that can be read on white and on black."""
+"""Heat maps and a histogram, in colors that are legible on white and on black."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,44 +13,33 @@ INK = "#808080"
 ACCENT = "#f97316"
 
 
-def heat_map(values: np.ndarray) -> Image.Image:
-    """One map of bits per dimension, (S/p, S/p), with its scale."""
-    figure = Figure(figsize=(4, 3.4))
-    _draw_map(figure, figure.subplots(), values)
-    return _to_image(figure)
-
-
-def heat_maps(maps: dict[str, np.ndarray]) -> Image.Image:
-    """Maps side by side under their titles."""
+def heat_maps(maps: Sequence[np.ndarray], titles: Sequence[str] = ("",)) -> Image.Image:
+    """Draw maps of bits per dimension, each of shape (S/p, S/p), side by side with color bars."""
     figure = Figure(figsize=(4 * len(maps), 3.6))
-    for axis, (title, values) in zip(figure.subplots(1, len(maps)), maps.items(), strict=True):
-        _draw_map(figure, axis, values)
-        axis.set_title(title, color=INK, fontsize=14)
+    for axes, values, title in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, titles, strict=True):
+        image = axes.imshow(values, cmap="viridis", interpolation="nearest")
+        axes.axis("off")
+        axes.set_title(title, color=INK, fontsize=14)
+        bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04)
+        bar.ax.tick_params(colors=INK, labelsize=12)
+        bar.outline.set_visible(False)
     return _to_image(figure)
 
 
 def histogram(held_out: np.ndarray, bits_per_dim: float) -> Image.Image:
-    """Where a score lies among those of held-out images."""
+    """Draw the distribution of held-out scores, and the position of one score in it."""
     figure = Figure(figsize=(5.6, 3.2))
-    axis = figure.subplots()
-    axis.hist(held_out, bins=40, color=INK, alpha=0.6, label="held-out images")
-    axis.axvline(bits_per_dim, color=ACCENT, linewidth=3, label="this image")
-    axis.set_xlabel("bits per dimension (fewer: likelier)", color=INK, fontsize=15)
-    axis.set_yticks([])
-    axis.spines[["top", "left", "right"]].set_visible(False)
-    axis.spines["bottom"].set_color(INK)
-    axis.tick_params(colors=INK, labelsize=14)
-    # Above the axes, where no bar can be behind it.
-    axis.legend(frameon=False, labelcolor=INK, fontsize=13, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axes = figure.subplots()
+    axes.hist(held_out, bins=40, color=INK, alpha=0.6, label="held-out images")
+    axes.axvline(bits_per_dim, color=ACCENT, linewidth=3, label="this image")
+    axes.set_xlabel("bits per dimension (fewer: more likely)", color=INK, fontsize=15)
+    axes.set_yticks([])
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.spines["bottom"].set_color(INK)
+    axes.tick_params(colors=INK, labelsize=14)
+    # Above the axes, where no bar is behind it.
+    axes.legend(frameon=False, labelcolor=INK, fontsize=13, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     return _to_image(figure)
-
-
-def _draw_map(figure: Figure, axis, values: np.ndarray) -> None:
-    picture = axis.imshow(values, cmap="viridis", interpolation="nearest")
-    axis.axis("off")
-    bar = figure.colorbar(picture, ax=axis, fraction=0.046, pad=0.04)
-    bar.ax.tick_params(colors=INK, labelsize=12)
-    bar.outline.set_visible(False)
 
 
 def _to_image(figure: Figure) -> Image.Image:

@@ -1,24 +1,18 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Gradio's components as the demo uses them. Inputs check what visitors send, in the words of their own labels."""
+"""Gradio components of the demo. Inputs check their values, and their error messages name their labels."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import gradio as gr
-from checks import check_choice, check_number, check_whole
 from storage import Storage
 from uploads import UnreadableImageError, missing, not_an_upload
 
 
-@dataclass(frozen=True)
-class SentPicture:
-    """
-    A picture that a visitor sent, not yet opened.
+MAX_SHOWN = 60
 
-    Args:
-        path: Its file among the uploads; None if there is none.
-        name: What the visitor calls it.
-    """
+
+class SentImage(NamedTuple):
+    """Path of an unopened image among the uploads, or `None` if it is missing, and its name in messages."""
 
     path: str | None
     name: str
@@ -26,27 +20,25 @@ class SentPicture:
 
 class CheckedInput:
     """
-    An input whose value stays as it was sent until `check` has seen it: a call over the API may hold anything.
+    Input that checks raw values, because a call of the API may contain anything.
 
-    `gradio_internals.GuardedBlocks` calls `check` before Gradio does anything with the value.
+    `gradio_internals.GuardedBlocks` calls `check` before Gradio processes the value.
     """
 
+    is_template = True  # the page renders the Gradio component that is the first base class
+
     def check(self, value):
-        """Return the value as the component takes it; raise ValueError, naming the label, for any other."""
+        """Return the value in the component's form. Raise ValueError, naming the label, if it is invalid."""
         raise NotImplementedError
 
-
-def as_sent(self, payload):
-    """Return a checked value as it is, in place of the conversion of Gradio's component."""
-    return payload
+    def preprocess(self, payload):
+        """Return the checked value unchanged, instead of Gradio's conversion."""
+        return payload
 
 
 class ImageInput(gr.Image, CheckedInput):
-    """A place for a picture; `image_input` makes it."""
+    """Image input that accepts uploads. Its `storage` and `optional` must be set: see `image_input`."""
 
-    is_template = True
-
-    # Attributes, not parameters: Gradio sends the parameters of components to the page.
     storage: Storage
     optional: bool
 
@@ -58,90 +50,97 @@ class ImageInput(gr.Image, CheckedInput):
         path = value.get("path") if isinstance(value, dict) else None
         if not isinstance(path, str) or not self.storage.holds(path):
             raise UnreadableImageError(not_an_upload(self.label))
-        # No other field of what was sent has a meaning here, an address in particular.
+        # All other fields are ignored, in particular addresses.
         return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
-    def preprocess(self, payload) -> SentPicture:
-        return SentPicture(None if payload is None else payload.path, self.label)
+    def preprocess(self, payload) -> SentImage:
+        return SentImage(None if payload is None else payload.path, self.label)
 
 
 class NumberInput(gr.Slider, CheckedInput):
-    """A number on a slider."""
+    """Number on a slider."""
 
-    is_template = True
-    preprocess = as_sent
+    preprocess = CheckedInput.preprocess
 
     def check(self, value) -> float | int:
-        check = check_whole if self.precision == 0 else check_number
-        return check(self.label, value, self.minimum, self.maximum)
+        return check_number(self.label, value, self.minimum, self.maximum, whole=self.precision == 0)
 
 
 class NumberField(gr.Number, CheckedInput):
-    """A number in a field."""
+    """Number in a text field."""
 
-    is_template = True
-    preprocess = as_sent
+    preprocess = CheckedInput.preprocess
     check = NumberInput.check
 
 
 class ChoiceInput(gr.Radio, CheckedInput):
-    """One of a few words."""
+    """Choice between radio buttons."""
 
-    is_template = True
-    preprocess = as_sent
+    preprocess = CheckedInput.preprocess
 
     def check(self, value) -> str | int:
-        return check_choice(self.label, value, [choice for _, choice in self.choices])
+        choices = [choice for _, choice in self.choices]
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and value in choices:
+            return choices[choices.index(value)]
+        raise ValueError(f"`{self.label}` must be one of {', '.join(map(str, choices))}, got {shown(value)}.")
 
 
 class ChoiceMenu(gr.Dropdown, CheckedInput):
-    """One of many words."""
+    """Choice in a drop-down menu."""
 
-    is_template = True
-    preprocess = as_sent
+    preprocess = CheckedInput.preprocess
     check = ChoiceInput.check
 
 
 def check_input(component: gr.blocks.Block, value):
-    """Return a value of a component's slot, checked. Raises ValueError for any that the component does not take."""
+    """Return the checked value of an input. Raise ValueError if it is invalid, or the component takes no values."""
     if isinstance(component, CheckedInput):
         return component.check(value)
     if isinstance(component, gr.Dataset):
-        return check_whole("example", value, 0, len(component.raw_samples) - 1)
+        return check_number("example", value, 0, len(component.raw_samples) - 1, whole=True)
     raise ValueError(f"`{component.label}` takes no values.")
 
 
-def image_input(label: str, storage: Storage, optional: bool = False, **options) -> ImageInput:
+def check_number(name: str, value, low: float, high: float, whole: bool) -> float | int:
     """
-    Return a place to upload, paste or drop a picture.
+    Return `value`. Raise ValueError unless it is a number, or a whole number, from `low` to `high`.
 
-    Args:
-        label: Label on the page, or name in the API.
-        storage: Register of the uploads.
-        optional: Whether the function also works without the picture.
-        options: Those of `gr.Image`.
+    4.0 is accepted as 4, because JSON does not distinguish them.
     """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    if not is_number or (whole and value != int(value)):
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"`{name}` must be a {kind} from {low} to {high}, got {shown(value)}.")
+    return int(value) if whole else float(value)
+
+
+def shown(value) -> str:
+    """Return a short description of any value, for error messages."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def image_input(label: str, storage: Storage, optional: bool = False, **options) -> ImageInput:
+    """Create an image input that accepts the uploads of `storage`. `options` are keyword arguments of `gr.Image`."""
     component = ImageInput(label=label, type="filepath", sources=["upload", "clipboard"], buttons=[], **options)
+    # Gradio sends the parameters of components to the page. These are attributes instead.
     component.storage, component.optional = storage, optional
     return component
 
 
 def png_image(label: str, **options) -> gr.Image:
-    """Return a picture that leaves the server without loss; each of its pixels is shown as a square."""
+    """Create a lossless image output that shows each pixel as a square."""
     defaults = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"], "alt_text": label}
     classes = ["pixelated"] if options.get("show_label", True) else ["pixelated", "unlabelled"]
     return gr.Image(label=label, elem_classes=classes, **(defaults | options))
 
 
 def png_gallery(label: str, **options) -> gr.Gallery:
-    """Return pictures that leave the server without loss; each of their pixels is shown as a square."""
+    """Create a lossless gallery output that shows each pixel as a square."""
     defaults = {"format": "png", "interactive": False, "object_fit": "contain"}
     defaults["buttons"] = ["download", "download_all", "fullscreen"]
     return gr.Gallery(label=label, elem_classes=["pixelated"], **(defaults | options))
-
-
-def share_examples(storage: Storage, sources: list[Path]) -> list[str]:
-    """Copy the example pictures to where visitors may use them; return their paths."""
-    paths = storage.add_lasting(sources, "examples")
-    gr.set_static_paths([str(storage.folder / "examples")])
-    return paths

@@ -1,8 +1,9 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Decode one picture from standard input in a process of its own, which can be killed and has bounded memory.
+Decode one image from standard input in a separate process, which can be killed and whose memory is bounded.
 
-Standard output receives one line of JSON, and the pixels if the picture could be decoded. `uploads.py` starts this.
+Standard output receives one line of JSON, followed by the pixels if the image could be decoded. `uploads.py` starts
+this program.
 """
 
 import io
@@ -16,7 +17,7 @@ MAX_PIXELS = 50_000_000
 MAX_SIDE = 16_384
 MAX_CPU_SECONDS = 8
 MAX_MEMORY = 2 * 2**30
-# Formats of cameras, phones and browsers. Pillow's others are rare, and some start programs (EPS).
+# Formats of cameras, phones and browsers. Pillow's other formats are rare, and some start programs (EPS).
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {
@@ -31,17 +32,17 @@ UPRIGHT = {
 
 
 def limit_resources() -> None:
-    """Let the kernel end this process when a picture takes too much time or memory."""
+    """Let the kernel end this process if an image takes too much time or memory."""
     try:
         import resource
-    except ImportError:  # Windows, where the caller's time limit remains
+    except ImportError:  # on Windows, only the caller's time limit applies
         return
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return the image turned as its EXIF orientation says; EXIF data that cannot be read says nothing."""
+    """Apply the EXIF orientation. Pillow's `exif_transpose` fails on damaged EXIF data; here it is ignored."""
     try:
         method = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))
     except Exception:
@@ -50,7 +51,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def has_second_frame(image: Image.Image) -> bool:
-    """Return whether there is a frame after the first, without counting all of them."""
+    """Return whether there is a second frame, without counting all frames."""
     try:
         image.seek(1)
     except Exception:
@@ -59,9 +60,9 @@ def has_second_frame(image: Image.Image) -> bool:
 
 
 def decode(data: bytes) -> tuple[dict, bytes]:
-    """Return a description of the picture, or of the fault, and the pixels of the first frame."""
+    """Return a description of the image or of the fault, and the pixels of the first frame."""
     Image.init()
-    Image.MAX_IMAGE_PIXELS = None  # the bounds below are tighter
+    Image.MAX_IMAGE_PIXELS = None  # the limits below are tighter
     try:
         image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
     except Exception:
@@ -75,13 +76,13 @@ def decode(data: bytes) -> tuple[dict, bytes]:
         frame = upright(image)
         frame.load()
         if frame.mode in ("1", "L", "P", "PA", "RGB"):
-            transparent = frame.mode == "PA" or "transparency" in frame.info
-            frame = frame.convert("RGBA" if transparent else "RGB")
-        # Only pixels leave this process, no metadata.
+            is_transparent = frame.mode == "PA" or "transparency" in frame.info
+            frame = frame.convert("RGBA" if is_transparent else "RGB")
+        # The pixels leave this process, the metadata does not.
         pixels, description = frame.tobytes(), {"mode": frame.mode, "size": frame.size}
     except MemoryError:
         return {"fault": "resources"}, b""
-    except Exception:  # decoders fail in many ways over a damaged file
+    except Exception:  # decoders raise many kinds of errors for a damaged file
         return {"fault": "damaged"}, b""
     return {**description, "several_frames": has_second_frame(image)}, pixels
 

@@ -1,14 +1,10 @@
 #!/usr/bin/env python
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Make or update a Gradio Space of this demo on the Hub. The Space carries its own copy of jet_hf.
+Create or update a Gradio Space of this demo on the Hub. The Space contains a copy of jet_hf.
 
     python space/deploy.py org/jet-demo                                # with the checkpoint of space/model
     python space/deploy.py org/jet-demo --model_id org/jet-imagenet-64 # with a model of the Hub
-
-A Space restarts when one of its variables changes, and is rebuilt after a commit. The variable `MODEL_ID`, which names
-a model on the Hub, is therefore set before the commit that removes the folder `model/`, and deleted after the commit
-that adds it: whatever fails, the Space has a model to start with at every moment, the previous or the new one.
 """
 
 import argparse
@@ -24,44 +20,46 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 import jet_hf
-from jet_hf.hub import HUB_ID, PushError, push_folder
+from jet_hf.hub import HUB_ID, PushError, create_repository, retry
 
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(jet_hf.__file__).parent
 MODEL_VARIABLE = "MODEL_ID"
-# Folders that belong to the deployment: files of earlier ones are deleted there, and nowhere else.
+COMMIT_MESSAGE = "Deploy the Jet demo"
+# Files of earlier deployments are deleted in these folders only.
 OWN_FOLDERS = (PACKAGE.name, "model", "examples")
-SCRIPT = Path(__file__).name
 
 
-def stage_space(source: str | os.PathLike, folder: str | os.PathLike, with_model: bool = True) -> None:
+def stage_space(source: Path, folder: Path, with_model: bool = True) -> None:
     """
-    Gathers the files of the Space.
+    Copy the files of the Space to a new folder.
 
     Args:
-        source: Folder of the demo. Hidden files, the script that deploys it, and what Python and Gradio write beside
-            their sources (`__pycache__`, `*.pyi`) stay behind.
-        folder: Folder to make.
-        with_model: Whether the checkpoint in `model/` is among them.
+        source: Folder of the demo. Hidden files, this script, and the files that Python and Gradio generate
+            (`__pycache__`, `*.pyi`) are left out.
+        folder: Folder to create.
+        with_model: Whether to include the checkpoint in `model/`.
 
     Raises:
-        ValueError: if the demo, or the checkpoint, is not there.
+        ValueError: If the demo or the checkpoint is missing.
     """
-    source = Path(source)
-    for name, wanted in (("app.py", True), ("model/config.json", with_model)):
-        if wanted and not (source / name).is_file():
-            hint = "" if name == "app.py" else "; `model_id` names a model on the Hub instead"
-            raise ValueError(f"`source` has to hold {name}, got {source}, which does not{hint}.")
-    left_out = {SCRIPT} if with_model else {SCRIPT, "model"}
+    if not (source / "app.py").is_file():
+        raise ValueError(f"`source` must contain app.py, got {source}.")
+    if with_model and not (source / "model" / "config.json").is_file():
+        raise ValueError(
+            f"`source` must contain model/config.json, got {source}. To use a model of the Hub instead, "
+            "set `model_id`."
+        )
+    excluded = {Path(__file__).name} if with_model else {Path(__file__).name, "model"}
 
     def ignore(parent: str, names: list[str]) -> set[str]:
         unwanted = {name for name in names if name == "__pycache__" or name.startswith(".") or name.endswith(".pyi")}
-        return unwanted | left_out if Path(parent) == source else unwanted
+        return unwanted | excluded if Path(parent) == source else unwanted
 
     shutil.copytree(source, folder, ignore=ignore)
-    shutil.copytree(PACKAGE, Path(folder) / PACKAGE.name, ignore=ignore)
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=ignore)
 
 
 def deploy_space(
@@ -70,34 +68,37 @@ def deploy_space(
     model_id: str | None = None,
     private: bool | None = None,
     hardware: str | None = None,
-    commit_message: str = "Deploy the demo of Jet",
-    again: str | None = None,
-    wait_seconds: float = 2.0,
+    commit_message: str = COMMIT_MESSAGE,
 ) -> str:
     """
-    Makes a Space, or brings it up to date, in one commit. Files of its owner stay.
+    Create or update a Space in one commit. Other files of the Space are kept.
+
+    A Space restarts when one of its variables changes, and is rebuilt after a commit. The variable `MODEL_ID` is
+    therefore set before the commit that removes the folder `model/`, and deleted after the commit that adds it. If any
+    step fails, the Space still has a model to start with, either the previous or the new one.
 
     Args:
         source: Folder of the demo.
-        repo_id: Name of the Space; without a user, that of the token.
-        model_id: Name on the Hub of the model that the Space loads; None: the checkpoint in `model/` of the demo.
-        private: Whether the Space, if it has to be made, is private; None: as the user's settings say.
-        hardware: What the Space runs on, such as "zero-a10g"; None: as it is, for a new Space the Hub's default.
-        commit_message: Of the commit.
-        again: Command that error messages give for completing the deployment.
-        wait_seconds: Before the second attempt of a push; see [`push_folder`].
+        repo_id: Name of the Space. The default namespace is the user of the token.
+        model_id: Name on the Hub of the model that the Space loads. `None` uses the checkpoint in `model/`.
+        private: Whether a new Space is private. `None` follows the user's settings.
+        hardware: Hardware of the Space, such as "zero-a10g". `None` keeps it; new Spaces get the Hub's default.
+        commit_message: Commit message.
 
     Returns:
-        Address of the Space.
+        URL of the Space.
 
     Raises:
-        ValueError: if files are missing, or `model_id` is not the name of a model on the Hub.
-        PushError: with what to do about it.
+        ValueError: If files are missing, or a Space cannot load `model_id`.
+        PushError: If the deployment fails.
     """
     if model_id is not None:
         _check_model(model_id)
 
-    def before_commit(api: HfApi, space: str) -> None:
+    def push(folder: Path) -> str:
+        api = HfApi(token=True)
+        url = create_repository(api, repo_id, private, repo_type="space", space_sdk="gradio", space_hardware=hardware)
+        space = url.repo_id
         if hardware is not None:
             runtime = api.get_space_runtime(space)
             if hardware != (runtime.requested_hardware or runtime.hardware):
@@ -106,45 +107,34 @@ def deploy_space(
             variable = api.get_space_variables(space).get(MODEL_VARIABLE)
             if variable is None or variable.value != model_id:
                 api.add_space_variable(space, MODEL_VARIABLE, model_id)
-
-    def after_commit(api: HfApi, space: str) -> None:
+        api.upload_folder(
+            repo_id=space,
+            repo_type="space",
+            folder_path=folder,
+            commit_message=commit_message,
+            delete_patterns=[f"{name}/*" for name in OWN_FOLDERS],
+        )
         if model_id is None and MODEL_VARIABLE in api.get_space_variables(space):
             api.delete_space_variable(space, MODEL_VARIABLE)
+        return str(url)
 
     with tempfile.TemporaryDirectory() as draft:
         folder = Path(draft) / "space"
-        stage_space(source, folder, with_model=model_id is None)
-        return push_folder(
-            folder,
-            repo_id,
-            private=private,
-            commit_message=commit_message,
-            ignore_patterns=(),
-            wait_seconds=wait_seconds,
-            repo_type="space",
-            space_sdk="gradio",
-            space_hardware=hardware,
-            delete_patterns=tuple(f"{name}/*" for name in OWN_FOLDERS),
-            before_commit=before_commit,
-            after_commit=after_commit,
-            again=again,
-        )
+        stage_space(Path(source), folder, with_model=model_id is None)
+        return retry(lambda: push(folder), repo_id)
 
 
 def _check_model(model_id: str) -> None:
-    """
-    Raises ValueError if it is known that a Space cannot load the model. Where the Hub cannot be asked, the push will
-    say so.
-    """
-    wanted = "`model_id` has to be the name of a model on the Hub, such as org/jet-imagenet-64"
+    """Raise ValueError if a Space cannot load the model. If the Hub cannot be reached, the push reports that."""
+    expected = "`model_id` must be the name of a model on the Hub, such as org/jet-imagenet-64"
     if model_id and Path(model_id).exists():
-        raise ValueError(f"{wanted}, got {model_id}, which is on this machine, where a Space cannot read it.")
+        raise ValueError(f"{expected}, got {model_id}, which is on this machine, where a Space cannot read it.")
     if not HUB_ID.fullmatch(model_id):
-        raise ValueError(f"{wanted}, got {model_id!r}.")
+        raise ValueError(f"{expected}, got {model_id!r}.")
     try:
         private = HfApi().model_info(model_id).private
     except RepositoryNotFoundError as error:
-        raise ValueError(f"{wanted}, got {model_id}, which was not found, or is not visible to you.") from error
+        raise ValueError(f"{expected}, got {model_id}, which does not exist or is not visible to you.") from error
     except Exception:
         return
     if private:
@@ -152,27 +142,20 @@ def _check_model(model_id: str) -> None:
 
 
 def main() -> None:
+    """Parse the command line, deploy the Space, and print its URL."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo_id", help="Name of the Space.")
-    parser.add_argument("--model_id", help="Name on the Hub of the model to load, instead of the checkpoint here.")
-    parser.add_argument("--private", action="store_true", help="Make a Space that only you see.")
-    parser.add_argument("--hardware", help="What it runs on, such as zero-a10g; without, as it is.")
-    parser.add_argument("--commit_message", default="Deploy the demo of Jet", help="Of the one commit.")
-    arguments = parser.parse_args()
-    address = deploy_space(
-        Path(__file__).resolve().parent,
-        arguments.repo_id,
-        model_id=arguments.model_id,
-        private=arguments.private or None,
-        hardware=arguments.hardware,
-        commit_message=arguments.commit_message,
-        again=shlex.join(["python", *sys.argv]),
-    )
-    print(address)
+    parser.add_argument("--model_id", help="Name of a model on the Hub to load instead of the checkpoint.")
+    parser.add_argument("--private", action="store_true", default=None, help="Create a private Space.")
+    parser.add_argument("--hardware", help="Hardware, such as zero-a10g. By default it is not changed.")
+    parser.add_argument("--commit_message", default=COMMIT_MESSAGE, help="Commit message.")
+    try:
+        print(deploy_space(Path(__file__).resolve().parent, **vars(parser.parse_args())))
+    except PushError as error:
+        sys.exit(f"error: {error} To complete it: {shlex.join(['python', *sys.argv])}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (PushError, ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    main()

@@ -1,52 +1,46 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Functions as Gradio calls them: let in, their pictures decoded, and run on the model, each when its turn comes."""
+"""Gradio's side of the demo's functions: calls are admitted, their images are decoded, and they take turns."""
 
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import anyio
 import gradio as gr
-from components import SentPicture
-from fairness import Call, CallLimits, Calls, FairLine, client_of
+from components import SentImage
+from fairness import Call, CallLimits, Calls, FairQueue, client_of
 from gradio_internals import visitor_error
 from jet_demo import FITS, JetDemo
 from zero_gpu import borrows_gpu
 
 
-# Pictures decoded at once, of one client all but one, so that slow pictures hold up their sender alone.
+# Number of images decoded at once. One client may take all but one, so that slow images delay only their sender.
 DECODERS = 3
 
 
-@dataclass(frozen=True)
 class Service:
     """
-    The model and the two lines before it.
+    Model with a queue for the decoders and a queue for the computation.
 
     Args:
         demo: The model.
-        calls: All calls that wait or run.
-        decoding: Line before the decoders.
-        computing: Line before the model, which computes one call at a time.
-        tasks: Calls at work.
+        limits: Limits of the calls.
     """
 
-    demo: JetDemo
-    calls: Calls
-    decoding: FairLine
-    computing: FairLine
-    tasks: set[asyncio.Task] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, demo: JetDemo, limits: CallLimits) -> "Service":
-        calls = Calls(limits)
-        return cls(demo, calls, FairLine(calls, DECODERS, DECODERS - 1), FairLine(calls, 1, 1))
+    def __init__(self, demo: JetDemo, limits: CallLimits):
+        self.demo, self.calls = demo, Calls(limits)
+        self.decoding = FairQueue(self.calls, slots=DECODERS, per_client=DECODERS - 1)
+        self.computing = FairQueue(self.calls, slots=1, per_client=1)
+        self.tasks: set[asyncio.Task] = set()  # the event loop itself holds no reference
 
     def endpoint(self, function: Callable) -> Callable:
-        """Return an asynchronous function for Gradio; `SentPicture`s reach `function` fitted to the model's size."""
+        """
+        Return an asynchronous function for Gradio.
+
+        `function` receives images at the model's size. Its argument `fit`, if it has one, selects how they get there.
+        """
         signature = inspect.signature(function)
         computed = borrows_gpu(function)
 
@@ -59,12 +53,10 @@ class Service:
         else:
 
             async def call(*arguments):
-                result = None
-                async for item in self._stream(lambda *prepared: [computed(*prepared)], signature, arguments):
-                    result = item
+                (result,) = [item async for item in self._stream(lambda *a: [computed(*a)], signature, arguments)]
                 return result
 
-        # Gradio reads names and defaults from the signature, and gives the request to a parameter of this type.
+        # Gradio reads names and defaults from the signature, and passes the request to a parameter of this type.
         request = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=gr.Request)
         parameters = list(signature.parameters.values())
         first_default = next((i for i, p in enumerate(parameters) if p.default is not p.empty), len(parameters))
@@ -74,13 +66,17 @@ class Service:
         call.__annotations__ = {"request": gr.Request}
         return call
 
-    async def _stream(self, computed: Callable, signature: inspect.Signature, arguments: tuple) -> AsyncIterator:
+    async def _stream(
+        self, computed: Callable[..., Iterable], signature: inspect.Signature, arguments: tuple
+    ) -> AsyncIterator:
         """
-        Yield the items that `computed` gives. It runs in a task of its own, which Gradio does not cancel: the model is
-        held for as long as the computation takes, no shorter and no longer, whoever takes the items.
+        Yield the items of `computed`.
+
+        It runs in a separate task, which Gradio does not cancel, so that a call holds the model exactly as long as the
+        computation takes.
         """
-        items, end, stopped = asyncio.Queue(), object(), threading.Event()
-        loop = asyncio.get_running_loop()
+        items: asyncio.Queue = asyncio.Queue()
+        end, stopped, loop = object(), threading.Event(), asyncio.get_running_loop()
 
         def produce(prepared: list) -> None:
             for item in computed(*prepared):
@@ -98,7 +94,7 @@ class Service:
                 items.put_nowait(end)
 
         task = asyncio.create_task(run())
-        self.tasks.add(task)  # the event loop itself holds no reference
+        self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         try:
             while (item := await items.get()) is not end:
@@ -112,29 +108,29 @@ class Service:
     async def _turn(
         self, signature: inspect.Signature, arguments: tuple, stopped: threading.Event
     ) -> AsyncIterator[list]:
-        """Let a call in, decode its pictures, and hold the model; give the arguments of the function."""
+        """Admit a call, decode its images, hold the model in the context, and return the function's arguments."""
         request = next(argument for argument in arguments if isinstance(argument, gr.Request))
         progress = next((argument for argument in arguments if isinstance(argument, gr.Progress)), None)
-        arguments = [argument for argument in arguments if argument is not request]
+        values = [argument for argument in arguments if argument is not request]
 
         def show_place(others: int) -> None:
             if progress is not None:
-                progress(0, desc=f"{others} other calls wait" if others else "next in line")
+                progress(0, desc=f"{others} other calls are waiting" if others else "next in line")
 
-        # Calls over plain HTTP have no session of their own.
+        # Plain HTTP calls of a client share one session.
         session = "" if "/call/" in request.url.path else request.session_hash
         client = client_of(request.client and request.client.host)
         with self.calls.admit(client, session, request.session_hash, stopped) as call:
-            fit = signature.bind(*arguments).arguments.get("fit", FITS[0])
-            prepared = [await self._prepared(argument, fit, call) for argument in arguments]
+            fit = signature.bind(*values).arguments.get("fit", FITS[0])
+            prepared = [await self._prepare(value, fit, call) for value in values]
             async with self.computing.turn(call, show_place):
                 yield prepared
 
-    async def _prepared(self, argument, fit: str, call: Call):
-        """Return an argument of a call, a picture decoded and fitted to the model's size."""
-        if not isinstance(argument, SentPicture):
-            return argument
-        if argument.path is None:
+    async def _prepare(self, value, fit: str, call: Call):
+        """Return an argument of the function. Images are decoded and fitted to the model's size."""
+        if not isinstance(value, SentImage):
+            return value
+        if value.path is None:
             return None
         async with self.decoding.turn(call):
-            return await anyio.to_thread.run_sync(self.demo.prepare, argument.path, fit, argument.name)
+            return await anyio.to_thread.run_sync(self.demo.load, value.path, fit, value.name)

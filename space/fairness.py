@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Fair lines: how many calls a client may have waiting, whose turn it is, and which calls nobody waits for anymore."""
+"""Fair queues: limits of waiting calls, turns between clients, and the removal of calls without a reader."""
 
 import asyncio
 import ipaddress
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 
 
 class RefusedCallError(ValueError):
-    """A call that is not computed; the message is a sentence for its sender."""
+    """Call that is not computed. The message is meant for its sender."""
 
 
 @dataclass(frozen=True)
 class CallLimits:
     """
-    Bounds of the calls that wait or run.
+    Limits of the calls that wait or run.
 
     Args:
-        total, per_client, per_session: Number of calls at most. A session is a page or a gradio_client; all plain HTTP
-            calls of a client are one session.
-        unread_seconds: Time that a call may wait for somebody to read its result.
-        gone_seconds: Time after which a call ends whose reader has disconnected.
+        total, per_client, per_session: Maximum number of calls. A session is a page or a gradio_client. All plain HTTP
+            calls of a client form one session.
+        unread_seconds: Maximum wait of a call that nobody reads.
+        gone_seconds: Time after which a call ends once its reader has disconnected.
     """
 
     total: int = 120
@@ -37,13 +37,14 @@ class CallLimits:
 @dataclass(eq=False)
 class Call:
     """
-    A call that was let in.
+    Admitted call.
 
     Args:
-        client: Address of the client.
-        session: Its session, within which calls come in order.
-        reader: Name of the stream on which the result is read.
-        stopped: Set when nobody wants the result anymore.
+        client, session: Address of the client, and its session, whose calls run in order.
+        reader: Name of the stream that delivers the result.
+        stopped: Event that is set when the result is no longer wanted.
+        since: Time of admission, or of the reader's departure, on the monotonic clock.
+        was_read: Whether there has been a reader.
     """
 
     client: str
@@ -55,7 +56,7 @@ class Call:
 
 
 def client_of(host: str | None) -> str:
-    """Return the client that an address belongs to: itself, or its /64 network in IPv6, which is one household."""
+    """Return the client of an address: the address itself, or its /64 network in IPv6, which is one household."""
     try:
         address = ipaddress.ip_address(host or "")
     except ValueError:
@@ -64,19 +65,20 @@ def client_of(host: str | None) -> str:
 
 
 class Calls:
-    """All calls that wait or run, and who reads their results."""
+    """Register of all calls that wait or run, and of the readers of their results."""
 
     def __init__(self, limits: CallLimits):
         self.limits = limits
         self.calls: list[Call] = []
         self.readers: Counter[str] = Counter()
-        self.on_change: list[Callable[[], None]] = []
+        self.on_reader: list[Callable[[], None]] = []
 
     @contextmanager
     def reading(self, reader: str) -> Iterator[None]:
-        """Count a stream on which results are read, for as long as it is open."""
+        """Register a stream of results as long as it is open."""
         self.readers[reader] += 1
-        self._changed()
+        for notify in self.on_reader:
+            notify()
         try:
             yield
         finally:
@@ -90,24 +92,21 @@ class Calls:
     @contextmanager
     def admit(self, client: str, session: str, reader: str, stopped: threading.Event) -> Iterator[Call]:
         """
-        Let a call in, in place of the oldest one that nobody reads if there are too many.
+        Admit a call. If there are too many, it replaces the oldest one without a reader.
 
         Raises:
-            RefusedCallError: if there are too many calls.
+            RefusedCallError: If there are too many calls, and all have readers.
         """
-        for group, most, owner in (
-            (
-                [c for c in self.calls if (c.client, c.session) == (client, session)],
-                self.limits.per_session,
-                "You have",
-            ),
-            ([c for c in self.calls if c.client == client], self.limits.per_client, "Your address has"),
+        own = [call for call in self.calls if call.client == client]
+        for group, limit, owner in (
+            ([call for call in own if call.session == session], self.limits.per_session, "You have"),
+            (own, self.limits.per_client, "Your address has"),
             (self.calls, self.limits.total, "This server has"),
         ):
-            group = [call for call in group if not call.stopped.is_set()]
-            if len(group) >= most and not self._displace_unread(group):
+            wanted = [call for call in group if not call.stopped.is_set()]
+            if len(wanted) >= limit and not self._displace_unread(wanted):
                 raise RefusedCallError(
-                    f"{owner} {len(group)} calls in line, and at most {most} may wait: try again soon."
+                    f"{owner} {len(wanted)} calls in line, and at most {limit} may wait: try again soon."
                 )
         call = Call(client, session, reader, stopped)
         self.calls.append(call)
@@ -117,43 +116,42 @@ class Calls:
             self.calls.remove(call)
 
     def is_read(self, call: Call) -> bool:
-        """Return whether somebody waits for the result now."""
-        call.was_read = call.was_read or call.reader in self.readers
-        return call.reader in self.readers
+        """Return whether the result has a reader at the moment."""
+        is_read = call.reader in self.readers
+        call.was_read |= is_read
+        return is_read
 
     def wanted_readers(self) -> set[str]:
-        """Return the streams that are open, or that calls in line wait for."""
+        """Return the streams that are open, and those that waiting calls will write to."""
         return set(self.readers) | {call.reader for call in self.calls}
 
     def check_wanted(self, call: Call) -> None:
-        """Raise RefusedCallError if nobody has waited for the result for some time."""
+        """Raise RefusedCallError if the call was stopped, or has had no reader for too long."""
         patience = self.limits.gone_seconds if call.was_read else self.limits.unread_seconds
-        late = not self.is_read(call) and time.monotonic() - call.since > patience
-        if call.stopped.is_set() or late:
+        is_late = not self.is_read(call) and time.monotonic() - call.since > patience
+        if call.stopped.is_set() or is_late:
             raise RefusedCallError("Nobody was waiting for the result of this call.")
 
     def _displace_unread(self, group: list[Call]) -> bool:
-        """End the oldest call that had a second to be read and is not, if there is one."""
+        """Stop the oldest call that has had no reader for a second, and return whether there is one."""
         for call in group:
             if not self.is_read(call) and time.monotonic() - call.since > 1:
                 call.stopped.set()
                 return True
         return False
 
-    def _changed(self) -> None:
-        for notify in self.on_change:
-            notify()
 
-
-class FairLine:
+class FairQueue:
     """
-    A line before something that few calls can use at once. The next one is of the client that was served longest ago,
-    and there of the session that was. Calls whose results nobody waits for are passed over.
+    Queue before a resource with few slots.
+
+    The next call is of the client that was served least recently, and of the session of this client that was served
+    least recently. Calls without a reader are skipped.
 
     Args:
-        calls: All calls.
-        slots: Number of calls at once.
-        per_client: Number of calls of one client at once.
+        calls: Register of all calls.
+        slots: Maximum number of calls that hold the resource.
+        per_client: Maximum number of these calls of one client.
     """
 
     POLL_SECONDS = 0.25
@@ -165,25 +163,23 @@ class FairLine:
         self.running: list[Call] = []
         self.tick = 0
         self.last_served: dict[tuple[str, ...], int] = {}
-        calls.on_change.append(self._start)
+        calls.on_reader.append(self._fill_slots)
 
     @asynccontextmanager
     async def turn(self, call: Call, show_place: Callable[[int], None] | None = None) -> AsyncIterator[None]:
         """
-        Wait for the call's turn, and hold it.
+        Wait for the call's turn, and hold a slot in the context.
 
-        Args:
-            call: The call.
-            show_place: Called now and then with the number of calls that wait here too.
+        While the call waits, `show_place` is called regularly with the number of other waiting calls.
 
         Raises:
-            RefusedCallError: if nobody waits for the result.
+            RefusedCallError: If nobody waits for the result.
         """
         turn = asyncio.Event()
-        # A newcomer comes before the client that is being served now.
+        # A new client comes before the client that was served last.
         self.waiting[call] = (self.tick - 0.5, turn)
         try:
-            self._start()
+            self._fill_slots()
             while not turn.is_set():
                 try:
                     await asyncio.wait_for(turn.wait(), self.POLL_SECONDS)
@@ -196,10 +192,9 @@ class FairLine:
             self.waiting.pop(call, None)
             if call in self.running:
                 self.running.remove(call)
-            self._start()
+            self._fill_slots()
 
-    def _start(self) -> None:
-        """Give free slots to the calls whose turn it is."""
+    def _fill_slots(self) -> None:
         while len(self.running) < self.slots:
             busy = Counter(call.client for call in self.running)
             ready = [
@@ -209,19 +204,19 @@ class FairLine:
             ]
             if not ready:
                 return
-            call = min(ready, key=self._order)
+            call = min(ready, key=self._priority)
             _, turn = self.waiting.pop(call)
             self.tick += 1
             for key in ((call.client,), (call.client, call.session)):
-                self.last_served.pop(key, None)
+                self.last_served.pop(key, None)  # moves the key to the end
                 self.last_served[key] = self.tick
             while len(self.last_served) > self.MAX_REMEMBERED:
                 del self.last_served[next(iter(self.last_served))]
             self.running.append(call)
             turn.set()
 
-    def _order(self, call: Call) -> tuple[float, float]:
-        """Return when the call's client and session were last served, or else when the call arrived."""
+    def _priority(self, call: Call) -> tuple[float, float]:
+        """Return when the client and the session were last served, or else when the call arrived."""
         arrived = self.waiting[call][0]
         client = self.last_served.get((call.client,), arrived)
         return client, self.last_served.get((call.client, call.session), arrived)

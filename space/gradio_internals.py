@@ -1,7 +1,8 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The places where the demo relies on more of Gradio than its documentation promises. `tests/test_space_guard.py` fails
-where another version of Gradio goes past them.
+Code that relies on undocumented parts of Gradio.
+
+`tests/test_space_server.py` and `tests/test_space_queues.py` fail if another version of Gradio changes these parts.
 """
 
 import logging
@@ -10,30 +11,39 @@ from collections.abc import Collection
 
 import gradio as gr
 from components import check_input
+from fairness import Calls
+from storage import Storage
 
 
 logger = logging.getLogger(__name__)
 
 
-def server_fault(error: Exception) -> gr.Error:
-    """Log a fault of the server under a number, and return a message that names nothing but the number."""
+def server_fault(error: Exception) -> str:
+    """Log an internal error with a number, and return a message that contains only this number."""
     ticket = uuid.uuid4().hex[:8]
     logger.error("error %s", ticket, exc_info=error)
-    return gr.Error(f"Something went wrong here, not with you (error {ticket}).", print_exception=False)
+    return f"Something went wrong on the server (error {ticket}). It is not your fault."
 
 
 def visitor_error(error: Exception) -> gr.Error:
-    """Return a message for the visitor: a ValueError of the demo explains itself."""
-    return gr.Error(str(error), print_exception=False) if isinstance(error, ValueError) else server_fault(error)
+    """Return an error for the visitor. The demo's ValueErrors explain themselves."""
+    message = str(error) if isinstance(error, ValueError) else server_fault(error)
+    return gr.Error(message, print_exception=False)
 
 
 class GuardedBlocks(gr.Blocks):
     """
-    A page whose every input is checked first. All routes to a function (the queue, `call`, `run` and `api`) lead
-    through these two methods, and Gradio resolves files and addresses in the values after the first.
+    Page that checks every input first.
+
+    All routes to a function (the queue, `call`, `run` and `api`) lead through these two methods. Gradio resolves files
+    and addresses in the values only in the base class's `preprocess_data`.
     """
 
+    storage: Storage
+    calls: Calls
+
     async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+        """Check the inputs of a function before Gradio processes them."""
         names = ", ".join(f"`{component.label}`" for component in block_fn.inputs)
         try:
             if len(inputs) != len(block_fn.inputs):
@@ -46,35 +56,37 @@ class GuardedBlocks(gr.Blocks):
         return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
 
     async def process_api(self, *args, **kwargs):
+        """Call a function, and hide the messages of Gradio and its libraries, which contain paths and code."""
         try:
             return await super().process_api(*args, **kwargs)
         except Exception as error:
             if type(error) is gr.Error:
                 raise
-            raise server_fault(error) from None  # messages of Gradio and its libraries hold paths and code
+            raise gr.Error(server_fault(error), print_exception=False) from None
 
 
 def forget_files(blocks: gr.Blocks, paths: Collection[str]) -> None:
-    """Remove deleted files from Gradio's lists, which otherwise grow for as long as the server runs."""
+    """Remove deleted files from Gradio's lists, which otherwise grow as long as the server runs."""
     for known in blocks.temp_file_sets:
         known.difference_update(paths)
 
 
 def has_results(blocks: gr.Blocks, session: str) -> bool:
-    """Return whether a session has results, or calls that will give some."""
+    """Return whether a session has results or pending calls."""
     return session in blocks._queue.pending_messages_per_session
 
 
 def forget_unread(blocks: gr.Blocks, readers: Collection[str], unread_before: set[str]) -> set[str]:
     """
-    Drop the results of sessions that nobody has read from since `unread_before` was returned, which Gradio keeps.
+    Drop results, which Gradio would keep, if they already had no reader at the previous call of this function.
 
     Args:
-        readers: Sessions that are read from now, or have calls in line.
-        unread_before: The value that the previous call returned.
+        blocks: The page.
+        readers: Sessions that have a reader or waiting calls.
+        unread_before: Return value of the previous call.
 
     Returns:
-        Sessions with results that nobody reads now.
+        Sessions whose results have no reader.
     """
     queue = blocks._queue
     unread = set(queue.pending_event_ids_session) - set(readers)

@@ -1,5 +1,5 @@
 () => {
-  // The examples' buttons show a picture only: they get the picture's name, for those who do not see it.
+  // The example buttons contain only an image. Give them its name, for screen readers.
   const name = (button) => {
     const source = button.querySelector("img")?.src ?? "";
     const words = decodeURIComponent(source.split("/").pop()).replace(/^\d+_|\.\w+$/g, "").replaceAll("_", " ");

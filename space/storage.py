@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""The server's files: which are uploads, how much each client may leave here, and when files are deleted."""
+"""The server's files: the register of uploads, the quotas, and the deletion of old files."""
 
 import contextlib
 import os
@@ -11,18 +11,18 @@ from pathlib import Path
 
 
 class QuotaError(ValueError):
-    """An upload for which there is no room; the message is a sentence for its sender."""
+    """Upload that exceeds a quota. The message is meant for its sender."""
 
 
 @dataclass(frozen=True)
 class Quota:
     """
-    Bounds of what lies on the disk.
+    Limits of the stored files.
 
     Args:
         client_bytes, client_files: Uploads of one client.
         upload_bytes, upload_files: Uploads of all clients.
-        result_bytes, result_files: All other files; the oldest go first.
+        result_bytes, result_files: All other files, of which the oldest are deleted first.
     """
 
     client_bytes: int = 200 * 2**20
@@ -35,6 +35,8 @@ class Quota:
 
 @dataclass(frozen=True)
 class StoredUpload:
+    """Entry of the register of uploads. `received` is in seconds since the epoch."""
+
     client: str
     size: int
     received: float
@@ -43,11 +45,11 @@ class StoredUpload:
 
 class Storage:
     """
-    A folder of this server alone, which goes when the server ends, with a register of the uploads in it.
+    Private folder of the server, which is deleted when the server ends, and the register of its uploads.
 
     Args:
         seconds: Age at which files are deleted.
-        quota: Bounds of the total size.
+        quota: Limits of the stored files.
     """
 
     def __init__(self, seconds: float, quota: Quota):
@@ -58,23 +60,23 @@ class Storage:
         self._directory = tempfile.TemporaryDirectory(prefix="jet-demo-", dir=parent, ignore_cleanup_errors=True)
         self.folder = Path(self._directory.name).resolve()
         self.uploads: dict[str, StoredUpload] = {}
-        self.lasting: dict[str, str] = {}
+        self.permanent: dict[str, str] = {}
 
-    def add_lasting(self, sources: Iterable[Path], folder: str) -> list[str]:
-        """Copy files that visitors may use as pictures for as long as the server runs; return their paths."""
+    def add_permanent(self, sources: Iterable[Path], folder: str) -> list[str]:
+        """Copy files that visitors may use as inputs until the server ends, and return their paths."""
         (self.folder / folder).mkdir()
         paths = []
         for source in sources:
             target = self.folder / folder / source.name
             target.write_bytes(source.read_bytes())
-            self.lasting[str(target)] = os.path.realpath(target)
+            self.permanent[str(target)] = os.path.realpath(target)
             paths.append(str(target))
         return paths
 
     def holds(self, path: str) -> bool:
-        """Return whether `path` is an upload or a lasting file, and still the file that was put there."""
+        """Return whether `path` is an upload or a permanent file, and still is the file that was stored there."""
         upload = self.uploads.get(path)
-        real_path = self.lasting.get(path) if upload is None else upload.real_path
+        real_path = self.permanent.get(path) if upload is None else upload.real_path
         return real_path is not None and os.path.realpath(path) == real_path
 
     def add_upload(self, path: str, client: str) -> None:
@@ -84,7 +86,7 @@ class Storage:
             self.uploads[path] = StoredUpload(client, os.path.getsize(path), time.time(), real_path)
 
     def check_room(self, client: str, size: int) -> None:
-        """Raise QuotaError if `size` further bytes of a client are too much."""
+        """Raise QuotaError if another `size` bytes of a client exceed a quota."""
         own = [upload for upload in self.uploads.values() if upload.client == client]
         for uploads, max_bytes, max_files, reason in (
             (own, self.quota.client_bytes, self.quota.client_files, "You have uploaded"),
@@ -99,41 +101,34 @@ class Storage:
 
     def sweep(self, forget: Callable[[Collection[str]], None] = lambda paths: None) -> None:
         """
-        Delete files that are too old, half-received ones among them, and the oldest results that exceed the quota.
+        Delete files that are too old, including half-received ones, and the oldest results that exceed the quota.
 
         Args:
-            forget: Called with the paths of the deleted files.
+            forget: Function that is called with the paths of the deleted files.
         """
         oldest = time.time() - self.seconds
-        deleted, results = [], []
-        for path, upload in list(self.uploads.items()):
-            if upload.received < oldest:
-                del self.uploads[path]
-                deleted.append(path)
+        deleted = [path for path, upload in list(self.uploads.items()) if upload.received < oldest]
+        for path in deleted:
+            del self.uploads[path]
+        results = []
         for parent, _, names in os.walk(self.folder):
-            for name in names:
-                path = os.path.join(parent, name)
-                if path in self.uploads or path in self.lasting:
+            for path in (os.path.join(parent, name) for name in names):
+                if path in self.uploads or path in self.permanent:
                     continue
-                try:
+                with contextlib.suppress(FileNotFoundError):
                     status = os.lstat(path)
-                except FileNotFoundError:
-                    continue
-                if status.st_ctime < oldest:
-                    deleted.append(path)
-                else:
                     results.append((status.st_ctime, status.st_size, path))
-        left = sum(size for _, size, _ in results)
         results.sort()
-        for number, (_, size, path) in enumerate(results):
-            if left <= self.quota.result_bytes and len(results) - number <= self.quota.result_files:
+        num_bytes, num_files = sum(size for _, size, _ in results), len(results)
+        for changed, size, path in results:
+            if changed >= oldest and num_bytes <= self.quota.result_bytes and num_files <= self.quota.result_files:
                 break
-            left -= size
+            num_bytes, num_files = num_bytes - size, num_files - 1
             deleted.append(path)
         for path in deleted:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
             if (parent := Path(path).parent) != self.folder:
-                with contextlib.suppress(OSError):  # where it holds other files
+                with contextlib.suppress(OSError):  # the folder contains other files
                     parent.rmdir()
         forget(deleted)

@@ -1,90 +1,97 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the demo says."""
+"""Texts of the page."""
 
 from jet_demo import JetDemo, Score
 
 
 FIT_CHOICES = [
-    ("Resize: the central square, averaged down", "resize"),
-    ("Crop: the central pixels as they are", "crop"),
+    ("Resize: average the central square down", "resize"),
+    ("Crop: take the central pixels unchanged", "crop"),
 ]
+FIT_LABEL = "Fit to the model's size"
 SAMPLING_HELP = (
-    "Noise goes in, the layers of the flow are undone one after the other, images come out. At **temperature** 1 they "
-    "are samples of the density that the model scores with; below, they are tamer; at 0, the single image in the "
-    "middle. The same **seed** gives the same images."
+    "The model starts from noise and inverts its coupling layers one after another until an image appears. At "
+    "**temperature** 1 the images are samples of the density that also gives the scores. Lower temperatures give less "
+    "varied images, and 0 gives the single image at the center of the latent space. The same **seed** gives the same "
+    "images."
 )
 RECONSTRUCTION_HELP = (
-    "A flow loses nothing: each image has one point of latents, and these give the image back. Edit the latents in "
-    "between, and see what comes out."
+    "A flow loses nothing: every image has exactly one latent, and the latent gives the image back. Edit the latent "
+    "in between, and see what the model makes of it."
 )
 INTERPOLATION_HELP = "From one image to another, along the great circle between their latents."
-LIKELIHOOD = """### What a likelihood says, and what not
-**Bits per dimension** are -log₂ of the probability that the model gives to this 8-bit image, divided by its number of
-values: what a perfect coder that knows the model would spend on each. A model that knows nothing spends 8. It is an
-upper bound, which depends a little on the noise that fills the gaps between the 256 levels; hence several draws, and
-their spread.
+HEAT_MAPS_HELP = "### Where the bits are\nBits per dimension of each patch. The two terms add up to the total."
+LIKELIHOOD_HELP = """### What a likelihood tells you, and what it does not
+**Bits per dimension** are the negative binary logarithm of the probability that the model assigns to this 8-bit image,
+divided by the number of its values. A perfect compressor that uses the model would spend this many bits on each value.
+A uniform model spends 8. The score is an upper bound that depends slightly on random noise between the 256 levels.
+Several noise draws therefore give a mean and a standard error.
 
-**Few bits do not mean that an image resembles what the model has learnt from.** A blank wall takes fewer bits than any
-photograph, and static the most. Nor does it tell real from generated, or good from bad. It says how predictable these
-pixels are to this model, at this size: scaling, sharpening and JPEG all change it.
+**Few bits do not mean that an image resembles the training data.** A blank wall takes fewer bits than any photograph,
+and static takes the most. The score does not distinguish real images from generated ones, or good ones from bad ones.
+It measures how predictable these pixels are for this model at this size. Scaling, sharpening and JPEG compression all
+change it.
 """
+SECOND_IMAGE = "Second image"
+SCORE_HINT = "Upload, paste or choose an image, and press *Score*."
+RECONSTRUCTION_HINT = "The demo encodes and decodes your image, and measures the difference."
 
 
 def introduction(demo: JetDemo) -> str:
-    config = demo.model.config
-    held_out = ""
-    if demo.held_out:
-        held_out = (
-            f" {demo.held_out.title} take {demo.held_out.bits_per_dim.mean():.2f} bits per dimension on average."
-        )
+    """Describe the flow and the model."""
+    config, held_out = demo.model.config, demo.held_out
+    scores = (
+        f" {held_out.title} take {held_out.bits_per_dim.mean():.2f} bits per dimension on average." if held_out else ""
+    )
     return (
         "# Jet: a normalizing flow\n"
-        "It turns images into noise and noise into images, exactly, and so it can do what other generators cannot: "
-        "tell the **likelihood** of any image.\n\n"
+        "Jet maps images to noise and noise to images, exactly. It can therefore do what other generative models "
+        "cannot: compute the **likelihood** of any image.\n\n"
         f"Model: **{demo.title}**, {config.image_size} x {config.image_size} pixels, "
         f"{config.num_coupling_layers} coupling layers, {demo.model.num_parameters() / 1e6:.1f} M parameters."
-        f"{held_out} [Paper](https://arxiv.org/abs/2412.15129)"
+        f"{scores} [Paper](https://arxiv.org/abs/2412.15129)"
     )
 
 
-def sampling_status(done: int | None, num_layers: int) -> str:
-    if done is None:
-        return f"Ready: {num_layers} coupling layers to undo."
-    return f"{done} of {num_layers} coupling layers undone."
+def sampling_status(done: int, num_layers: int) -> str:
+    """Describe the progress of sampling."""
+    return f"{done} of {num_layers} coupling layers inverted."
 
 
-def score_summary(score: Score | None, demo: JetDemo) -> str:
-    if score is None:
-        return "Upload, paste or pick an image, and press *Score*."
-    error, fields = score.standard_error, score.to_dict()
-    spread = f" ± {error:.4f}" if error is not None else ""
-    draws = f"mean of {len(score.draws)} noise draws, from {score.draws.min():.3f} to {score.draws.max():.3f}"
+def score_summary(score: Score, image_size: int) -> str:
+    """Describe a score."""
+    error, log_likelihood = score.standard_error, score.to_dict()["log_likelihood"]
+    if error is None:
+        spread, draws = "", "One noise draw."
+    else:
+        spread = f" ± {error:.4f}"
+        draws = f"Mean of {len(score.draws)} noise draws from {score.draws.min():.3f} to {score.draws.max():.3f}."
     lines = [
         f"## {score.bits_per_dim:.3f}{spread} bits per dimension",
-        draws if error is not None else "one noise draw",
+        draws,
         "",
         "| | bits per dimension |",
         "|---|---:|",
         f"| this model | {score.bits_per_dim:.3f} |",
         f"| PNG file of the same pixels | {score.png_bits_per_dim:.3f} |",
         f"| lossless WebP file | {score.webp_bits_per_dim:.3f} |",
-        "| a model that knows nothing | 8 |",
+        "| uniform model | 8 |",
         "",
-        f"Log-likelihood: {fields['log_likelihood']:,.0f} nats, over {score.num_dims:,} values.",
+        f"Log-likelihood: {log_likelihood:,.0f} nats for {score.num_dims:,} values.",
     ]
     if score.share_above is not None:
         lines.append(f"{score.share_above:.0%} of the held-out images take more bits than this one.")
-    size = demo.model.config.image_size
-    if size <= 64:
-        lines.append(f"At {size} x {size} pixels, the headers of the files weigh much.")
+    if image_size <= 64:
+        lines.append(
+            f"At {image_size} x {image_size} pixels, file headers are a large part of the PNG and WebP files."
+        )
     return "\n".join([*lines, "", *(f"*{note}*" for note in score.fitted.notes)])
 
 
-def reconstruction_result(measured: dict | None, num_values: int | None) -> str:
-    if measured is None:
-        return "Encoding and decoding again is measured on your image, here and now."
+def reconstruction_result(measured: dict, num_values: int) -> str:
+    """Describe the accuracy of a reconstruction."""
     equal = "**all are equal to those of the original**" if measured["bytes_equal"] else "**not all are equal**"
     return (
-        f"Largest error of the dequantised values: **{measured['max_abs_error']:.1e}**, on a scale from -1 to 1, "
-        f"where a grey level is 7.8e-03. Of the {num_values:,} bytes that came back, {equal}."
+        f"The largest error of the dequantized values is **{measured['max_abs_error']:.1e}**, on a scale from -1 to 1 "
+        f"on which a gray level is 7.8e-03. Of the {num_values:,} decoded bytes, {equal}."
     )

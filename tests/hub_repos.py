@@ -1,4 +1,4 @@
-"""What the stand-in for the Hub (`hub_server.py`) keeps, what its routes do, and its rules for model cards."""
+"""Repositories and routes of the Hub server of `hub_server.py`, and the Hub's rules for model cards."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import yaml
 
 
-# token -> (user, role of the token); a user owns the namespace of that name.
+# Token -> (user, role of the token). A user owns the namespace of the same name.
 TOKENS = {"writer": ("jet", "write"), "reader": ("jet", "read"), "stranger": ("someone", "write")}
 REPO = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[\w.-]+/[\w.-]+)"
 FILE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[\w.-]+/[\w.-]+)"
@@ -19,11 +19,9 @@ ROUTES = [
     ("validate", "POST", r"/api/validate-yaml"),
     ("preupload", "POST", REPO + r"/preupload/(?P<revision>[^/]+)"),
     ("batch", "POST", FILE + r"\.git/info/lfs/objects/batch"),
-    ("upload", "PUT", r"/lfs/(?P<oid>[0-9a-f]{64})(?:/(?P<part>\d+))?"),
-    ("complete", "POST", r"/lfs/(?P<oid>[0-9a-f]{64})/complete"),
+    ("upload", "PUT", r"/lfs/(?P<oid>[0-9a-f]{64})"),
     ("verify", "POST", r"/lfs/(?P<oid>[0-9a-f]{64})/verify"),
     ("commit", "POST", REPO + r"/commit/(?P<revision>[^/]+)"),
-    ("secrets", "POST", REPO + r"/secrets"),
     ("variables", "GET", REPO + r"/variables"),
     ("set_variable", "POST", REPO + r"/variables"),
     ("delete_variable", "DELETE", REPO + r"/variables"),
@@ -39,7 +37,7 @@ GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.png filte
 
 
 class HubError(Exception):
-    """An answer other than 200: status, message, the Hub's error code, more headers, more fields of its JSON."""
+    """Response with an error status, an error code of the Hub, and further headers and JSON fields."""
 
     def __init__(self, status: int, message: str, code: str | None = None, headers: dict | None = None, **fields):
         super().__init__(message)
@@ -77,8 +75,7 @@ class Repo:
     owner: str
     private: bool
     commits: list[Commit] = field(default_factory=list)
-    objects: dict[str, bytes] = field(default_factory=dict)  # LFS objects by sha256, in a commit or not yet
-    secrets: dict[str, str] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)  # LFS objects by sha256, committed or not
     variables: dict[str, str] = field(default_factory=dict)
     hardware: str = "cpu-basic"
 
@@ -95,19 +92,12 @@ class Repo:
 
 
 class Hub:
-    """
-    Repositories, and what the routes do with them: a method each, which gives the answer's JSON.
+    """Repositories, and a method for each route, which returns the response as JSON types."""
 
-    Args:
-        chunk_size: Files larger than this are asked for in parts of this size.
-    """
-
-    def __init__(self, chunk_size: int | None):
-        self.chunk_size = chunk_size
+    def __init__(self) -> None:
         self.url = ""
         self.repos: dict[tuple[str, str], Repo] = {}
-        self.uploads: dict[str, Repo] = {}  # the repository whose batch asked for an object
-        self.parts: dict[str, dict[int, bytes]] = {}
+        self.uploads: dict[str, Repo] = {}  # repository for which an LFS object was announced
 
     def visible(self, kind: str, repo_id: str, user: str | None) -> Repo:
         repo = self.repos.get((kind, repo_id))
@@ -142,8 +132,6 @@ class Hub:
             raise HubError(400, f"Invalid hardware {data['hardware']}")
         repo = Repo(owner, private=data.get("visibility") == "private" or bool(data.get("private")))
         repo.hardware = data.get("hardware", repo.hardware)
-        for name in ("secrets", "variables"):
-            getattr(repo, name).update({entry["key"]: entry["value"] for entry in data.get(name, [])})
         repo.commit("initial commit", {".gitattributes": File(GITATTRIBUTES, lfs=False)})
         self.repos[kind, repo_id] = repo
         return {"url": url, "name": repo_id, "id": repo_id}
@@ -172,34 +160,17 @@ class Hub:
                 continue
             self.uploads[oid] = repo
             url = f"{self.url}/lfs/{oid}"
-            upload = {"href": url}
-            if self.chunk_size is not None and size > self.chunk_size:
-                parts = range(1, -(-size // self.chunk_size) + 1)
-                header = {"chunk_size": str(self.chunk_size)} | {str(part): f"{url}/{part}" for part in parts}
-                upload = {"href": f"{url}/complete", "header": header}
-            objects.append(
-                {"oid": oid, "size": size, "actions": {"upload": upload, "verify": {"href": f"{url}/verify"}}}
-            )
+            actions = {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}
+            objects.append({"oid": oid, "size": size, "actions": actions})
         return {"transfer": "basic", "objects": objects}
 
-    def upload(self, oid, body, part=None, **_):
+    def upload(self, oid, body, **_):
         if oid not in self.uploads:
-            raise HubError(403, "no batch asked for this object")
-        if part is None:
-            self.store(oid, body)
-        else:
-            self.parts.setdefault(oid, {})[int(part)] = body
-        return {"etag": hashlib.md5(body).hexdigest()}
-
-    def complete(self, oid, data, **_):
-        parts = self.parts.pop(oid)
-        self.store(oid, b"".join(parts[part["partNumber"]] for part in data["parts"]))
-        return {}
-
-    def store(self, oid: str, content: bytes) -> None:
-        if hashlib.sha256(content).hexdigest() != oid:
+            raise HubError(403, "no batch announced this object")
+        if hashlib.sha256(body).hexdigest() != oid:
             raise HubError(400, "the content has another sha256")
-        self.uploads[oid].objects[oid] = content
+        self.uploads[oid].objects[oid] = body
+        return {"etag": oid}
 
     def verify(self, oid, data, **_):
         if len(self.uploads[oid].objects.get(oid, b"")) != data["size"]:
@@ -232,10 +203,6 @@ class Hub:
         sha = repo.commit(header["summary"], files)
         prefix = "" if kind == "models" else f"{kind}/"
         return {"success": True, "commitOid": sha, "commitUrl": f"{self.url}/{prefix}{repo_id}/commit/{sha}"}
-
-    def secrets(self, repo, data, **_):
-        repo.secrets[data["key"]] = data["value"]
-        return {}
 
     def variables(self, repo, **_):
         return {key: {"key": key, "value": value} for key, value in repo.variables.items()}
@@ -290,12 +257,12 @@ def card_metadata(content: str) -> dict:
 
 
 def card_errors(content: str) -> list[str]:
-    """What breaks some of the rules that the Hub holds a model card to."""
+    """Return violations of the Hub's rules for model cards."""
     try:
         card = card_metadata(content)
         json.dumps(card, allow_nan=False)
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        return [f"not YAML that JSON can say: {error}"]
+        return [f"not valid YAML and JSON: {error}"]
     errors = []
     for name in ("datasets", "base_model"):
         values = card.get(name) or []
@@ -305,12 +272,16 @@ def card_errors(content: str) -> list[str]:
     for model in card.get("model-index", []):
         if not isinstance(model.get("name"), str) or not model.get("results"):
             errors.append('"model-index[0].name" and "model-index[0].results" are required')
-        for result in model.get("results") or []:
-            dataset, metrics = result.get("dataset", {}), result.get("metrics", [])
-            if not result.get("task", {}).get("type") or not dataset.get("name") or not metrics:
-                errors.append("a result of model-index needs task.type, dataset.name and metrics")
-            if not re.fullmatch(HUB_ID, dataset.get("type", "")):
-                errors.append(f'"model-index[0].results[0].dataset.type" with value "{dataset.get("type")}" fails')
-            if not all("type" in metric and "value" in metric for metric in metrics):
-                errors.append("a metric of model-index needs type and value")
+        errors += [error for result in model.get("results") or [] for error in result_errors(result)]
+    return errors
+
+
+def result_errors(result: dict) -> list[str]:
+    errors, dataset, metrics = [], result.get("dataset", {}), result.get("metrics", [])
+    if not result.get("task", {}).get("type") or not dataset.get("name") or not metrics:
+        errors.append("a result of model-index needs task.type, dataset.name and metrics")
+    if not re.fullmatch(HUB_ID, dataset.get("type", "")):
+        errors.append(f'"model-index[0].results[0].dataset.type" with value "{dataset.get("type")}" fails')
+    if not all("type" in metric and "value" in metric for metric in metrics):
+        errors.append("a metric of model-index needs type and value")
     return errors

@@ -1,23 +1,19 @@
 """
-A stand-in for the Hugging Face Hub over real HTTP on this machine: repositories in memory, large files through LFS.
+A local Hub server over HTTP, with repositories in memory and large files through LFS.
 
-It answers what `huggingface_hub` asks for when it creates repositories, uploads, reads and downloads, and it can be
-told to fail. The client reads its settings when it is imported, so it has to run in a process of its own:
+It answers the requests of `huggingface_hub` for creating, writing and reading repositories, and can be told to fail.
+The client reads its settings when it is imported and therefore needs a separate process:
 
     with HubServer() as hub:
         hub.fail("commit", status=503, times=2)
         subprocess.run([sys.executable, "push.py"], env=hub.environment(token="writer"))
         assert hub.files("jet/tiny")["config.json"]
-
-By hand: `python tests/hub_server.py --port 8000` prints the environment to give to a client.
 """
 
-import argparse
 import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -31,39 +27,45 @@ from urllib.parse import unquote, urlsplit
 from hub_repos import ROUTES, TOKENS, File, Hub, HubError, Repo
 
 
-WRITING = ("preupload", "batch", "commit", "secrets", "set_variable", "delete_variable", "hardware")
+WRITING = ("preupload", "batch", "commit", "set_variable", "delete_variable", "hardware")
 
 
 @dataclass
 class Fault:
-    """What goes wrong with the next requests of a route; `reached` is set once it has happened to all of them."""
+    """
+    Failure of the next requests of a route.
+
+    Args:
+        route: Name of a route of `ROUTES`.
+        times: Number of requests that fail.
+        status: Status of the responses, or `None` to close the connection instead.
+        when: "before" or "after" the request takes effect, or "half" to stop reading in the middle of the body, and to
+            close the connection when `release` is set.
+        body, headers: Content of the responses.
+        min_size: Minimum size of the requests, in bytes.
+        reached: Event that is set when all requests have failed.
+    """
 
     route: str
-    times: int
-    status: int | None
-    when: str
-    body: str
-    headers: dict[str, str]
-    min_size: int
+    times: int = 1
+    status: int | None = 503
+    when: str = "before"
+    body: str = '{"error": "told to fail"}'
+    headers: dict[str, str] = field(default_factory=dict)
+    min_size: int = 0
     reached: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
 
 
 class HubServer(Hub):
-    """
-    The server; it runs between entering and leaving the context.
+    """Server that runs in its context."""
 
-    Args:
-        port: 0 takes a free one.
-        chunk_size: Files larger than this are asked for in parts of this size.
-    """
-
-    def __init__(self, port: int = 0, chunk_size: int | None = None):
-        super().__init__(chunk_size)
-        self.requests: list[dict] = []  # route, method, path, status, size and user, in the order of the answers
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[dict] = []  # route, method, path, status, size and user, in the order of the responses
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads, self.server.block_on_close, self.server.hub = True, False, self
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
@@ -79,7 +81,7 @@ class HubServer(Hub):
         shutil.rmtree(self.home, ignore_errors=True)
 
     def environment(self, token: str | None = "writer", home: str | os.PathLike | None = None) -> dict[str, str]:
-        """Environment of a client process: this server, one of `TOKENS`, settings and cache of its own in `home`."""
+        """Return the environment of a client process, with a token of `TOKENS` and the client's cache in `home`."""
         foreign = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_CACHE")
         settings = {
             "HF_ENDPOINT": self.url,
@@ -96,34 +98,15 @@ class HubServer(Hub):
             settings["HF_TOKEN"] = token
         return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | settings
 
-    def fail(
-        self,
-        route: str,
-        times: int = 1,
-        status: int | None = 503,
-        when: str = "before",
-        body: str = '{"error": "told to fail"}',
-        headers: dict[str, str] | None = None,
-        min_size: int = 0,
-    ) -> Fault:
-        """
-        Lets the next requests of a route fail.
-
-        Args:
-            route: A name of `ROUTES`.
-            times: How many.
-            status: Of the answer; None ends the connection instead.
-            when: "before" anything is done; "after" it is done all the same; "half", in the middle of the body, where
-                the server waits for the fault's `release` and ends the connection.
-            body, headers: Of the answer.
-            min_size: Only requests with at least so many bytes.
-        """
-        assert route in {name for name, *_ in ROUTES} and when in ("before", "after", "half"), (route, when)
-        self.faults.append(Fault(route, times, status, when, body, headers or {}, min_size))
-        return self.faults[-1]
+    def fail(self, route: str, **options) -> Fault:
+        """Let the next requests of a route fail. `options` are fields of [`Fault`]."""
+        fault = Fault(route, **options)
+        assert route in {name for name, *_ in ROUTES} and fault.when in ("before", "after", "half"), fault
+        self.faults.append(fault)
+        return fault
 
     def recover(self) -> None:
-        """Takes back all failures that are still to come."""
+        """Cancel all pending failures."""
         with self.lock:
             for fault in self.faults:
                 fault.times = 0
@@ -133,16 +116,16 @@ class HubServer(Hub):
         return self.repos[f"{repo_type}s", repo_id]
 
     def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
-        """The files of the last commit, but for the `.gitattributes` that the Hub itself makes."""
+        """Return the files of the last commit, except for the `.gitattributes` that the Hub creates."""
         files = self.repo(repo_id, repo_type).commits[-1].files
         return {path: file.content for path, file in files.items() if path != ".gitattributes"}
 
     def messages(self, repo_id: str, repo_type: str = "model") -> list[str]:
-        """The messages of the commits, but for the first, which is the Hub's own."""
+        """Return the commit messages, except for the first, which is the Hub's."""
         return [commit.message for commit in self.repo(repo_id, repo_type).commits[1:]]
 
     def count(self, route: str, status: int | None = 200) -> int:
-        """How many requests of a route were answered so; `status` None: those whose connection was ended."""
+        """Return the number of responses of a route with a status. `None` counts closed connections."""
         with self.lock:
             return sum(request["route"] == route and request["status"] == status for request in self.requests)
 
@@ -156,7 +139,7 @@ class HubServer(Hub):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads a request, lets it fail where that was asked for, checks the rights, and sends the route's answer."""
+    """Reads a request, lets it fail if requested, checks the permissions, and sends the route's response."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -204,7 +187,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, json.dumps(answer).encode(), headers)
 
     def act(self, found: dict[str, str], body: bytes):
-        """Calls the method of the route with what it may need, once the rights are checked."""
+        """Check the permissions, and call the method of the route."""
         hub, role = self.hub, None
         if token := self.headers.get("Authorization", "").removeprefix("Bearer "):
             if token not in TOKENS:
@@ -262,7 +245,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-# Imports what takes long once, then forks a process for each line of JSON that comes in.
+# Imports slow modules once, then forks a process for each line of JSON that it reads.
 CLIENT = """
 import json, os, sys
 import torch
@@ -295,16 +278,16 @@ for line in sys.stdin:
 
 
 class ClientError(Exception):
-    """An exception of a client's process: the name of its class, and its message."""
+    """Exception in a client process. The message contains the name of its class."""
 
 
 class Client:
     """
-    Runs code in processes that have huggingface_hub and jet_hf imported: new ones, without waiting for the imports.
+    Runs code in new processes that have already imported huggingface_hub and jet_hf.
 
     Args:
-        hub: The server that they talk to.
-        folder: Where they run.
+        hub: Server that the processes use.
+        folder: Working directory of the processes.
     """
 
     def __init__(self, hub: HubServer, folder: Path):
@@ -316,7 +299,7 @@ class Client:
         assert self.process.stdout.readline() == "ready\n", log.read_text()
 
     def start(self, code: str, token: str | None = "writer", **names) -> int:
-        """Starts a process with these names, and gives its id."""
+        """Start a process with the given variables, and return its id."""
         self.answer.unlink(missing_ok=True)
         job = {"code": code, "token": token, "names": names, "answer": str(self.answer)}
         self.process.stdin.write(json.dumps(job, default=str) + "\n")
@@ -324,7 +307,7 @@ class Client:
         return int(self.process.stdout.readline())
 
     def wait(self):
-        """The `result` that the code has set, once the process has ended; None if it was killed."""
+        """Wait for the process, and return the variable `result` of its code, or `None` if it was killed."""
         assert self.process.stdout.readline() == "ended\n"
         answer = json.loads(self.answer.read_text()) if self.answer.exists() else {}
         if "error" in answer:
@@ -342,21 +325,3 @@ class Client:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=0, help="Port to listen at; 0 takes a free one.")
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    with HubServer(parser.parse_args().port) as hub:
-        ours = hub.environment()
-        for name in sorted(name for name in ours if name.startswith("HF_")):
-            print(f"export {name}={ours[name]}")
-        print(f"# tokens: {', '.join(TOKENS)}. Ctrl-C ends the server and forgets its repositories.", flush=True)
-        stopped.wait()
-
-
-if __name__ == "__main__":
-    main()

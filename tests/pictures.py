@@ -1,4 +1,4 @@
-"""Files that visitors may upload: unusual images that are scored, and files that are refused."""
+"""Image files that visitors may send: unusual ones that are accepted, and ones that are refused."""
 
 import io
 import struct
@@ -10,17 +10,18 @@ from PIL import Image
 
 
 SIDE = 40
+NOT_AN_IMAGE = "must be a PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF image, got a file of another format"
 
 
 def photograph() -> Image.Image:
-    """An image without symmetry."""
+    """Return an image without symmetry."""
     rows, columns = np.mgrid[0:SIDE, 0 : SIDE + 8]
     pixels = np.stack([5 * rows, 5 * columns, 3 * (rows + columns) % 256], axis=-1)
     return Image.fromarray(pixels.astype(np.uint8))
 
 
 def write_good(folder: Path) -> dict[str, Path]:
-    """Write images of all kinds; return their paths by name."""
+    """Write images of many formats and modes, and return their paths by name."""
     image, files = photograph(), {}
 
     def save(name: str, picture: Image.Image, **options):
@@ -33,7 +34,7 @@ def write_good(folder: Path) -> dict[str, Path]:
     save("rotated.jpg", image.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=100, subsampling=0)
     junk = b"Exif\0\0" + b"II*\0" + bytes(4) + b"\xff" * 40
     save("junk_exif.jpg", image, exif=junk, quality=100, subsampling=0)
-    # Upright after a turn, and a resolution that is text, which Pillow cannot write again.
+    # Needs a rotation, and has a resolution that is text, which Pillow cannot write again.
     junk = b"Exif\0\0MM\0*" + struct.pack(">IH HHIHH HHII I", 8, 2, 0x0112, 3, 1, 6, 0, 0x011A, 2, 1, 0, 0)
     save("broken_exif.jpg", image.transpose(Image.Transpose.ROTATE_90), exif=junk, quality=100, subsampling=0)
     save("cmyk.jpg", image.convert("CMYK"))
@@ -54,24 +55,19 @@ def write_good(folder: Path) -> dict[str, Path]:
 
 
 def write_bad(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Write files that must be refused; return their paths and a part of the message, by name."""
+    """Write files that cannot be scored, and return their paths and a part of the error message by name."""
     whole = write_good(folder)["plain.png"].read_bytes()
-    broken = Image.new("RGB", (64, 64))
-    broken.save(folder / "float.tiff")
     Image.fromarray(np.full((64, 64), 0.5, dtype=np.float32)).save(folder / "float.tiff")
     contents = {
-        "text.png": (b"not a picture", "is not a picture that can be read"),
-        "empty.png": (b"", "is not a picture that can be read"),
+        "text.png": (b"not a picture", NOT_AN_IMAGE),
+        "empty.png": (b"", NOT_AN_IMAGE),
         "cut_off.png": (whole[: len(whole) // 2], "is damaged"),
-        "drawing.svg": (
-            b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
-            "is not a picture",
-        ),
-        "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "is not a picture"),
-        "page.html": (b"<script>alert(1)</script>", "is not a picture"),
-        "bomb.png": (png_of_zeros(20_000, 20_000), "must have at most 50,000,000 pixels"),
-        "large.png": (png_of_zeros(8_000, 7_000), "must have at most 50,000,000 pixels, got 8,000 x 7,000"),
-        "line.png": (png_of_zeros(1, 49_999_999), "must be at most 16,384 pixels wide and high, got 1 x 49,999,999"),
+        "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg"></svg>', NOT_AN_IMAGE),
+        "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", NOT_AN_IMAGE),
+        "page.html": (b"<script>alert(1)</script>", NOT_AN_IMAGE),
+        "bomb.png": (png_of_size(20_000, 20_000), "must have at most 50,000,000 pixels"),
+        "large.png": (png_of_size(8_000, 7_000), "must have at most 50,000,000 pixels, got 8,000 x 7,000"),
+        "line.png": (png_of_size(1, 49_999_999), "must be at most 16,384 pixels wide and high, got 1 x 49,999,999"),
         "float.tiff": ((folder / "float.tiff").read_bytes(), "is ambiguous"),
     }
     for name, (content, _) in contents.items():
@@ -79,22 +75,18 @@ def write_bad(folder: Path) -> dict[str, tuple[Path, str]]:
     return {name: (folder / name, message) for name, (_, message) in contents.items()}
 
 
-def png_of_zeros(width: int, height: int) -> bytes:
-    """A complete, valid gray PNG, which is small on the disk."""
-    compressor = zlib.compressobj(9)
-    rows = max(1, 2**20 // (width + 1))
-    blocks = [bytes(rows * (width + 1))] * (height // rows) + [bytes(height % rows * (width + 1))]
-    data = b"".join(map(compressor.compress, blocks)) + compressor.flush()
+def png_of_size(width: int, height: int) -> bytes:
+    """Return a PNG whose header claims a size, and which contains one row."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(width + 1))) + chunk(b"IEND", b"")
 
 
 def jpeg_of_scans(side: int, repetitions: int) -> bytes:
-    """A small JPEG whose last scan, over all pixels, is repeated many times."""
+    """Return a JPEG of few bytes with many scans, each of which covers all pixels."""
     buffer = io.BytesIO()
     Image.new("L", (side, side), 99).save(buffer, "JPEG", progressive=True)
     content = buffer.getvalue()

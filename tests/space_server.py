@@ -1,4 +1,4 @@
-"""The demo as a real server process, for its tests."""
+"""Server process of the demo, for its tests."""
 
 import json
 import os
@@ -16,23 +16,23 @@ from conftest import ROOT
 
 
 SPACE = ROOT / "space"
-# Started like `python space/app.py`, with settings of `app` from outside.
+# Starts `app.py` with other settings.
 WITH_SETTINGS = "import sys; sys.path.insert(0, sys.argv[1]); import app; exec(sys.argv[2], vars(app)); app.main()"
 
 
 def find_chromium() -> str | None:
-    """Path of a Chromium: that of the variable CHROMIUM, or one on the PATH."""
+    """Return the path of a Chromium from the variable CHROMIUM or from the PATH."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
 class SpaceServer:
     """
-    A server with its own folder for files; a context manager.
+    Server that runs in its context.
 
     Args:
-        folder: An empty folder.
-        settings: Assignments to the settings at the top of `app.py`, as code.
+        folder: Empty folder for the files of the server.
+        settings: Code that changes the settings at the top of `app.py`.
     """
 
     def __init__(self, folder: Path, settings: str | None = None):
@@ -40,6 +40,8 @@ class SpaceServer:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url, self.files, self.log = f"http://127.0.0.1:{port}", folder / "files", folder / "log.txt"
+        # One client for all requests, because each new one loads certificates.
+        self.http = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=None), trust_env=False)
         command = ["-c", WITH_SETTINGS, str(SPACE), settings] if settings else [str(SPACE / "app.py")]
         environment = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "GRADIO_SHARE")}
         environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(self.files), "OMP_NUM_THREADS": "1"}
@@ -61,6 +63,7 @@ class SpaceServer:
         raise RuntimeError(f"the demo did not start: {self.log.read_text()}")
 
     def __exit__(self, *_):
+        self.http.close()
         self.process.terminate()
         try:
             self.process.wait(10)
@@ -69,34 +72,34 @@ class SpaceServer:
             self.process.wait()
 
     def megabytes(self) -> float:
-        """Memory that the process holds."""
+        """Return the memory of the process."""
         return psutil.Process(self.process.pid).memory_info().rss / 2**20
 
     def logged(self) -> str:
         return self.log.read_text()
 
     def upload(self, path: Path | str, client: str = "127.0.0.1") -> dict:
-        """Upload a picture; return it as the API takes it. `client` is an address that a proxy would name."""
+        """Upload an image from the address `client`, and return it in the form of the API."""
         with open(path, "rb") as file:
             answer = self.post("upload", client, files={"files": file})
         answer.raise_for_status()
         return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
 
     def call(self, name: str, data: list, client: str = "127.0.0.1") -> tuple[str, object]:
-        """Call a function as curl does; return the last event's name and data."""
+        """Call a function as curl does, and return the name and the data of the last event."""
         answer = self.post(f"call/{name}", client, json={"data": data})
         answer.raise_for_status()
         url = f"{self.url}/gradio_api/call/{name}/{answer.json()['event_id']}"
-        lines = httpx.get(url, timeout=120).text.strip().splitlines()
+        lines = self.http.get(url).text.strip().splitlines()
         return lines[-2].removeprefix("event: "), json.loads(lines[-1].removeprefix("data: "))
 
     def post(self, route: str, client: str = "127.0.0.1", **content) -> httpx.Response:
         headers = content.pop("headers", {}) | {"X-Forwarded-For": client}
-        return httpx.post(f"{self.url}/gradio_api/{route}", headers=headers, timeout=60, **content)
+        return self.http.post(f"{self.url}/gradio_api/{route}", headers=headers, **content)
 
     def received(self) -> list[Path]:
-        """Return all files of visitors that lie on the disk."""
+        """Return all files of visitors on the disk."""
         examples = {path.name for path in (SPACE / "examples").iterdir()}
-        # Folders may be deleted while they are listed, which os.walk passes over and rglob does not.
+        # Folders may be deleted during the walk, which os.walk ignores and rglob does not.
         files = [Path(folder) / name for folder, _, names in os.walk(self.files) for name in names]
         return [path for path in files if path.is_file() and path.name not in examples]

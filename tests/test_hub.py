@@ -1,4 +1,4 @@
-"""Pushing to the Hub: the real huggingface_hub client, in its own processes, against the stand-in of hub_server.py."""
+"""Pushes to the Hub: the real huggingface_hub client, in its own processes, and the server of hub_server.py."""
 
 import json
 import os
@@ -25,13 +25,12 @@ from jet_hf.hub import CardFacts, EvaluationRecord, add_evaluation, check_login,
 
 DATA = "ImageNet 32 x 32, the PNG release of van den Oord et al."
 LARGE = {"model.safetensors", "samples.png", "samples/samples-00001000.png"}
-CAPTURED = {"capture_output": True, "text": True}
 NOT_PUSHED = {"checkpoint-500/model.safetensors", ".push.draft", "samples/.hidden"}
 
 
 @pytest.fixture(scope="module")
 def output_dir(tmp_path_factory) -> Path:
-    """The folder of a finished run."""
+    """Folder of a finished run."""
     folder = tmp_path_factory.mktemp("run")
     model = tiny_model()
     JetImageProcessor(size=model.config.image_size).save_pretrained(folder)
@@ -44,7 +43,7 @@ def output_dir(tmp_path_factory) -> Path:
     for name in NOT_PUSHED:
         (folder / name).write_bytes(b"not for the Hub")
     score = EvaluationRecord(DATA, "imagefolder", "validation", 49_999, 3.8571, 0.0123)
-    note, training = "Not to be compared with the release of Chrabaszcz et al.", {"learning rate": 3e-4}
+    note, training = "Not comparable with the release of Chrabaszcz et al.", {"learning rate": 3e-4}
     facts = CardFacts(DATA, note, training, "train.py --config recipes/imagenet32.yaml", [score], None, None, True)
     write_model_card(folder, facts, "jet/pushed")
     return folder
@@ -52,7 +51,7 @@ def output_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(output_dir, tmp_path) -> Path:
-    """A copy to change."""
+    """Copy of the folder that a test may change."""
     return shutil.copytree(output_dir, tmp_path / "run")
 
 
@@ -64,7 +63,7 @@ def to_be_pushed(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in contents(folder).items() if name not in NOT_PUSHED}
 
 
-# A push, and the way back
+# A push and its result
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def pushed(running_hub, client, output_dir) -> str:
     return "jet/pushed"
 
 
-def test_what_is_pushed(hub, output_dir, pushed):
+def test_a_push_contains_model_code_and_card_in_one_commit(hub, output_dir, pushed):
     assert hub.files(pushed) == to_be_pushed(output_dir)
     assert hub.messages(pushed) == ["Jet: the finished model"]
     assert not hub.repo(pushed).private
@@ -88,18 +87,20 @@ def test_what_is_pushed(hub, output_dir, pushed):
         assert f"{module}.py" in code
 
 
-def test_what_the_client_reads_in_the_card(client, pushed):
-    code = """
+def test_the_client_reads_the_card_and_its_code_for_jet_hf_runs(hub, client, pushed):
+    (code,) = re.findall(r"```python\n(from jet_hf.*?)```", hub.files(pushed)["README.md"].decode(), re.DOTALL)
+    code += """
 info, card = HfApi().model_info(repo_id), ModelCard.load(repo_id)
 assert card.data.to_dict() == info.card_data.to_dict()
 result = {
     "library": info.library_name, "task": info.pipeline_tag, "tags": info.tags, "license": card.data.license,
     "index": info.model_index, "scores": [vars(score) for score in info.card_data.eval_results], "text": card.text,
+    "loaded": type(model).__name__,
 }
 """
-    read = client(code, repo_id=pushed)
-    expected = ["transformers", "unconditional-image-generation", "apache-2.0"]
-    assert [read["library"], read["task"], read["license"]] == expected
+    read = client(code, token=None, repo_id=pushed)
+    expected = ["transformers", "unconditional-image-generation", "apache-2.0", "JetForDensityEstimation"]
+    assert [read["library"], read["task"], read["license"], read["loaded"]] == expected
     assert read["tags"] == ["jet", "normalizing-flow", "density-estimation", "custom_code"]
     (score,) = read["scores"]
     assert [score[f"dataset_{name}"] for name in ("name", "type", "split")] == [DATA, "imagefolder", "validation"]
@@ -118,7 +119,7 @@ import sys, torch
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "jet_hf":
-            raise ModuleNotFoundError(f"{name} is not installed here")
+            raise ModuleNotFoundError(f"{name} must not be imported")
 
 sys.meta_path.insert(0, Blocker())
 inputs = torch.load(sys.argv[1])
@@ -131,7 +132,7 @@ assert not any(name.split(".")[0] == "jet_hf" for name in sys.modules)
 """
 
 
-def test_it_loads_with_the_code_of_the_card_where_jet_hf_is_not_installed(hub, pushed, tmp_path):
+def test_the_code_of_the_card_runs_without_jet_hf(hub, pushed, tmp_path):
     model = tiny_model()
     pixel_values = random_images(4, model.config)
     noise = torch.rand(pixel_values.shape, generator=torch.Generator().manual_seed(1))
@@ -145,7 +146,9 @@ def test_it_loads_with_the_code_of_the_card_where_jet_hf_is_not_installed(hub, p
     environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     environment.pop("PYTHONPATH", None)
     files = [tmp_path / name for name in ("inputs.pt", "card.py", "results.pt")]
-    process = subprocess.run([sys.executable, "-c", REMOTE, *files], env=environment, cwd=tmp_path, **CAPTURED)
+    process = subprocess.run(
+        [sys.executable, "-c", REMOTE, *files], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
     assert process.returncode == 0, process.stderr
     results = torch.load(tmp_path / "results.pt")
     pixels = JetImageProcessor(size=model.config.image_size)(image, return_tensors="pt").pixel_values
@@ -155,12 +158,7 @@ def test_it_loads_with_the_code_of_the_card_where_jet_hf_is_not_installed(hub, p
     assert torch.equal(results["pixels"], pixels) and torch.equal(results["scores"], seeded)
 
 
-def test_the_code_of_the_card_for_jet_hf(hub, client, pushed):
-    (code,) = re.findall(r"```python\n(from jet_hf.*?)```", hub.files(pushed)["README.md"].decode(), re.DOTALL)
-    assert client(f"{code}\nresult = type(model).__name__", token=None) == "JetForDensityEstimation"
-
-
-def test_a_changed_card_uploads_no_weights_again(hub, client, folder, repo_id):
+def test_a_new_card_uploads_no_weights_and_other_files_are_kept(hub, client, folder, repo_id):
     client.push(folder, repo_id)
     uploads = hub.count("upload")
     add_evaluation(folder, EvaluationRecord(DATA, "imagefolder", "validation", 49_999, 3.7, 0.01, 64))
@@ -170,38 +168,44 @@ def test_a_changed_card_uploads_no_weights_again(hub, client, folder, repo_id):
     client.push(folder, repo_id, commit_message="nothing new")
     assert len(hub.messages(repo_id)) == 2
     assert hub.count("upload") == uploads
-
-
-def test_what_stays_behind_can_be_chosen(hub, client, folder, repo_id):
-    client.push(folder, repo_id, ignore_patterns=[".*", "samples*"])
-    assert hub.files(repo_id).keys() == {name for name in contents(folder) if not name.startswith((".", "samples"))}
-    # Files of the repository that the folder no longer has are left alone.
     (folder / "metrics.jsonl").unlink()
     client.push(folder, repo_id)
     assert "metrics.jsonl" in hub.files(repo_id)
+    selected = f"{repo_id}-selected"
+    client.push(folder, selected, ignore_patterns=[".*", "samples*"])
+    assert hub.files(selected).keys() == {name for name in contents(folder) if not name.startswith((".", "samples"))}
 
 
-# Rights
+# Permissions
 
 
-def test_no_token(hub, client, output_dir, repo_id):
-    before, requests = contents(output_dir), len(hub.requests)
-    with pytest.raises(ClientError, match=r"PushError: .* no token was found.*`hf auth login`.*HF_TOKEN.*later: hf"):
-        client.push(output_dir, repo_id, token=None)
-    assert contents(output_dir) == before and len(hub.requests) == requests
+def test_tokens_that_are_missing_or_lack_permissions(hub, client, output_dir, pushed):
+    messages = {
+        None: r"no token was found.*`hf auth login`.*HF_TOKEN.*later: hf",
+        "revoked": "does not accept the token",
+        "reader": "may not write",
+        "stranger": "may not write to jet/",
+    }
+    for token, message in messages.items():
+        requests = len(hub.requests)
+        for repo_id in (pushed, "jet/new"):
+            with pytest.raises(ClientError, match=f"PushError: .*{message}"):
+                client.push(output_dir, repo_id, token=token)
+        assert token is not None or len(hub.requests) == requests
+    assert len(hub.messages(pushed)) == 1 and ("models", "jet/new") not in hub.repos
+
+
+def test_a_token_as_an_argument(hub, client, output_dir, repo_id):
     client("push_folder(folder, repo_id, token='writer')", token=None, folder=output_dir, repo_id=repo_id)
     assert hub.files(repo_id) == to_be_pushed(output_dir)
 
 
-def test_check_login(client):
-    problems = {None: "no token was found", "revoked": "does not accept the token", "reader": "only read"}
+def test_check_login_returns_a_problem_and_never_raises(hub, client, monkeypatch):
+    problems = {None: "no token was found", "revoked": "does not accept the token", "reader": "read-only"}
     for token, problem in problems.items():
         assert re.search(f"{problem}.*hf auth login.*write access", client("result = check_login()", token=token))
-    assert client("result = check_login()", token="writer") is None
-
-
-def test_check_login_does_not_raise(hub, client, monkeypatch):
-    hub.fail("whoami", status=503)
+    assert client("result = check_login()") is None
+    hub.fail("whoami")
     assert "503" in client("result = check_login()")
     hub.fail("whoami", status=None)
     assert "cannot be reached" in client("result = check_login()")
@@ -209,18 +213,7 @@ def test_check_login_does_not_raise(hub, client, monkeypatch):
     assert check_login() == "offline mode is on. Unset HF_HUB_OFFLINE."
 
 
-@pytest.mark.parametrize(
-    "token, message",
-    [("revoked", "does not accept the token"), ("reader", "may not write"), ("stranger", "may not write to jet/")],
-)
-def test_a_token_that_does_not_do(hub, client, output_dir, pushed, token, message):
-    for repo_id in (pushed, "jet/new"):
-        with pytest.raises(ClientError, match=f"PushError: .*{message}"):
-            client.push(output_dir, repo_id, token=token)
-    assert len(hub.messages(pushed)) == 1 and ("models", "jet/new") not in hub.repos
-
-
-def test_a_private_repository(hub, client, output_dir, repo_id):
+def test_private_repositories(hub, client, output_dir, repo_id):
     client.push(output_dir, repo_id, private=True)
     assert hub.repo(repo_id).private
     load = "result = JetForDensityEstimation.from_pretrained(repo_id).num_parameters()"
@@ -231,15 +224,14 @@ def test_a_private_repository(hub, client, output_dir, repo_id):
             client("HfApi().model_info(repo_id)", token=token, repo_id=repo_id)
     assert client(load, token="reader", repo_id=repo_id) == tiny_model().num_parameters()
 
-
-def test_nothing_private_goes_to_a_public_repository(hub, client, output_dir, repo_id):
-    client("HfApi().create_repo(repo_id)", repo_id=repo_id)
+    public = f"{repo_id}-public"
+    client("HfApi().create_repo(repo_id)", repo_id=public)
     with pytest.raises(ClientError, match=r"PushError: .*is public"):
-        client.push(output_dir, repo_id, private=True)
-    assert hub.files(repo_id) == {}
+        client.push(output_dir, public, private=True)
+    assert hub.files(public) == {}
 
 
-def test_a_name_without_a_user(hub, client, output_dir):
+def test_a_name_without_a_namespace(hub, client, output_dir):
     assert client("result = full_repo_id('no-user')") == "jet/no-user"
     assert client("result = full_repo_id('someone/model')") == "someone/model"
     assert client("result = full_repo_id('no-user')", token=None) == "no-user"
@@ -249,34 +241,29 @@ def test_a_name_without_a_user(hub, client, output_dir):
 
 # A bad connection
 
+HTML = {"body": "<html>Service unavailable</html>", "headers": {"Content-Type": "text/html"}}
+
 
 @pytest.mark.parametrize(
-    "fault",
+    "faults",
     [
-        {"route": "commit", "times": 3},
-        {"route": "commit", "status": 429, "times": 2},
-        {"route": "commit", "status": 412},
-        {"route": "commit", "status": None, "times": 2},
-        {"route": "commit", "when": "after"},
-        {"route": "commit", "when": "after", "status": None},
-        {"route": "upload", "status": 409},
-        {"route": "create"},
-        {"route": "create", "status": None},
-        {"route": "validate", "body": "<html>Service unavailable</html>", "headers": {"Content-Type": "text/html"}},
+        [("commit", {}), ("commit", {"status": 429}), ("commit", {"status": 412}), ("commit", {"status": None})],
+        [("create", {}), ("create", {"status": None}), ("validate", HTML), ("commit", {"when": "after"})],
+        [("upload", {"status": 409}), ("commit", {"when": "after", "status": None})],
     ],
-    ids=lambda fault: "-".join(str(value) for name, value in fault.items() if name not in ("body", "headers")),
+    ids=["commit", "several", "lost"],
 )
-def test_a_push_is_repeated(hub, client, output_dir, repo_id, fault):
+def test_a_push_is_retried(hub, client, output_dir, repo_id, faults):
     uploads = hub.count("upload")
-    happened = hub.fail(**fault).reached
+    reached = [hub.fail(route, **options).reached for route, options in faults]
     client.push(output_dir, repo_id)
-    assert happened.is_set()
+    assert all(event.is_set() for event in reached)
     assert hub.files(repo_id) == to_be_pushed(output_dir)
     assert len(hub.messages(repo_id)) == 1
     assert hub.count("upload") == uploads + len(LARGE)
 
 
-def test_how_long_it_waits(hub, client, output_dir, repo_id):
+def test_waits_double_and_follow_the_server(hub, client, output_dir, repo_id):
     hub.fail("commit", times=2)
     for seconds in ("30", "3600"):
         hub.fail("commit", status=429, headers={"Retry-After": seconds})
@@ -284,22 +271,26 @@ def test_how_long_it_waits(hub, client, output_dir, repo_id):
     assert client(code, folder=output_dir, repo_id=repo_id) == [2, 4, 30, 60]
 
 
-@pytest.mark.parametrize("status, attempts", [(400, 1), (404, 1), (413, 1), (500, 2)])
-def test_only_what_may_pass_is_tried_again(hub, client, output_dir, repo_id, status, attempts):
-    before = hub.count("commit", status)
-    hub.fail("commit", status=status, times=2)
-    message = f"{repo_id} was not found" if status == 404 else rf"the Hub answered {status} \(told to fail\)"
-    with pytest.raises(ClientError, match=f"PushError: .*{message}"):
-        client.push(output_dir, repo_id, max_attempts=2)
-    assert hub.count("commit", status) == before + attempts
+def test_only_transient_errors_are_retried(hub, client, folder, output_dir, repo_id):
+    for status, attempts in ((400, 1), (404, 1), (413, 1), (500, 2)):
+        before = hub.count("commit", status)
+        hub.fail("commit", status=status, times=2)
+        message = "was not found" if status == 404 else rf"the Hub responded with {status} \(told to fail\)"
+        with pytest.raises(ClientError, match=f"PushError: .*{message}"):
+            client.push(output_dir, repo_id, max_attempts=2)
+        assert hub.count("commit", status) == before + attempts
+        hub.recover()
+    (folder / "README.md").write_text("---\nbase_model: /not/a/name\n---\n")
+    with pytest.raises(ClientError, match=r"PushError: .*Invalid metadata in README.md.*base_model"):
+        client.push(folder, repo_id)
+    assert hub.files(repo_id) == {}
 
 
-def test_giving_up_and_pushing_later_with_the_command_of_the_message(hub, client, folder, repo_id, tmp_path):
+def test_the_command_of_the_message_completes_a_failed_push(hub, client, folder, repo_id, tmp_path):
     before, commits = contents(folder), hub.count("commit", status=503)
     hub.fail("commit", times=1000)
-    with pytest.raises(
-        ClientError, match=r"PushError: .*\(3 attempts\): the Hub answered 503 \(told to fail\)"
-    ) as error:
+    message = r"PushError: .*\(3 attempts\): the Hub responded with 503 \(told to fail\)"
+    with pytest.raises(ClientError, match=message) as error:
         client.push(folder, repo_id, max_attempts=3, private=True)
     assert hub.count("commit", status=503) == commits + 3
     assert contents(folder) == before and hub.messages(repo_id) == []
@@ -308,28 +299,24 @@ def test_giving_up_and_pushing_later_with_the_command_of_the_message(hub, client
     command = shlex.split(str(error.value).split("later: ")[1])
     assert command[:3] == ["hf", "upload", repo_id] and "--private" in command
     command[0] = str(Path(sys.executable).with_name("hf"))
-    process = subprocess.run(command, env=hub.environment(home=tmp_path / "home"), cwd=tmp_path, **CAPTURED)
+    environment = hub.environment(home=tmp_path / "home")
+    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert hub.files(repo_id) == to_be_pushed(folder)
 
 
-def test_no_server_and_no_folder(client, output_dir, repo_id):
+def test_no_server_no_folder_and_no_attempts(client, output_dir, repo_id):
     code = "constants.ENDPOINT = 'http://127.0.0.1:9'; push_folder(folder, repo_id, max_attempts=2, wait_seconds=0)"
     with pytest.raises(ClientError, match=r"PushError: .*\(2 attempts\): the Hub cannot be reached \(.*HF_ENDPOINT"):
         client(code, folder=output_dir, repo_id=repo_id)
-    with pytest.raises(ClientError, match=r"PushError: .*nothing is not a folder"):
+    with pytest.raises(ClientError, match=r"PushError: `folder` must be an existing folder, got .*nothing"):
         client(code, folder=output_dir / "nothing", repo_id=repo_id)
-
-
-def test_a_card_that_the_hub_refuses(hub, client, folder, repo_id):
-    (folder / "README.md").write_text("---\nbase_model: /not/a/name\n---\n")
-    with pytest.raises(ClientError, match=r"PushError: .*Invalid metadata in README.md.*base_model"):
-        client.push(folder, repo_id)
-    assert hub.files(repo_id) == {}
+    with pytest.raises(ClientError, match="ValueError: `max_attempts` must be at least 1, got 0"):
+        client.push(output_dir, repo_id, max_attempts=0)
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"when": "half"}], ids=["503", "cut"])
-def test_the_client_itself_repeats_an_upload(hub, client, output_dir, repo_id, fault):
+def test_the_client_itself_retries_an_upload(hub, client, output_dir, repo_id, fault):
     fault = hub.fail("upload", **fault)
     fault.release.set()
     client.push(output_dir, repo_id, max_attempts=1)

@@ -1,4 +1,4 @@
-"""Model cards, and their scores in a form that machines read."""
+"""Model cards and their machine-readable scores."""
 
 import copy
 import dataclasses
@@ -20,8 +20,8 @@ RECORD = EvaluationRecord(OORD, "imagefolder", "validation", 49_999, 3.8571, 0.0
 def facts(**fields) -> CardFacts:
     defaults = {
         "dataset_title": OORD,
-        "dataset_note": "Not to be compared with the release of Chrabaszcz et al.",
-        "training": {"optimiser steps": 1000},
+        "dataset_note": "Not comparable with the release of Chrabaszcz et al.",
+        "training": {"optimizer steps": 1000},
         "command": "train.py --config recipes/imagenet32.yaml",
         "evaluations": [RECORD],
         "base_model": None,
@@ -34,9 +34,9 @@ def facts(**fields) -> CardFacts:
 def read_scores(folder: Path) -> dict[tuple, float]:
     card = ModelCard.load(folder / "README.md").data
     scores = {(s.dataset_name, s.metric_type, s.metric_config): s.metric_value for s in card.eval_results}
-    assert len(scores) == len(card.eval_results), "a score is there twice"
+    assert len(scores) == len(card.eval_results), "a score is duplicated"
     results = card_metadata((folder / "README.md").read_text())["model-index"][0]["results"]
-    assert len(results) == len({name for name, *_ in scores}), "scores of the same data are not together"
+    assert len(results) == len({name for name, *_ in scores}), "scores of a dataset are split"
     return scores
 
 
@@ -61,7 +61,7 @@ tags: [a, "ä"]
 Text with --- and\ttrailing space \n\n"""
 
 
-def test_a_score_joins_those_of_others(tmp_path):
+def test_a_score_is_added_to_foreign_ones(tmp_path):
     path = tmp_path / "README.md"
     path.write_text(FOREIGN, newline="")
     add_evaluation(tmp_path, RECORD)
@@ -73,7 +73,7 @@ def test_a_score_joins_those_of_others(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
 
 
-def test_a_score_takes_the_place_of_an_earlier_one(tmp_path):
+def test_a_score_replaces_an_earlier_one(tmp_path):
     write_model_card(tmp_path, facts(), "jet/tiny")
     body = ModelCard.load(tmp_path / "README.md").text
     other = {"dataset_type": "imagefolder", "split": "validation", "num_images": 50_000, "standard_error": 0.01}
@@ -86,7 +86,7 @@ def test_a_score_takes_the_place_of_an_earlier_one(tmp_path):
         (CHRABASZCZ, "bits_per_dim", "1 noise sample"): 3.6,
     }
     assert read_scores(tmp_path) == expected
-    # The client sorts results anew where it saves a card: the two releases have to stay apart in that too.
+    # The client regroups results when it saves a card. The two releases must stay separate.
     card = ModelCard.load(tmp_path / "README.md")
     card.data.eval_results.append(EvalResult("image-classification", "beans", "Beans", "accuracy", 0.9))
     card.save(tmp_path / "README.md")
@@ -95,7 +95,7 @@ def test_a_score_takes_the_place_of_an_earlier_one(tmp_path):
     assert card_errors((tmp_path / "README.md").read_text()) == []
 
 
-def test_a_score_that_is_there_twice_is_there_once_afterwards(tmp_path):
+def test_duplicated_scores_are_merged(tmp_path):
     write_model_card(tmp_path, facts(), "jet/tiny")
     card = RepoCard.load(tmp_path / "README.md")
     card.data["model-index"][0]["results"] += copy.deepcopy(card.data["model-index"][0]["results"])
@@ -106,33 +106,30 @@ def test_a_score_that_is_there_twice_is_there_once_afterwards(tmp_path):
     assert card_errors((tmp_path / "README.md").read_text()) == []
 
 
-def test_a_card_without_metadata_gets_some(tmp_path):
+def test_a_card_without_metadata(tmp_path):
     (tmp_path / "README.md").write_text("# Only text\n")
     add_evaluation(tmp_path, RECORD)
     assert list(read_scores(tmp_path).values()) == [3.8571]
     assert (tmp_path / "README.md").read_text().endswith("---\n# Only text\n")
 
 
-@pytest.mark.parametrize(
-    "card, record, message",
-    [
-        (None, RECORD, "there is no model card"),
-        ("---\nmodel-index: 3\n---\n", RECORD, "metadata of .* cannot be read"),
-        ("---\nmodel-index: [{name: a}]\n---\n", RECORD, "metadata of .* cannot be read"),
-        ("---\nmodel-index: [{results: [{dataset: a}]}]\n---\n", RECORD, "metadata of .* cannot be read"),
-        ("---\na: [\n---\n", RECORD, "metadata of .* cannot be read"),
-        ("# a\n", EvaluationRecord(OORD, "imagefolder", "test", 1, math.nan, 0.1), "finite number, got nan"),
-    ],
-)
-def test_scores_that_cannot_be_written(tmp_path, card, record, message):
-    if card is not None:
-        (tmp_path / "README.md").write_text(card)
-    with pytest.raises(ValueError, match=message):
-        add_evaluation(tmp_path, record)
-    assert [file.read_text() for file in tmp_path.iterdir()] == ([] if card is None else [card])
+def test_invalid_cards_and_scores_are_refused(tmp_path):
+    card = tmp_path / "README.md"
+    with pytest.raises(ValueError, match=r"`path` must be a model card or its folder, got .*README.md does not exist"):
+        add_evaluation(tmp_path, RECORD)
+    assert not list(tmp_path.iterdir())
+    for metadata in ("model-index: 3", "model-index: [{name: a}]", "model-index: [{results: [{dataset: a}]}]", "a: ["):
+        card.write_text(f"---\n{metadata}\n---\n")
+        with pytest.raises(ValueError, match=r"the metadata of .*README.md is invalid"):
+            add_evaluation(tmp_path, RECORD)
+        assert card.read_text() == f"---\n{metadata}\n---\n"
+    card.write_text("# a\n")
+    with pytest.raises(ValueError, match="`bits_per_dim` must be a finite number, got nan"):
+        add_evaluation(card, dataclasses.replace(RECORD, bits_per_dim=math.nan))
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["# a\n"]
 
 
-def test_a_card_of_awkward_facts_is_one_that_the_hub_takes(tmp_path):
+def test_the_hub_accepts_a_card_of_awkward_facts(tmp_path):
     evaluations = [
         EvaluationRecord("folder | of\nmine", "/home/me/my pictures", "test", 1, 4.25, math.nan),
         EvaluationRecord("overflown", "imagefolder", "test", 10, math.inf, math.nan),
@@ -148,7 +145,7 @@ def test_a_card_of_awkward_facts_is_one_that_the_hub_takes(tmp_path):
     (result,) = card["model-index"][0]["results"]
     assert result["dataset"]["type"] == "my-pictures"
     assert result["metrics"][0]["args"] == {"num_images": 1, "num_noise_samples": 1}
-    assert "/home/me" not in text and "weights of base." in text
+    assert "/home/me" not in text and "the weights of base." in text
     assert "| folder \\| of mine | test | 1 | 4.2500 | 1 |" in text and "| a \\| b | c d |" in text
     assert "samples.png" not in text, "there is no such file"
 
@@ -158,7 +155,7 @@ def test_a_fine_tuned_model_without_scores(tmp_path):
     write_model_card(tmp_path, facts(**fields), "jet/tiny")
     text = (tmp_path / "README.md").read_text()
     card = card_metadata(text)
-    assert card_errors(text) == [] and "model-index" not in card and "Not evaluated" in text
+    assert card_errors(text) == [] and "model-index" not in card and "was not evaluated" in text
     assert card["base_model"] == "jet/imagenet21k-32" and card["base_model_relation"] == "finetune"
     assert card["datasets"] == ["uoft-cs/cifar10"]
     add_evaluation(tmp_path, RECORD)

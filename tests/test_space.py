@@ -1,21 +1,26 @@
-"""The demo's functions, without a server."""
+"""Functions of the demo, without a server."""
 
+import ast
+import functools
+import importlib
 import json
 import math
 import shutil
-import subprocess
 import sys
 import threading
+import types
 
 import app
 import numpy as np
 import pytest
 import torch
 import yaml
+import zero_gpu
+from components import ChoiceInput, ChoiceMenu, NumberField, NumberInput, check_input, image_input
 from conftest import ROOT, tiny_model
 from jet_demo import HeldOutScores, JetDemo, load_scores
 from pictures import photograph
-from PIL import Image
+from storage import Quota, Storage
 from uploads import MAX_FILE_SIZE, UnreadableImageError, read_upload
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
@@ -43,11 +48,12 @@ def demo(folder):
 
 
 def test_a_score_is_the_model_s_and_its_parts_add_up(demo, good):
-    score = demo.score(good["plain.png"], 5, "resize")
+    image = demo.load(good["plain.png"])
+    score = demo.score(image, 5)
     result = score.to_dict()
     pixels = JetImageProcessor(size=SIZE).to_uint8(photograph())
-    assert np.array_equal(score.fitted.pixels.numpy(), pixels)
-    # The mean over many other draws of noise lies within a few standard errors of both.
+    assert np.array_equal(image.pixels.numpy(), pixels)
+    # The mean over many other noise draws lies within a few standard errors of both.
     with torch.no_grad():
         pixel_values = torch.from_numpy(pixels).expand(2000, *pixels.shape) / 127.5 - 1
         draws = demo.model(pixel_values, generator=torch.Generator().manual_seed(1)).bits_per_dim.double()
@@ -64,89 +70,66 @@ def test_a_score_is_the_model_s_and_its_parts_add_up(demo, good):
     assert 3 < result["bits_per_dim"] < 20
     assert result["share_of_held_out_above"] == np.mean(np.array(SCORES) > result["bits_per_dim"])
     assert json.loads(json.dumps(result)) == result
-    assert demo.score(good["plain.png"], 5, "resize").to_dict() == result
-    assert demo.score(good["plain.png"], 1, "resize").to_dict()["standard_error"] is None
+    assert demo.score(image, 5).to_dict() == result
+    assert demo.score(image, 1).to_dict()["standard_error"] is None
 
 
-def test_a_crop_is_the_central_pixels_and_a_resize_the_averaged_square(demo, good):
-    upload = read_upload(good["plain.png"])
-    left, top = (upload.image.width - SIZE) // 2, (upload.image.height - SIZE) // 2
-    expected = np.asarray(photograph().crop((left, top, left + SIZE, top + SIZE))).transpose(2, 0, 1)
-    assert np.array_equal(demo.fit(upload, "crop").pixels.numpy(), expected)
-    square = np.asarray(photograph().crop((4, 0, 44, 40)), dtype=np.float64)
+def test_a_crop_takes_the_central_pixels_and_a_resize_averages_the_square(demo, good):
+    path, image = good["plain.png"], photograph()
+    left, top = (image.width - SIZE) // 2, (image.height - SIZE) // 2
+    expected = np.asarray(image.crop((left, top, left + SIZE, top + SIZE))).transpose(2, 0, 1)
+    assert np.array_equal(demo.load(path, "crop").pixels.numpy(), expected)
+    square = np.asarray(image.crop((4, 0, 44, 40)), dtype=np.float64)
     means = square.reshape(SIZE, 5, SIZE, 5, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
-    assert np.abs(demo.fit(upload, "resize").pixels.numpy() - means).max() <= 0.5001
-    with pytest.raises(ValueError, match="`fit` must be one of resize, crop, got 'stretch'"):
-        demo.fit(upload, "stretch")
+    assert np.abs(demo.load(path, "resize").pixels.numpy() - means).max() <= 0.5001
 
 
-@pytest.mark.parametrize("fit", ["resize", "crop"])
-def test_pictures_of_every_kind_are_those_of_their_plain_version(demo, good, fit):
-    plain = demo.fit(read_upload(good["plain.png"]), fit).pixels.numpy().astype(int)
-    gray = np.broadcast_to(np.asarray(photograph().convert("L")), (3, 40, 48)).transpose(1, 2, 0).astype(np.uint8)
-    gray = demo.fit(type(read_upload(good["plain.png"]))(Image.fromarray(gray)), fit).pixels.numpy().astype(int)
-    fitted = {name: demo.fit(read_upload(path), fit) for name, path in good.items()}
-    for name, result in fitted.items():
-        assert result.pixels.shape == (3, SIZE, SIZE) and result.pixels.dtype == torch.uint8, name
-    for name, expected, tolerance in (
-        ("no_name", plain, 0),
-        ("rotated.jpg", plain, 6),
-        ("junk_exif.jpg", plain, 6),
-        ("broken_exif.jpg", plain, 6),
-        ("16bit.png", gray, 1),
-        ("gray_alpha.png", gray, 1),
-        ("cmyk.jpg", plain, 40),
-    ):
-        assert np.abs(fitted[name].pixels.numpy() - expected).max() <= tolerance, name
-    assert "first frame" in fitted["animated.gif"].notes[0]
-    for name in ("one_pixel.png", "thin.png"):
-        assert "enlarged" in fitted[name].notes[0]
-    assert fitted["plain.png"].notes == ()
+def test_images_of_every_kind_equal_their_plain_version(demo, good, tmp_path, monkeypatch):
+    monkeypatch.setattr("jet_demo.read_upload", functools.cache(read_upload))  # each file is decoded once
+    photograph().convert("L").convert("RGB").save(tmp_path / "gray.png")
+    for fit in ("resize", "crop"):
+        plain = demo.load(good["plain.png"], fit).pixels.numpy().astype(int)
+        gray = demo.load(tmp_path / "gray.png", fit).pixels.numpy().astype(int)
+        fitted = {name: demo.load(path, fit) for name, path in good.items()}
+        for name, result in fitted.items():
+            assert result.pixels.shape == (3, SIZE, SIZE) and result.pixels.dtype == torch.uint8, name
+        for name, expected, tolerance in (
+            ("no_name", plain, 0),
+            ("rotated.jpg", plain, 6),
+            ("junk_exif.jpg", plain, 6),
+            ("broken_exif.jpg", plain, 6),
+            ("16bit.png", gray, 1),
+            ("gray_alpha.png", gray, 1),
+            ("cmyk.jpg", plain, 40),
+        ):
+            assert np.abs(fitted[name].pixels.numpy() - expected).max() <= tolerance, name
+        assert "only the first" in fitted["animated.gif"].notes[0]
+        for name in ("one_pixel.png", "thin.png"):
+            assert "enlarged" in fitted[name].notes[0]
+        assert fitted["plain.png"].notes == ()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "text.png",
-        "empty.png",
-        "cut_off.png",
-        "drawing.svg",
-        "program.eps",
-        "page.html",
-        "bomb.png",
-        "large.png",
-        "line.png",
-    ],
-)
-def test_what_is_no_picture_is_refused_in_a_sentence(bad, name):
-    path, message = bad[name]
-    with pytest.raises(UnreadableImageError, match=r"^`image_a` ") as caught:
-        read_upload(path, "image_a")
-    assert message in str(caught.value) and str(path.parent) not in str(caught.value)
-    assert caught.value.__suppress_context__ or caught.value.__cause__ is None
-
-
-def test_no_file_and_too_large_a_file(tmp_path):
-    with pytest.raises(UnreadableImageError, match="`image` is missing"):
-        read_upload(None)
+def test_files_that_are_no_usable_images_are_refused_with_a_sentence(demo, bad, tmp_path):
     with open(tmp_path / "huge.png", "wb") as file:
         file.truncate(MAX_FILE_SIZE + 1)
-    with pytest.raises(UnreadableImageError, match=r"`image` must have at most 20 MB, got 20\.0 MB"):
-        read_upload(tmp_path / "huge.png")
+    refused = bad | {"huge.png": (tmp_path / "huge.png", "must have at most 20 MB, got 20.0 MB")}
+    for path, message in refused.values():
+        with pytest.raises(UnreadableImageError, match=r"^`image_a` ") as caught:
+            demo.load(path, name="image_a")
+        assert message in str(caught.value) and str(path.parent) not in str(caught.value)
+        assert caught.value.__suppress_context__ or caught.value.__cause__ is None
 
 
-def test_samples_are_those_of_the_package_and_the_looks_end_with_them(demo):
+def test_samples_equal_those_of_the_package_and_the_steps_end_with_them(demo):
     images = demo.sample(5, 0.7, 3)
     expected = sample_images(demo.model, demo.processor, 5, 0.7, 3)
     assert [image.tobytes() for image in images] == [image.tobytes() for image in expected]
     looks = list(demo.sample_steps(5, 0.7, 3, num_looks=5))
     assert [done for done, _ in looks] == [0, 1, 2, 3, 4, 5]
     assert [image.tobytes() for image in looks[-1][1]] == [image.tobytes() for image in images]
-    # JSON has no whole numbers of its own.
-    assert demo.sample(1.0, 1, 3.0)[0].tobytes() == demo.sample(1, 1.0, 3)[0].tobytes()
 
 
-def test_calls_at_once_do_not_disturb_each_other(demo):
+def test_simultaneous_calls_do_not_affect_each_other(demo):
     alone = [[image.tobytes() for image in demo.sample(3, 1.0, seed)] for seed in range(6)]
     together = [None] * 6
 
@@ -163,67 +146,71 @@ def test_calls_at_once_do_not_disturb_each_other(demo):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_reconstruction_gives_the_bytes_back(demo, good):
-    original, latents, decoded, measured = demo.reconstruct(good["plain.png"], "crop")
+def test_a_reconstruction_equals_the_original(demo, good):
+    image = demo.load(good["plain.png"], "crop")
+    original, latents, decoded, measured = demo.reconstruct(image)
     assert measured["bytes_equal"] is True and 0 < measured["max_abs_error"] < 1e-4
     assert original.tobytes() == decoded.tobytes() != demo.show_latents(latents).tobytes()
-    pixels = demo.fit(read_upload(good["plain.png"]), "crop").pixels.numpy().transpose(1, 2, 0)
-    assert np.array_equal(np.asarray(original), pixels)
+    assert np.array_equal(np.asarray(original), image.pixels.numpy().transpose(1, 2, 0))
 
 
-def test_edits_do_nothing_at_their_zero_and_all_at_their_one(demo, good):
-    first, second = good["plain.png"], good["bilevel.png"]
-    own, other = (demo.reconstruct(path, "resize")[0].tobytes() for path in (first, second))
-    latents = demo.reconstruct(first, "resize")[1]
-    assert demo.edit(latents, None, "resize", 0, 0, 6, 0).tobytes() == own
-    assert demo.edit(latents, second, "resize", 1, 0, 6, 0).tobytes() == other
-    assert demo.edit(latents, second, "resize", 0.5, 0, 6, 0).tobytes() not in (own, other)
-    fresh = demo.edit(latents, None, "resize", 0, 1, 6, 7)
+def test_edits_change_nothing_at_zero_and_everything_at_one(demo, good):
+    first, second = (demo.load(good[name]) for name in ("plain.png", "bilevel.png"))
+    own, other = (demo.reconstruct(image)[0].tobytes() for image in (first, second))
+    latents = demo.reconstruct(first)[1]
+
+    def edited(**fields) -> bytes:
+        return demo.edit(latents, **fields).tobytes()
+
+    assert edited() == own
+    assert edited(other=second, mix=1) == other
+    assert edited(other=second, mix=0.5) not in (own, other)
+    fresh = demo.edit(latents, noise=1, seed=7)
     assert np.abs(np.asarray(fresh).astype(int) - np.asarray(demo.sample(1, 1.0, 7)[0])).max() <= 1
-    assert demo.edit(latents, None, "resize", 0, 0, 0, 0).tobytes() == demo.sample(1, 0.0, 0)[0].tobytes()
-    assert demo.edit(latents, None, "resize", 0, 0, 1, 0).tobytes() not in (own, demo.sample(1, 0.0, 0)[0].tobytes())
-    with pytest.raises(UnreadableImageError, match="`second image` is missing"):
-        demo.edit(latents, None, "resize", 0.5, 0, 6, 0)
+    assert edited(truncation=0) == demo.sample(1, 0.0, 0)[0].tobytes()
+    assert edited(truncation=1) not in (own, edited(truncation=0))
+    images = demo.interpolate(first, second, 4)
+    assert [images[0].tobytes(), images[-1].tobytes()] == [own, other] and len(images) == 4
 
 
-def test_interpolation_goes_from_one_to_the_other(demo, good):
-    images = demo.interpolate(good["plain.png"], good["bilevel.png"], 4)
-    ends = [demo.reconstruct(good[name], "resize")[0].tobytes() for name in ("plain.png", "bilevel.png")]
-    assert [images[0].tobytes(), images[-1].tobytes()] == ends and len(images) == 4
-    with pytest.raises(UnreadableImageError, match="`image_b` is missing"):
-        demo.interpolate(good["plain.png"], None, 4)
+def test_inputs_check_their_values(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    storage = Storage(1000, Quota())
+    whole = NumberInput(1, 36, 4, precision=0, label="num_images")
+    real = NumberInput(0, 2, 1, label="temperature")
+    seed = NumberField(0, precision=0, minimum=0, maximum=2**32 - 1, label="seed")
+    fit = ChoiceInput(["resize", "crop"], label="fit")
+    label = ChoiceMenu([("all in turn", -1), ("cat", 0)], label="Class")
+    image, optional = image_input("image", storage), image_input("other", storage, optional=True)
+    for component, value, expected in (
+        (whole, 36, 36), (whole, 4.0, 4), (real, 2, 2.0), (seed, 2**32 - 1, 2**32 - 1), (fit, "crop", "crop"),
+        (label, -1, -1), (optional, None, None),
+    ):  # fmt: skip
+        checked = check_input(component, value)
+        assert checked == expected and type(checked) is type(expected)
+    for component, value, message in (
+        *((whole, value, f"`num_images` must be a whole number from 1 to 36, got {shown}") for value, shown in (
+            (0, "0"), (37, "37"), (1.5, "1.5"), (True, "True"), ("4", "'4'"), (None, "None"), ({}, "an object"),
+        )),
+        *((real, value, f"`temperature` must be a number from 0 to 2, got {shown}") for value, shown in (
+            (-0.1, "-0.1"), (math.nan, "nan"), (1e300, "1e+300"), ([1], "[1]"), ([[1]], "a list"),
+        )),
+        *((seed, value, "`seed` must be a whole number from 0 to 4294967295, got") for value in (
+            -1, 2**32, math.inf, 10**4000, "7" * 1000,
+        )),
+        *((fit, value, "`fit` must be one of resize, crop, got") for value in ("stretch", None, True, ["crop"], {})),
+        (label, 1, "`Class` must be one of -1, 0, got 1"),
+        (image, None, "`image` is missing: upload, paste or choose an image first"),
+        (image, "cat.png", "`image` must be an image that was uploaded here within the last hour"),
+        (optional, {"path": "cat.png"}, "`other` must be an image that was uploaded here within the last hour"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError) as caught:
+            check_input(component, value)
+        assert str(caught.value).startswith(message) and str(caught.value).endswith(".")
+        assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda demo: demo.sample(0, 1.0, 0), "`num_images` must be a whole number from 1 to 36, got 0"),
-        (lambda demo: demo.sample(37, 1.0, 0), "from 1 to 36, got 37"),
-        (lambda demo: demo.sample(1.5, 1.0, 0), "from 1 to 36, got 1.5"),
-        (lambda demo: demo.sample(True, 1.0, 0), "from 1 to 36, got True"),
-        (lambda demo: demo.sample("4", 1.0, 0), "from 1 to 36, got '4'"),
-        (lambda demo: demo.sample(None, 1.0, 0), "from 1 to 36, got None"),
-        (lambda demo: demo.sample(1, -0.1, 0), "`temperature` must be a number from 0 to 2, got -0.1"),
-        (lambda demo: demo.sample(1, math.nan, 0), "`temperature` must be a number from 0 to 2, got nan"),
-        (lambda demo: demo.sample(1, [1], 0), r"`temperature` must be a number from 0 to 2, got \[1\]"),
-        (lambda demo: demo.sample(1, 1.0, -1), "`seed` must be a whole number from 0 to 4294967295, got -1"),
-        (lambda demo: demo.sample(1, 1.0, 2**32), "`seed` must be"),
-        (lambda demo: demo.sample(1, 1.0, math.inf), "`seed` must be"),
-        (lambda demo: demo.score(None, 0, "crop"), "`num_noise_draws` must be a whole number from 1 to 32, got 0"),
-        (lambda demo: demo.score(None, 33, "crop"), "`num_noise_draws` must be"),
-        (lambda demo: demo.interpolate(None, None, 1), "`steps` must be a whole number from 2 to 16, got 1"),
-        (lambda demo: demo.interpolate(None, None, 17), "`steps` must be"),
-        (lambda demo: demo.edit(None, None, "crop", 1.1, 0, 6, 0), "`mix` must be a number from 0 to 1, got 1.1"),
-        (lambda demo: demo.edit(None, None, "crop", 0, -1, 6, 0), "`noise` must be"),
-        (lambda demo: demo.edit(None, None, "crop", 0, 0, 7, 0), "`truncation` must be"),
-    ],
-)
-def test_every_number_is_bounded(demo, call, message):
-    with pytest.raises(ValueError, match=message):
-        call(demo)
-
-
-def test_a_model_with_classes_samples_those_and_does_the_rest_without(folder, good):
+def test_a_class_conditional_model_samples_classes_and_does_the_rest_without_labels(folder, good):
     model = tiny_model(num_classes=3)
     model.save_pretrained(folder / "classes")
     JetImageProcessor(size=SIZE).save_pretrained(folder / "classes")
@@ -238,37 +225,28 @@ def test_a_model_with_classes_samples_those_and_does_the_rest_without(folder, go
     *_, (_, last) = demo.sample_steps(2, 0.5, 4, 3, label=1)
     assert np.array_equal(last[1], demo.sample(2, 0.5, 4, 1)[1])
     assert not np.array_equal(demo.sample(2, 0.5, 4)[0], demo.sample(2, 0.5, 4, 1)[0])
+    image = demo.load(good["plain.png"], "crop")
+    _, latents, _, measured = demo.reconstruct(image)
+    assert measured["bytes_equal"] and demo.score(image, 2).bits_per_dim > 0
+    assert demo.edit(latents, image, mix=0.5).size == (SIZE, SIZE)
+    assert len(demo.interpolate(image, image, 3)) == 3
+    page = app.build_app(demo)
+    parameters = page.get_api_info()["named_endpoints"]["/sample"]["parameters"]
+    assert [parameter["parameter_name"] for parameter in parameters] == ["num_images", "temperature", "seed", "label"]
+    (label,) = (block for block in page.blocks.values() if isinstance(block, NumberInput) and block.label == "label")
     with pytest.raises(ValueError, match="`label` must be a whole number from -1 to 2, got 3"):
-        demo.sample(2, 0.5, 4, 3)
-    _, latents, _, measured = demo.reconstruct(good["plain.png"], "crop")
-    assert measured["bytes_equal"] and demo.score(good["plain.png"], 2, "crop").bits_per_dim > 0
-    assert demo.edit(latents, good["plain.png"], "crop", 0.5, 0, 6, 0).size == (SIZE, SIZE)
-    assert len(demo.interpolate(good["plain.png"], good["plain.png"], 3)) == 3
-    names = [endpoint["parameters"] for name, endpoint in api_of(demo).items() if name == "/sample"]
-    assert [parameter["parameter_name"] for parameter in names[0]] == ["num_images", "temperature", "seed", "label"]
-    dropdowns = [block for block in app.build_app(demo).blocks.values() if block.get_block_name() == "dropdown"]
+        label.check(3)
+    dropdowns = [block for block in page.blocks.values() if block.get_block_name() == "dropdown"]
     assert [block.visible for block in dropdowns] == [True]
 
 
-def test_what_the_server_keeps_of_sessions_is_bounded(demo, monkeypatch):
-    """Gradio's own bound, of 10,000 sessions, comes to gigabytes where each call of a program is one."""
-    options = {}
-    monkeypatch.setattr("gradio.Blocks.launch", lambda self, **given: options.update(given))
-    app.launch(app.build_app(demo))
-    assert options["state_session_capacity"] <= 100 and options["run_history"] is False
-
-
-def api_of(demo: JetDemo) -> dict:
-    return app.build_app(demo).get_api_info()["named_endpoints"]
-
-
-def test_a_gray_model_and_one_without_held_out_scores(folder, good):
+def test_a_gray_model_without_held_out_scores(folder, good):
     tiny_model(num_channels=1).save_pretrained(folder / "gray")
     JetImageProcessor(size=SIZE, num_channels=1).save_pretrained(folder / "gray")
     demo = JetDemo(folder / "gray")
-    result = demo.score(good["alpha.webp"], 2, "resize").to_dict()
+    result = demo.score(demo.load(good["alpha.webp"]), 2).to_dict()
     assert result["num_dims"] == SIZE * SIZE and result["share_of_held_out_above"] is None
-    assert demo.reconstruct(good["plain.png"], "resize")[3]["bytes_equal"]
+    assert demo.reconstruct(demo.load(good["plain.png"]))[3]["bytes_equal"]
 
 
 def test_only_safetensors_are_loaded_and_scores_must_be_scores(folder, demo):
@@ -285,7 +263,7 @@ def test_only_safetensors_are_loaded_and_scores_must_be_scores(folder, demo):
             load_scores(str(pickled))
 
 
-def test_the_shipped_model_is_small_and_what_its_card_says():
+def test_the_shipped_model_is_small_and_matches_its_card():
     files = [path for path in (SPACE / "model").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 4e6
     assert not [path for path in files if path.suffix in (".bin", ".pkl", ".pt", ".py")]
@@ -299,13 +277,14 @@ def test_the_shipped_model_is_small_and_what_its_card_says():
     }
     held_out = load_scores(str(SPACE / "model"))
     assert held_out.bits_per_dim.mean() == pytest.approx(metric["value"], abs=0.03)
-    # It has learnt: a held-out photograph takes far fewer bits than static, and a smooth picture fewer still.
+    # A held-out photograph takes far fewer bits than static, and a smooth image takes fewer still.
     demo = JetDemo(SPACE / "model")
-    bits = {path.stem: demo.score(path, 4, "resize").bits_per_dim for path in (SPACE / "examples").glob("*.png")}
+    examples = (SPACE / "examples").glob("*.png")
+    bits = {path.stem: demo.score(demo.load(path), 4).bits_per_dim for path in examples}
     assert bits["4_smooth"] < bits["1_coffee"] < 8 < bits["5_static"]
 
 
-def test_the_space_is_described_as_its_files_are():
+def test_the_readme_matches_the_files():
     readme = (SPACE / "README.md").read_text()
     front = yaml.safe_load(readme.split("---")[1])
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
@@ -320,26 +299,27 @@ def test_the_space_is_described_as_its_files_are():
         assert f"examples/{path.name}" in readme or path.stem in ("4_smooth", "5_static")
 
 
-def test_a_space_with_borrowed_gpus_borrows_one_for_every_call(tmp_path):
-    """With a stand-in for the package `spaces`, which exists on the Hub's machines only."""
-    (tmp_path / "spaces.py").write_text(
-        "borrowers = []\ndef GPU(f):\n    borrowers.append(f.__name__)\n    return f\n"
-    )
-    code = (
-        "import sys; sys.path[:0] = sys.argv[1:]; import spaces, zero_gpu; assert 'torch' not in sys.modules\n"
-        "import app; from jet_demo import JetDemo; app.build_app(JetDemo(app.SPACE / 'model'))\n"
-        "print('borrowers', *sorted(spaces.borrowers))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path), str(SPACE)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    names = "interpolate interpolate reconstruct reconstruct sample sample score score"
-    assert printed.splitlines()[-1] == f"borrowers {names}"
+def test_every_call_borrows_a_gpu_and_few_sessions_are_kept(demo, monkeypatch):
+    """Uses a double of the package `spaces`, which exists on the Hub's machines only."""
+    spaces, borrowers, options = types.ModuleType("spaces"), [], {}
+    spaces.GPU = lambda function: borrowers.append(function.__name__) or function
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "spaces", spaces)
+        assert importlib.reload(zero_gpu).borrows_gpu is spaces.GPU
+    importlib.reload(zero_gpu)
+    imports = [node for node in ast.parse((SPACE / "app.py").read_text()).body if isinstance(node, ast.Import)]
+    assert imports[0].names[0].name == "zero_gpu", "torch may be imported before the package `spaces`"
+    monkeypatch.setattr("endpoints.borrows_gpu", spaces.GPU)
+    # Gradio's own limit of 10,000 sessions takes gigabytes, because each call of a program is a session.
+    monkeypatch.setattr("gradio.Blocks.launch", lambda self, **given: options.update(given))
+    app.launch(app.build_app(demo))
+    assert sorted(borrowers) == sorted(2 * ["interpolate", "reconstruct", "sample", "score"])
+    assert options["state_session_capacity"] <= 100 and options["run_history"] is False
 
 
-def test_a_model_that_is_not_there_ends_in_one_line(tmp_path):
-    command = [sys.executable, str(SPACE / "app.py")]
-    environment = {"PATH": "/usr/bin", "MODEL_ID": str(tmp_path), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert finished.returncode == 1
-    assert finished.stderr.strip().splitlines()[-1].startswith("error: MODEL_ID: ")
-    assert "Traceback" not in finished.stderr
+def test_a_missing_model_ends_the_server_with_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("app.signal.signal", lambda *_: None)
+    monkeypatch.setenv("MODEL_ID", str(tmp_path))
+    with pytest.raises(SystemExit) as caught:
+        app.main()
+    assert caught.value.code.startswith("error: MODEL_ID: ") and "\n" not in caught.value.code

@@ -2,7 +2,7 @@
 """Model cards and pushes to the Hub."""
 
 from .card import HUB_ID, CardFacts, EvaluationRecord, add_evaluation, write_model_card
-from .push import PushError, check_login, full_repo_id, push_folder
+from .push import PushError, check_login, create_repository, full_repo_id, push_folder, retry
 
 
 __all__ = [
@@ -12,7 +12,9 @@ __all__ = [
     "PushError",
     "add_evaluation",
     "check_login",
+    "create_repository",
     "full_repo_id",
     "push_folder",
+    "retry",
     "write_model_card",
 ]

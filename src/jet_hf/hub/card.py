@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Model cards, with evaluation results in the Hub's machine-readable form."""
+"""Model cards with evaluation results in the Hub's machine-readable form."""
 
 import json
 import math
@@ -18,25 +18,25 @@ from ..utils.files import replace_file
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 TASK = "unconditional-image-generation"
 TAGS = ["jet", "normalizing-flow", "density-estimation", "custom_code"]
-# The form of a repository name on the Hub, also in the metadata of a card.
+# The form of a repository name on the Hub, which the Hub also requires in the metadata of a card.
 HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", re.ASCII)
-# Builders of `datasets`, which are no data sets of the Hub.
+# Names of `datasets` builders, which look like names of datasets on the Hub.
 LOADERS = {"arrow", "csv", "imagefolder", "json", "parquet", "webdataset"}
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
     """
-    Bits per dimension of a data set.
+    Score of a model on a dataset split.
 
     Args:
-        dataset_name: Title for people; for downsampled ImageNet it says which of the two incompatible releases.
-        dataset_type: Name on the Hub, or the loader of local files, such as "imagefolder".
-        split: Split of the data set.
-        num_images: Number of images scored.
-        bits_per_dim: Mean over the images.
-        standard_error: Of that mean; not a finite number where a single image leaves it open.
-        num_noise_samples: Draws of the dequantisation noise an image; more than one make the tighter bound.
+        dataset_name: Title of the dataset. For downsampled ImageNet it names one of the two incompatible releases.
+        dataset_type: Name of the dataset on the Hub, or the loader of local files, such as "imagefolder".
+        split: Name of the split.
+        num_images: Number of images.
+        bits_per_dim: Mean over the images, in bits per dimension.
+        standard_error: Standard error of the mean, in bits per dimension. Not finite if it is unknown.
+        num_noise_samples: Number of dequantization noise samples per image. More samples give a tighter bound.
     """
 
     dataset_name: str
@@ -51,17 +51,17 @@ class EvaluationRecord:
 @dataclass(frozen=True)
 class CardFacts:
     """
-    What a model card says about one model.
+    Facts about a model for its card.
 
     Args:
-        dataset_title: Data that the model was trained on.
-        dataset_note: What its figures may be compared with; lossy sources.
-        training: Rows of the table of how it was trained, hardware included.
+        dataset_title: Title of the training data.
+        dataset_note: Remarks on the comparability of the scores.
+        training: Rows of the training table, including the hardware.
         command: Command line of the training.
-        evaluations: Scores.
-        base_model: Model that was fine-tuned, a name on the Hub or a folder.
-        dataset_id: Name of the data set on the Hub.
-        has_samples: Whether the folder holds a picture `samples.png`.
+        evaluations: Scores of the model.
+        base_model: Fine-tuned model, as a name on the Hub or a folder.
+        dataset_id: Name of the training dataset on the Hub.
+        has_samples: Whether the folder is expected to contain `samples.png`.
     """
 
     dataset_title: str
@@ -76,37 +76,37 @@ class CardFacts:
 
 def write_model_card(folder: str | os.PathLike, facts: CardFacts, model_id: str) -> None:
     """
-    Writes `README.md` of a model's folder.
+    Write the `README.md` of a model folder.
 
     Args:
-        folder: A folder with a saved model.
-        facts: What is said.
+        folder: Folder of a saved model.
+        facts: Facts about the model.
         model_id: Name of the model on the Hub, for the examples.
     """
     folder = Path(folder)
-    evaluations = [_eval_result(record) for record in facts.evaluations if math.isfinite(record.bits_per_dim)]
     base_model = facts.base_model if _is_hub_id(facts.base_model) else None
-    metadata = {
-        "license": "apache-2.0",
-        "library_name": "transformers",
-        "pipeline_tag": TASK,
-        "tags": TAGS,
-        "datasets": [facts.dataset_id] if _is_hub_id(facts.dataset_id) else None,
-        "base_model": base_model,
-        "base_model_relation": "finetune" if base_model else None,
-    }
-    if evaluations:
-        metadata |= {"model_name": model_id, "eval_results": evaluations}
+    results = [_eval_result(record) for record in facts.evaluations if math.isfinite(record.bits_per_dim)]
+    metadata = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=TAGS,
+        datasets=[facts.dataset_id] if facts.dataset_id and _is_hub_id(facts.dataset_id) else None,
+        base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
+        model_name=model_id if results else None,
+        eval_results=results or None,
+    )
     card = ModelCard.from_template(
-        ModelCardData(**metadata),
+        metadata,
         template_path=str(TEMPLATE),
         name=model_id.split("/")[-1],
         model_id=model_id,
         dataset_title=facts.dataset_title,
         dataset_note=facts.dataset_note,
-        # The path of a folder is no one else's business.
+        # The card must not reveal the path of a local folder.
         base_model_title=facts.base_model and (base_model or Path(facts.base_model).name),
-        shape=_describe(folder / "config.json"),
+        shape=_describe_shape(folder / "config.json"),
         has_samples=facts.has_samples and (folder / "samples.png").is_file(),
         scores=[_score_row(record) for record in facts.evaluations],
         training=[[_cell(key), _cell(value)] for key, value in facts.training.items()],
@@ -117,23 +117,23 @@ def write_model_card(folder: str | os.PathLike, facts: CardFacts, model_id: str)
 
 def add_evaluation(path: str | os.PathLike, record: EvaluationRecord) -> None:
     """
-    Puts a score into the metadata of an existing card, in place of an earlier one of the same data and bound.
+    Add a score to the metadata of a model card, replacing an earlier score of the same dataset and bound.
 
     Args:
-        path: The card, or the folder that it lies in.
-        record: The score.
+        path: Model card, or the folder that contains it.
+        record: Score to add.
 
     Raises:
-        ValueError: if there is no card, its metadata cannot be read, or the score is not a finite number.
+        ValueError: If there is no card, its metadata is invalid, or the score is not finite.
     """
     path = Path(path)
     card_path = path / "README.md" if path.is_dir() else path
     if not card_path.is_file():
-        raise ValueError(f"there is no model card {card_path} to write the score to.")
+        raise ValueError(f"`path` must be a model card or its folder, got {path}: {card_path} does not exist.")
     if not math.isfinite(record.bits_per_dim):
-        raise ValueError(f"`bits_per_dim` has to be a finite number, got {record.bits_per_dim}.")
+        raise ValueError(f"`bits_per_dim` must be a finite number, got {record.bits_per_dim}.")
     try:
-        # Not ModelCard, which would set other people's results anew, and mix up those that differ in name alone.
+        # ModelCard would rewrite foreign results, and merge results that differ only in the dataset's name.
         card = RepoCard.load(card_path)
         index = card.data.get("model-index") or [{"name": card_path.resolve().parent.name, "results": []}]
         (entry,) = eval_results_to_model_index("", [_eval_result(record)])[0]["results"]
@@ -149,13 +149,16 @@ def add_evaluation(path: str | os.PathLike, record: EvaluationRecord) -> None:
         for model in index:
             model["results"] = [result for result in model["results"] if result["metrics"]]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"the metadata of {card_path} cannot be read: {type(error).__name__}: {error}") from error
+        raise ValueError(f"the metadata of {card_path} is invalid: {type(error).__name__}: {error}") from error
     card.data["model-index"] = index
     replace_file(card_path, card.save)
 
 
 def _eval_result(record: EvaluationRecord) -> EvalResult:
-    arguments = {"num_images": int(record.num_images), "num_noise_samples": int(record.num_noise_samples)}
+    arguments: dict[str, int | float] = {
+        "num_images": int(record.num_images),
+        "num_noise_samples": int(record.num_noise_samples),
+    }
     if math.isfinite(record.standard_error):
         arguments["standard_error"] = float(record.standard_error)
     dataset_type = record.dataset_type
@@ -166,34 +169,34 @@ def _eval_result(record: EvaluationRecord) -> EvalResult:
         task_name="Density estimation of images",
         dataset_type=dataset_type,
         dataset_name=record.dataset_name,
-        # Results that differ in the name alone are one to the client, which then keeps one of the names: the two
-        # releases of downsampled ImageNet, say, both read from image folders.
+        # The client merges results that differ only in the name, such as those of the two releases of downsampled
+        # ImageNet when both are read from image folders.
         dataset_config=record.dataset_name,
         dataset_split=record.split,
         metric_type="bits_per_dim",
         metric_name="bits per dimension",
-        metric_config=f"{record.num_noise_samples} noise sample{'s'[: record.num_noise_samples > 1]}",
+        metric_config=f"{record.num_noise_samples} noise sample{'s' if record.num_noise_samples > 1 else ''}",
         metric_value=float(record.bits_per_dim),
         metric_args=arguments,
     )
 
 
 def _key(part: dict) -> tuple:
-    """What tells data sets, or metrics, of a model-index apart."""
+    """Return the fields that identify a dataset or a metric in a model index."""
     return tuple(part.get(name) for name in ("type", "config", "split"))
 
 
 def _score_row(record: EvaluationRecord) -> list[str]:
     error = f" ± {record.standard_error:.4f}" if math.isfinite(record.standard_error) else ""
     cells = [record.dataset_name, record.split, f"{record.num_images:,}", f"{record.bits_per_dim:.4f}{error}"]
-    return [_cell(cell) for cell in [*cells, record.num_noise_samples]]
+    return [_cell(cell) for cell in [*cells, str(record.num_noise_samples)]]
 
 
-def _cell(value) -> str:
+def _cell(value: str | int | float) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def _describe(config_path: Path) -> str | None:
+def _describe_shape(config_path: Path) -> str | None:
     if not config_path.is_file():
         return None
     config = json.loads(config_path.read_text(encoding="utf-8"))
@@ -202,4 +205,4 @@ def _describe(config_path: Path) -> str | None:
 
 
 def _is_hub_id(name: str | None) -> bool:
-    return bool(name) and name not in LOADERS and HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+    return name is not None and name not in LOADERS and bool(HUB_ID.fullmatch(name)) and not Path(name).exists()

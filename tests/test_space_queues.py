@@ -1,4 +1,4 @@
-"""Whose turn it is, which files stay, and what the demo relies on inside Gradio: without a server."""
+"""Queues, storage, decoding and undocumented parts of Gradio, without a server."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 import uploads
 from endpoints import Service
-from fairness import CallLimits, Calls, FairLine, RefusedCallError, client_of
+from fairness import CallLimits, Calls, FairQueue, RefusedCallError, client_of
 from gradio_internals import forget_files, forget_unread, has_results
 from jet_demo import JetDemo
 from pictures import jpeg_of_scans, photograph
@@ -25,15 +25,15 @@ def own_folder(monkeypatch, tmp_path):
 
 
 async def serve(limits: CallLimits, clients: list[tuple[str, str]], unread: tuple[int, ...] = ()) -> list[int | str]:
-    """Let calls of (client, session) into one line in this order; return their numbers as they are served."""
+    """Admit calls of (client, session) to a queue in this order, and return their numbers in the order of service."""
     calls = Calls(limits)
-    line, served, gate = FairLine(calls, 1, 1), [], asyncio.Event()
+    queue, served, gate = FairQueue(calls, slots=1, per_client=1), [], asyncio.Event()
 
     async def visit(number: int, client: str, session: str) -> None:
         try:
             with calls.admit(client, session, str(number), threading.Event()) as call:
                 await gate.wait()
-                async with line.turn(call):
+                async with queue.turn(call):
                     served.append(number)
                     await asyncio.sleep(0)
         except RefusedCallError as error:
@@ -47,7 +47,7 @@ async def serve(limits: CallLimits, clients: list[tuple[str, str]], unread: tupl
                 stack.enter_context(calls.reading(str(number)))
         gate.set()
         await asyncio.gather(*tasks)
-    assert calls.calls == [] and line.running == [] and not line.waiting
+    assert calls.calls == [] and queue.running == [] and not queue.waiting
     return served
 
 
@@ -58,7 +58,29 @@ def test_clients_take_turns_and_so_do_their_sessions():
     assert asyncio.run(serve(CallLimits(), pages)) == [0, 4, 3, 1, 2]
 
 
-def test_calls_that_nobody_reads_are_passed_over_and_dropped():
+def test_one_client_cannot_take_all_slots():
+    async def run() -> list[list[int]]:
+        calls, served, release = Calls(CallLimits()), [], asyncio.Event()
+        queue = FairQueue(calls, slots=3, per_client=2)
+
+        async def visit(number: int, client: str) -> None:
+            with calls.admit(client, "", str(number), threading.Event()) as call, calls.reading(str(number)):
+                async with queue.turn(call):
+                    served.append(number)
+                    await release.wait()
+
+        tasks = [asyncio.create_task(visit(number, client)) for number, client in enumerate("aaab")]
+        while len(served) < 3:
+            await asyncio.sleep(0)
+        before = list(served)
+        release.set()
+        await asyncio.gather(*tasks)
+        return [before, served]
+
+    assert asyncio.run(run()) == [[0, 1, 3], [0, 1, 3, 2]]
+
+
+def test_calls_without_a_reader_are_skipped_and_dropped():
     served = asyncio.run(serve(CallLimits(unread_seconds=0.1), [("a", "")] * 4, unread=(0, 2)))
     assert served[:2] == [1, 3]
     assert served[2:] == ["Nobody was waiting for the result of this call."] * 2
@@ -76,7 +98,7 @@ def test_the_calls_of_a_client_and_of_a_session_are_limited():
     ]
 
 
-def test_a_reader_who_leaves_ends_the_call_and_a_newcomer_takes_the_place_of_an_unread_one(monkeypatch):
+def test_a_call_ends_when_its_reader_leaves_and_a_new_call_displaces_an_unread_one(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("fairness.time.monotonic", lambda: now[0])
     calls = Calls(CallLimits(per_session=1, unread_seconds=20, gone_seconds=2))
@@ -102,7 +124,7 @@ def test_a_household_is_one_client():
 
 
 def test_the_model_computes_one_call_at_a_time_whatever_gradio_cancels():
-    """A call that is cancelled while it computes holds the model until it has ended."""
+    """A call that is canceled during its computation holds the model until the computation ends."""
     computing, most, release = [], [], threading.Event()
 
     def compute(number):
@@ -117,7 +139,7 @@ def test_the_model_computes_one_call_at_a_time_whatever_gradio_cancels():
             super().__init__(session_hash=session, url=gr.Request(path="/queue/join"), client=gr.Request(host="a"))
 
     async def run():
-        service = Service.of(None, CallLimits())
+        service = Service(None, CallLimits())
         endpoint = service.endpoint(compute)
         with service.calls.reading("x"):
             first = asyncio.create_task(endpoint(1, Request("x")))
@@ -143,7 +165,7 @@ def test_decoding_ends_in_time(tmp_path, monkeypatch):
         read_upload(tmp_path / "slow.jpg")
 
 
-def test_what_cannot_be_opened_like_a_file_is_not_waited_for(tmp_path):
+def test_special_files_are_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(SPACE / "examples" / "1_coffee.png")
     sentences = set()
@@ -156,7 +178,7 @@ def test_what_cannot_be_opened_like_a_file_is_not_waited_for(tmp_path):
 
 def test_the_oldest_results_go_first_and_uploads_only_after_their_time(tmp_path):
     storage = Storage(1000, Quota(result_files=2, result_bytes=250))
-    (example,) = storage.add_lasting([SPACE / "examples" / "4_smooth.png"], "examples")
+    (example,) = storage.add_permanent([SPACE / "examples" / "4_smooth.png"], "examples")
     paths = {name: storage.folder / name / "a.png" for name in ("upload", "oldest", "old", "new", "link")}
     for name, path in paths.items():
         path.parent.mkdir()
@@ -191,7 +213,7 @@ def test_uploads_have_a_quota_for_each_client_and_for_all(tmp_path):
     add("b", 0)
     with pytest.raises(QuotaError, match=r"^Visitors have uploaded 4 files"):
         add("c", 0)
-    # Nothing outside of the folder becomes an upload.
+    # A file outside of the folder is not registered.
     outside = tmp_path / "outside.png"
     photograph().save(outside)
     storage.add_upload(str(outside), "a")
@@ -199,7 +221,7 @@ def test_uploads_have_a_quota_for_each_client_and_for_all(tmp_path):
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path):
-    """`GRADIO_TEMP_DIR` may be a folder that holds anything."""
+    """`GRADIO_TEMP_DIR` may contain other files."""
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "thesis.png").write_bytes(b"precious")
     storage = Storage(-1, Quota(result_files=0))
@@ -211,7 +233,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
     assert not folder.exists()
 
 
-def test_gradio_still_keeps_what_the_demo_makes_it_forget():
+def test_gradio_still_keeps_files_and_results_that_the_demo_forgets():
     page = app.build_app(JetDemo(SPACE / "model")).queue()
     page.upload_file_set.update(["gone.png", "there.png"])
     forget_files(page, ["gone.png"])
