@@ -24,13 +24,13 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Parity with the original comes first: nothing else counts where it fails."""
+    """Run the parity tests first, because nothing else counts if they fail."""
     items.sort(key=lambda item: "test_parity" not in item.nodeid)
 
 
 @pytest.fixture
 def within(record_property):
-    """Checks a largest difference from the original's numbers, and notes it for the table at the end of the run."""
+    """Return a function that checks a difference from the original and records it for the table at the end."""
 
     def check(what: str, difference: float, tolerance: float):
         record_property("parity", (what, difference, tolerance))
@@ -70,7 +70,7 @@ def tiny_config(**fields) -> JetConfig:
 
 
 def randomize(model: torch.nn.Module, std: float = 0.1, seed: int = 0) -> torch.nn.Module:
-    """Weights far from the zeros of initialisation, where wrong wiring would hide."""
+    """Move the weights away from their initial zeros, which would hide wrong wiring."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -92,12 +92,22 @@ def random_images(batch_size: int, config: JetConfig, seed: int = 0) -> torch.Te
     return random_bytes(batch_size, config, seed) / 127.5 - 1
 
 
+@pytest.fixture(autouse=True, scope="module")
+def isolated_cache(tmp_path_factory):
+    """Keep the caches of `datasets` in a temporary folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        # `datasets` waits this long at the end of each epoch of parquet files.
+        patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+        yield
+
+
 @pytest.fixture
 def model() -> JetForDensityEstimation:
     return tiny_model()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def running_hub():
     with HubServer() as server:
         yield server
@@ -109,7 +119,7 @@ def hub(running_hub):
     running_hub.recover()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(running_hub, tmp_path_factory):
     client = Client(running_hub, tmp_path_factory.mktemp("client"))
     yield client
@@ -123,11 +133,11 @@ def repo_id(request) -> str:
 
 @pytest.fixture(scope="session")
 def good(tmp_path_factory) -> dict[str, Path]:
-    """Files of pictures of all kinds, by name."""
+    """Return images of many formats and modes, by name."""
     return write_good(tmp_path_factory.mktemp("good"))
 
 
 @pytest.fixture(scope="session")
 def bad(tmp_path_factory) -> dict[str, tuple[Path, str]]:
-    """Files that are no pictures to score, by name, with a part of what has to be answered."""
+    """Return files that must be refused, by name, with a part of the error message."""
     return write_bad(tmp_path_factory.mktemp("bad"))

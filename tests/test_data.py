@@ -34,15 +34,6 @@ from jet_hf.data import (
 from jet_hf.data import pixels as pixels_module
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
-        datasets.disable_progress_bars()
-        yield
-        datasets.enable_progress_bars()
-
-
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     return write_photographs(tmp_path_factory.mktemp("photographs"))

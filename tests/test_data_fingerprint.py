@@ -21,13 +21,6 @@ PROCESSOR = JetImageProcessor(size=8)
 SHORT = TINY | {"max_steps": 4, "save_steps": 2, "eval_steps": 0, "sample_steps": 0}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def isolated_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
 def run(data: Path, folder: Path, **fields) -> None:
     """A run of four steps with checkpoints at 2 and 4, which resumes the one in the folder."""
     fields = SHORT | {"dataset_path": data, "output_dir": folder, "resume_from_checkpoint": "latest"} | fields

@@ -34,17 +34,6 @@ PROCESSOR = JetImageProcessor(size=SIZE)
 COUNTS = {"train": 5, "validation": 2}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def isolated_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        # `datasets` waits this long at the end of each epoch of parquet files.
-        patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
-        datasets.disable_progress_bars()
-        yield
-        datasets.enable_progress_bars()
-
-
 def images_of(split: str) -> np.ndarray:
     """Random images (n, SIZE, SIZE, 3)."""
     rng = np.random.default_rng(split == "train")

@@ -1,13 +1,11 @@
-"""Strict JSON, which other programs can read, and the one-line end of a script."""
+"""JSON that is written strictly, so that other programs can read it."""
 
 import ast
 import json
 import math
 
-import pytest
 from conftest import ROOT
 
-from jet_hf.utils.console import console
 from jet_hf.utils.files import strict_json
 
 

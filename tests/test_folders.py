@@ -35,17 +35,6 @@ PROCESSOR = JetImageProcessor(size=2)
 BOTH_WAYS = pytest.mark.parametrize("streaming", [False, True], ids=["prepared", "streamed"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def isolated_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        # `datasets` waits this long at the end of each epoch of parquet files.
-        patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
-        datasets.disable_progress_bars()
-        yield
-        datasets.enable_progress_bars()
-
-
 def write_images(folder: Path, *names: str, first: int = 0) -> Path:
     """Images of one gray level each, counted from `first`."""
     for level, name in enumerate(names, first):

@@ -37,13 +37,6 @@ SIZE = 6
 PROCESSOR = JetImageProcessor(size=SIZE)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def isolated_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
 def photograph(number: int, width: int, height: int) -> Image.Image:
     rng = np.random.default_rng(number)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -32,15 +32,6 @@ NUM_IMAGES, BATCH_SIZE = 21, 8
 PROCESSOR = JetImageProcessor(size=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def isolated_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        # `datasets` waits this long at the end of each epoch of parquet files.
-        patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
-        yield
-
-
 def encode(number: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (2, 2), (number, number, number)).save(file, "PNG")

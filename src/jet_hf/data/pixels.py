@@ -12,6 +12,7 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
+from PIL import Image
 
 from .. import __version__
 from ..model.image_processing_jet import JetImageProcessor
@@ -288,9 +289,11 @@ class _Decoder:
     def _decode(self, image: StoredImage, index: int) -> tuple[list[np.ndarray], str | None]:
         processor = self.processor
         if self.num_crops:
-            array, kind = decode_image(
-                image, lambda it: processor.process_image(it, processor.do_convert_rgb, processor.num_channels)
-            )
+
+            def convert(stored: Image.Image | np.ndarray) -> np.ndarray:
+                return np.asarray(processor.process_image(stored, processor.do_convert_rgb, processor.num_channels))
+
+            array, kind = decode_image(image, convert)
             return random_crops(array, self.shape[1], self.num_crops, self.seed, index), kind
         array, kind = decode_image(image, pixel_converter(processor))
         if array.shape != self.shape:
