@@ -280,7 +280,7 @@ def test_how_long_it_waits(hub, client, output_dir, repo_id):
     hub.fail("commit", times=2)
     for seconds in ("30", "3600"):
         hub.fail("commit", status=429, headers={"Retry-After": seconds})
-    code = "import jet_hf.hub.push; result = []; jet_hf.hub.push.time.sleep = result.append; push_folder(folder, repo_id)"
+    code = "from jet_hf.hub import push; result = []; push.time.sleep = result.append; push_folder(folder, repo_id)"
     assert client(code, folder=output_dir, repo_id=repo_id) == [2, 4, 30, 60]
 
 
