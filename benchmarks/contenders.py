@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from jet_hf.model.conditioners_jet import eager_attention_forward, prefers_plain_products
 from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.model.modeling_jet import (
     JetForDensityEstimation,
@@ -206,10 +205,7 @@ class Floor(nn.Module):
             query, key, value = (
                 part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in qkv_proj(states).chunk(3, dim=2)
             )
-            if prefers_plain_products(query):
-                attended, _ = eager_attention_forward(self, query, key, value, None, self.scaling)
-            else:
-                attended = scaled_dot_product_attention(query, key, value).transpose(1, 2)
+            attended = scaled_dot_product_attention(query, key, value).transpose(1, 2)
             states = fc2(fc1(o_proj(attended.flatten(2))))
         return out_proj(states)
 

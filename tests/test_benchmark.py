@@ -21,9 +21,7 @@ from benchmarks.measures import Timing, interleave, peak_memory
 from benchmarks.parts import Setting, growth
 from benchmarks.report import fit_exponent, plot_growth, report_text
 from jet_hf import JetConfig
-from jet_hf.model import linear_jet
 from jet_hf.model.conditioners_jet import Conditioning
-from jet_hf.model.linear_jet import PIECE, SMALL_PRODUCT, GELULinear, gelu_tanh
 from jet_hf.model.validation_jet import trusted_values
 
 
@@ -120,66 +118,6 @@ def test_more_graphs_than_torch_allows_by_default():
     with torch.no_grad():
         model.decode(random_images(3, model.config))
     assert counter.frame_count == before
-
-
-def test_gelu_linear_is_the_two_after_one_another():
-    generator = torch.Generator().manual_seed(0)
-    layer = nn.Linear(24, 8).double()
-    x = 3 * torch.randn(4, 5, 24, dtype=torch.float64, generator=generator)
-    x.requires_grad_()
-    assert torch.autograd.gradcheck(GELULinear.apply, (x, layer.weight, layer.bias))
-    expected = layer(nn.functional.gelu(x, approximate="tanh"))
-    torch.testing.assert_close(GELULinear.apply(x, layer.weight, layer.bias), expected)
-    layer.weight.requires_grad_(False)
-    GELULinear.apply(x, layer.weight, layer.bias).sum().backward()
-    assert layer.weight.grad is None and layer.bias.grad is not None
-
-
-@torch.no_grad()
-def test_gelu_by_a_sigmoid():
-    x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([-1e4, 1e4, 0.0])])
-    exact = nn.functional.gelu(x.double(), approximate="tanh")
-    torch.testing.assert_close(gelu_tanh(x).double(), exact, rtol=2e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_gelu_in_pieces_and_its_gradient(dtype):
-    generator = torch.Generator().manual_seed(0)
-    x, weight, grad = (
-        torch.randn(size, generator=generator).to(dtype) for size in ((3, 700, 96), (4, 96), (3, 700, 4))
-    )
-    assert x.numel() % PIECE and x.numel() > 2 * PIECE  # the last piece is a smaller one
-
-    def gradients(function, cast) -> list[torch.Tensor]:
-        inputs = [cast(3 * x).requires_grad_(), cast(weight).requires_grad_()]
-        function(*inputs, torch.zeros(4, dtype=inputs[0].dtype)).backward(cast(grad))
-        return [tensor.grad.double() for tensor in inputs]
-
-    def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(nn.functional.gelu(x, approximate="tanh"), weight, bias)
-
-    exact = gradients(reference, torch.Tensor.double)
-    ours, theirs = (gradients(function, torch.clone) for function in (GELULinear.apply, reference))
-    for mine, peer, expected in zip(ours, theirs, exact, strict=True):
-        scale = expected.abs().max()
-        assert (mine - expected).abs().max() <= 1.5 * (peer - expected).abs().max() + 1e-6 * scale
-
-
-@pytest.mark.parametrize("small_product", [0, SMALL_PRODUCT], ids=["onednn", "small"])
-def test_gradients_or_none_give_the_same(small_product, monkeypatch):
-    monkeypatch.setattr(linear_jet, "SMALL_PRODUCT", small_product)
-    model = tiny_model(hidden_size=64)
-    images = random_images(8, model.config)
-    exact, _ = model.encode(images)
-    with torch.no_grad():
-        torch.testing.assert_close(model.encode(images)[0], exact, rtol=1e-5, atol=1e-5)
-    # In bfloat16 the two round differently, and neither is farther from float32.
-    model = model.bfloat16()
-    errors = []
-    for gradients in (True, False):
-        with torch.set_grad_enabled(gradients):
-            errors.append((model.encode(images)[0] - exact).abs().mean().item())
-    assert 1 / 1.5 < errors[0] / errors[1] < 1.5 and errors[0] < 0.05
 
 
 class Adapted(nn.Linear):

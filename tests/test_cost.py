@@ -17,7 +17,6 @@ from jet_hf.analysis.cost import (
     peak_flops,
     training_flops,
 )
-from jet_hf.model import conditioners_jet, linear_jet
 
 
 PAPER = {"num_coupling_layers": 64, "hidden_size": 512, "num_hidden_layers": 5, "num_attention_heads": 8}
@@ -73,16 +72,9 @@ def test_each_layer_kind_is_counted():
     assert estimate_cost(model.config, 1, 1, 1).num_parameters == model.num_parameters()
 
 
-@pytest.fixture
-def accelerator_kernels(monkeypatch):
-    """As accelerators have it; in bfloat16 on a CPU plain operations would take its place, and GELU goes by pieces."""
-    monkeypatch.setattr(conditioners_jet, "FEW_TOKENS_IN_TRAINING", 0)
-    monkeypatch.setattr(linear_jet, "_is_plain_on_cpu", lambda x: False)
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", [None, "bf16"])
-def test_activations_are_those_of_a_real_pass(accelerator_kernels, precision, checkpointing):
+def test_activations_are_those_of_a_real_pass(precision, checkpointing):
     config = JetConfig(**SMALL)
     model = JetForDensityEstimation(config).train()
     real = max(measure_peaks(model, {"pixel_values": random_images(12, config)}, precision == "bf16", checkpointing))
@@ -90,7 +82,7 @@ def test_activations_are_those_of_a_real_pass(accelerator_kernels, precision, ch
 
 
 @pytest.mark.parametrize("precision", [None, "bf16"])
-def test_saved_tensors_are_among_the_activations(accelerator_kernels, precision):
+def test_saved_tensors_are_among_the_activations(precision):
     """Autograd's own account: unique storages that it keeps for the backward pass."""
     config = JetConfig(**SMALL)
     model = JetForDensityEstimation(config).train()
