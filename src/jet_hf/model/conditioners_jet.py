@@ -43,9 +43,9 @@ class Conditioning(NamedTuple):
 
 
 def linear(in_features: int, out_features: int, initialization: str) -> nn.Linear:
-    """Build a linear layer that carries the name of its initialization, a key of the model's `INITIALIZATIONS`."""
+    """Build a linear layer with the name of its initialization, see `initialize_linear` of the model."""
     layer = nn.Linear(in_features, out_features)
-    layer.initialization = initialization
+    layer.initialization = initialization  # type: ignore[assignment]
     return layer
 
 
@@ -164,8 +164,8 @@ class JetMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.fc1(hidden_states)
-        is_kept = hidden_states.requires_grad and self.training and not torch.compiler.is_compiling()
-        if is_kept and allows_checkpointing():
+        needs_gradients = self.training and hidden_states.requires_grad
+        if needs_gradients and not torch.compiler.is_compiling() and allows_checkpointing():
             # The recomputation stops at the input of `fc2`, so that no product is computed twice.
             return checkpoint(self._activate_and_project, hidden_states, use_reentrant=False)
         return self._activate_and_project(hidden_states)
@@ -191,21 +191,31 @@ class JetViTLayer(nn.Module):
 
 class JetConditioner(nn.Module):
     """
-    Base class for conditioners. A subclass makes, in this order, the input projection `in_proj`, `cross_attention`
-    (`None` without a context), its blocks, and the zero-initialized output projection `out_proj`.
+    Base class for conditioners. A subclass builds its blocks and then the zero-initialized output projection
+    `out_proj`; the order of the weights is that of optimizer states.
 
-    The conditioner computes in the dtype of its weights; its outputs have that of the tokens.
+    The conditioner computes in the dtype of its norms, since quantization replaces only linear layers. Its outputs
+    have the dtype of the tokens.
 
     Args:
-        config: The model's configuration.
+        config: Configuration of the model.
         num_features: Number F of features of a token.
         num_parameters: Number P of parameters of the transform for each feature.
         cut_rows: Whether the tokens are the patches of every other row, each cut into two halves.
     """
 
+    out_proj: nn.Linear
+
     def __init__(self, config: JetConfig, num_features: int, num_parameters: int, cut_rows: bool = False):
         super().__init__()
         self.num_parameters = num_parameters
+        self.in_proj = linear(num_features, config.hidden_size, "lecun_normal")
+        self.cross_attention = JetCrossAttention(config) if config.context_width is not None else None
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of the hidden states."""
+        raise NotImplementedError
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Project tokens (B, N, F) to hidden states (B, N, E)."""
@@ -229,25 +239,19 @@ class JetConditioner(nn.Module):
         dtype = self.compute_dtype
         hidden_states = self.embed(tokens.to(dtype))
         if self.cross_attention is not None:
+            assert conditioning.context is not None
             context = conditioning.context.to(dtype)
             hidden_states = hidden_states + self.cross_attention(hidden_states, context, conditioning.context_mask)
         output = self.out_proj(self.run_blocks(hidden_states)).to(tokens.dtype)
         return output.chunk(self.num_parameters, dim=-1)
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Dtype of the hidden states, that of the norms: quantization narrows only linear layers."""
-        raise NotImplementedError
-
 
 class JetViT(JetConditioner):
-    """A ViT without patchification or pooling (paper, sections 2.1 and 3)."""
+    """ViT without patchification and pooling (paper, sections 2.1 and 3)."""
 
     def __init__(self, config: JetConfig, num_features: int, num_parameters: int, cut_rows: bool = False):
         super().__init__(config, num_features, num_parameters, cut_rows)
-        self.in_proj = linear(num_features, config.hidden_size, "lecun_normal")
         self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches, config.hidden_size))
-        self.cross_attention = JetCrossAttention(config) if config.context_width is not None else None
         self.layers = nn.ModuleList([JetViTLayer(config) for _ in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.out_proj = linear(config.hidden_size, num_parameters * num_features, "zeros")
@@ -266,7 +270,7 @@ class JetViT(JetConditioner):
 
 
 class JetStandardizedConv2d(nn.Conv2d):
-    """Convolution whose filters have mean zero and variance one (Qiao et al., 2019), with BiT's epsilon."""
+    """Convolution with standardized filters (Qiao et al., 2019) and BiT's epsilon."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.weight.float()
@@ -297,21 +301,19 @@ class JetCNNLayer(nn.Module):
 
 class JetCNN(JetConditioner):
     """
-    A CNN on the grid of the tokens (paper, section 3.2.3).
+    CNN on the grid of the tokens (paper, section 3.2.3).
 
     The paper names "Big Transfer" (BiT, Kolesnikov et al., 2020) and leaves the details open. As in BiT, the blocks
-    are pre-activation bottlenecks (group norm, ReLU, convolution; 1x1, 3x3, 1x1) with a quarter of the width between
-    the 1x1 convolutions, weight-standardized convolutions without biases, and zero padding, followed by a group norm
-    and ReLU. There is no downsampling, since every token needs an output, and no position embedding: zero padding
-    shows where the borders are. With `cut_rows` the halves of a patch are placed below one another, which fills the
-    grid as the image does; tokens of other splits keep their order.
+    are pre-activation bottlenecks (group norm, ReLU, convolution; 1x1, 3x3, 1x1) of a quarter of the width, with
+    weight-standardized convolutions without biases and zero padding, followed by a group norm and ReLU. There is no
+    downsampling, because every token needs an output, and no position embedding, because zero padding marks the
+    borders. With `cut_rows` the two halves of a patch are placed one below the other, so that neighbors in the grid
+    are neighbors in the image.
     """
 
     def __init__(self, config: JetConfig, num_features: int, num_parameters: int, cut_rows: bool = False):
         super().__init__(config, num_features, num_parameters, cut_rows)
         self.grid_size, self.cut_rows = config.grid_size, cut_rows
-        self.in_proj = linear(num_features, config.hidden_size, "lecun_normal")
-        self.cross_attention = JetCrossAttention(config) if config.context_width is not None else None
         self.layers = nn.ModuleList([JetCNNLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.GroupNorm(config.num_groups, config.hidden_size)
         self.out_proj = linear(config.hidden_size, num_parameters * num_features, "zeros")
@@ -321,15 +323,15 @@ class JetCNN(JetConditioner):
         return self.norm.weight.dtype
 
     def to_grid(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, E) -> (B, E, G, G)."""
+        """Arrange tokens (B, N, E) in a grid (B, E, G, G)."""
         size = self.grid_size
         if self.cut_rows:
             tokens = tokens.unflatten(1, (size // 2, size, 2)).transpose(2, 3)
-        # Contiguous, since group norms of channels-last grids have no rule for torch.func.vmap.
+        # Contiguous, because torch.func.vmap has no rule for group norms of channels-last grids.
         return tokens.reshape(-1, size, size, tokens.shape[-1]).permute(0, 3, 1, 2).contiguous()
 
     def to_tokens(self, grid: torch.Tensor) -> torch.Tensor:
-        """(B, E, G, G) -> (B, N, E), the inverse of [`to_grid`]."""
+        """Return the tokens (B, N, E) of a grid (B, E, G, G), the inverse of [`to_grid`]."""
         tokens = grid.permute(0, 2, 3, 1)
         if self.cut_rows:
             tokens = tokens.unflatten(1, (self.grid_size // 2, 2)).transpose(2, 3)
