@@ -1,4 +1,4 @@
-"""What cannot work is refused with a message that names what was expected and what came."""
+"""Invalid input raises an error with the argument, the expected and the given value."""
 
 import json
 import logging
@@ -142,7 +142,7 @@ def conditional():
     return tiny_model(context_size=6)
 
 
-# What each takes first, and how it is called there.
+# Calls that take images or latents, and the name of that argument.
 CALLS = {
     "model": (lambda model, images, **kwargs: model(images, **kwargs), "pixel_values"),
     "bare model": (lambda model, images, **kwargs: model.jet(images, **kwargs), "pixel_values"),
@@ -155,7 +155,7 @@ BYTES = random_bytes(2, tiny_config())
 
 
 def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
-    """`tensor`, with `value` in a place or other."""
+    """Return a copy of `tensor` with one element replaced by `value`."""
     tensor = tensor.clone()
     tensor.view(-1)[tensor.numel() // 2] = value
     return tensor
@@ -235,7 +235,7 @@ def test_images_off_the_grid_of_bytes_are_not_scored(plain, images, reason):
 
 
 def test_a_flow_encodes_what_a_density_model_does_not_score(plain):
-    """The bijection is of all numbers: dequantized images lie above 1, and latents anywhere."""
+    """The bijection is defined for all real numbers: dequantized images exceed 1, and latents are unbounded."""
     for function, _ in (CALLS["bare model"], CALLS["encode"], CALLS["decode"]):
         function(plain, 3 * IMAGES)
 

@@ -11,9 +11,7 @@ import time
 
 import pytest
 import torch
-from accelerate import cpu_offload
 from conftest import ROOT, random_images, tiny_config, tiny_model
-from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from benchmarks.contenders import Contender, build
@@ -118,47 +116,6 @@ def test_more_graphs_than_torch_allows_by_default():
     with torch.no_grad():
         model.decode(random_images(3, model.config))
     assert counter.frame_count == before
-
-
-class Adapted(nn.Linear):
-    """An adapter's layer, which adds something of its own."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + 0.5
-
-
-@pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "no_grad"])
-@pytest.mark.parametrize("layer", ["fc1", "fc2"])
-def test_adapters_are_not_passed_over(layer, gradients):
-    plain, adapted = tiny_model(), tiny_model()
-    for model in (plain, adapted):
-        for coupling in model.jet.couplings:
-            for block in coupling.conditioner.layers:
-                if model is plain:
-                    getattr(block.mlp, layer).bias.data += 0.5
-                else:
-                    getattr(block.mlp, layer).__class__ = Adapted
-    images = random_images(2, plain.config)
-    with torch.set_grad_enabled(gradients):
-        torch.testing.assert_close(adapted.encode(images), plain.encode(images), rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_hooks_are_called():
-    model, seen = tiny_model(), []
-    mlp = model.jet.couplings[0].conditioner.layers[0].mlp
-    mlp.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    model.encode(random_images(2, model.config))
-    assert seen == [(2, 16, model.config.intermediate_size)]
-
-
-@torch.no_grad()
-def test_offloaded_weights():
-    model = tiny_model()
-    images = random_images(2, model.config)
-    expected = model.encode(images)
-    offloaded = cpu_offload(model, execution_device="cpu")
-    torch.testing.assert_close(offloaded.encode(images), expected, rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -1,4 +1,4 @@
-"""The model inside other tools of torch: transforms of torch.func, tracing and export agree with it or refuse."""
+"""The model under transforms of torch.func, tracing, export and quantization."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ def model(request):
 
 
 def inputs_of(model, batch_size: int = 3) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Images, and their noise, labels and context."""
+    """Return images, and their noise, labels and context."""
     generator = torch.Generator().manual_seed(1)
     images = random_images(batch_size, model.config)
     others = {"noise": torch.rand(images.shape, generator=generator)}
@@ -38,7 +38,7 @@ def inputs_of(model, batch_size: int = 3) -> tuple[torch.Tensor, dict[str, torch
 
 
 def of_one(others: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inputs of a single image, as a batch of one."""
+    """Return the inputs of a single image as a batch of one."""
     return {name: value[None] for name, value in others.items()}
 
 
