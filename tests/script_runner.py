@@ -14,5 +14,8 @@ def run_script(name: str, *arguments: object) -> int:
         try:
             runpy.run_path(path, run_name="__main__")
         except SystemExit as end:
-            return int(end.code or 0)
+            if isinstance(end.code, str):  # Python prints the message and exits with 1
+                print(end.code, file=sys.stderr)
+                return 1
+            return end.code or 0
     return 0
