@@ -1,5 +1,7 @@
 """The flow is a bijection, and log_det is the log-determinant of its Jacobian."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import random_bytes, random_images, randomize, tiny_config, tiny_model
@@ -22,18 +24,17 @@ def jacobian_model(**fields) -> tuple[JetForDensityEstimation, torch.Tensor | No
     return model, None if size is None else torch.randn(1, 3, size, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("with_context", [False, True])
-@pytest.mark.parametrize("direction", ["encode", "decode"])
 @pytest.mark.parametrize("name", SPLITS)
-def test_log_det_is_that_of_the_jacobian(name, direction, with_context):
-    model, context = jacobian_model(**SPLITS[name], context_size=5 if with_context else None)
-    transform = getattr(model, direction)
+def test_log_det_is_that_of_the_jacobian(name):
     x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    _, log_det = transform(x, context)
-    jacobian = torch.autograd.functional.jacobian(lambda x: transform(x, context)[0], x).reshape(32, 32)
-    sign, expected = torch.linalg.slogdet(jacobian)
-    assert sign == 1 and expected.abs() > 0.1
-    torch.testing.assert_close(log_det[0], expected, rtol=1e-9, atol=1e-9)
+    for context_size in (None, 5):
+        model, context = jacobian_model(**SPLITS[name], context_size=context_size)
+        for transform in (partial(model.encode, context=context), partial(model.decode, context=context)):
+            _, log_det = transform(x)
+            jacobian, _ = torch.autograd.functional.jacobian(transform, x)
+            sign, expected = torch.linalg.slogdet(jacobian.reshape(32, 32))
+            assert sign == 1 and expected.abs() > 0.1
+            torch.testing.assert_close(log_det[0], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", SPLITS)
@@ -66,7 +67,7 @@ def test_round_trip_at_64_coupling_layers_with_weights_far_from_zero():
 @torch.no_grad()
 @pytest.mark.parametrize("num_channels", [1, 3])
 def test_8_bit_images_come_back_byte_for_byte(num_channels):
-    model = tiny_model(num_coupling_layers=32, image_size=16, num_channels=num_channels)
+    model = tiny_model(num_coupling_layers=32, num_channels=num_channels)
     pixels = random_bytes(8, model.config)
     latents = model(pixels / 127.5 - 1, noise=torch.full(pixels.shape, 0.5)).latents
     assert (latents.abs() > 3).any()
@@ -108,12 +109,12 @@ def test_splits_move_values_bit_exactly(surroundings):
 @pytest.mark.parametrize("setting", ["autocast", "bfloat16"])
 def test_round_trip_with_bfloat16_conditioners(setting):
     """
-    The state is float32, so that the conditioner sees the same half again up to float32 rounding. That may still flip
-    a rounding to bfloat16 inside the conditioner, which few images show.
+    The state is float32, so that the inverse sees the same first half up to float32 rounding. In a few images this
+    changes a rounding to bfloat16 inside the conditioner.
     """
     errors = []
     for seed in range(12):
-        model = randomize(JetForDensityEstimation(tiny_config(num_coupling_layers=8, image_size=16)), 0.1, seed).eval()
+        model = randomize(JetForDensityEstimation(tiny_config(num_coupling_layers=8)), 0.1, seed).eval()
         model = model.to(torch.bfloat16) if setting == "bfloat16" else model
         x = random_images(2, model.config, seed)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "autocast"):
@@ -128,10 +129,10 @@ def test_round_trip_with_bfloat16_conditioners(setting):
 
 @torch.no_grad()
 def test_density_integrates_to_one():
-    """A flow over two numbers, summed over a fine grid: the change of variables loses no probability."""
+    """Sum the density of a flow over two dimensions on a fine grid."""
     fields = {"image_size": 1, "patch_size": 1, "num_channels": 2, "coupling_kinds": ["channels"]}
     model = tiny_model(std=0.3, num_coupling_layers=4, **fields)
-    axis = torch.linspace(-12, 12, 601)
+    axis = torch.linspace(-12, 12, 301)
     grid = torch.cartesian_prod(axis, axis).reshape(-1, 2, 1, 1)
     density = torch.cat([model.distribution().log_prob(part).double().exp() for part in grid.split(2**18)])
     assert (density.sum() * (axis[1] - axis[0]).double() ** 2).item() == pytest.approx(1, abs=1e-4)
@@ -162,7 +163,7 @@ def test_patches_are_laid_out_as_in_the_original():
 
 
 def test_permutations_depend_on_seed_and_layer_only():
-    # Fixed by the hash, not by a random number generator: these numbers hold on every machine and release.
+    # A hash determines the permutation, so that it is the same on every machine and in every release.
     expected = [4, 2, 6, 0, 7, 5, 1, 3]
     assert channel_permutation(0, 0, 8).tolist() == expected
     assert channel_permutation(0, 1, 8).tolist() != expected != channel_permutation(1, 0, 8).tolist()

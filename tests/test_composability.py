@@ -1,4 +1,4 @@
-"""The model inside other tools of torch: transforms of torch.func, tracing and export agree with it or refuse."""
+"""The model under transforms of torch.func, tracing, export and quantization."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ def model(request):
 
 
 def inputs_of(model, batch_size: int = 3) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Images, and their noise, labels and context."""
+    """Return images, and their noise, labels and context."""
     generator = torch.Generator().manual_seed(1)
     images = random_images(batch_size, model.config)
     others = {"noise": torch.rand(images.shape, generator=generator)}
@@ -38,7 +38,7 @@ def inputs_of(model, batch_size: int = 3) -> tuple[torch.Tensor, dict[str, torch
 
 
 def of_one(others: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inputs of a single image, as a batch of one."""
+    """Return the inputs of a single image as a batch of one."""
     return {name: value[None] for name, value in others.items()}
 
 
@@ -131,7 +131,7 @@ def test_bad_values_are_refused_inside_a_map():
         return model(image[None], **of_one(others)).loss
 
     for message, changed_images, changed in (
-        ("between the grey levels", images + 0.001, {}),
+        ("between the gray levels", images + 0.001, {}),
         ("must be finite", torch.cat([images[:2], torch.full_like(images[:1], torch.nan)]), {}),
         (r"`noise` must lie in \[0, 1\)", images, {"noise": others["noise"] + 1}),
         (r"`labels` must lie in \[0, 3\]", images, {"labels": others["labels"] + 3}),
@@ -182,23 +182,50 @@ EXPORTS = {
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize("kind", EXPORTS)
-def test_exports_have_the_scores_of_the_model(kind, gradients):
-    """The model is wide enough, and without gradients, for whatever it does faster on CPUs."""
-    model = tiny_model(hidden_size=256, num_coupling_layers=2)
+@pytest.mark.parametrize(("kind", "training"), [*[(kind, False) for kind in EXPORTS], ("jit.trace", True)])
+def test_exports_have_the_scores_of_the_model(kind, training):
+    model = tiny_model(num_coupling_layers=2)
     images, noise = random_images(2, model.config), torch.full((2, 3, 8, 8), 0.5)
     others = random_images(2, model.config, seed=5)
     with torch.no_grad():
         expected = model(others, noise=noise).bits_per_dim
-    with torch.set_grad_enabled(gradients):
-        exported = EXPORTS[kind](Score(model).eval(), (images, noise))
+    exported = EXPORTS[kind](Score(model).train(training), (images, noise))
     with torch.no_grad():
         torch.testing.assert_close(exported(others, noise), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@torch.no_grad()
+def test_quantized_linear_layers_give_nearly_the_same_scores():
+    model = tiny_model(num_coupling_layers=3, context_size=6)
+    images, others = inputs_of(model)
+    expected = model(images, **others).bits_per_dim
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
+    assert not any(isinstance(module, torch.nn.Linear) for module in quantized.modules())
+    scores = quantized(images, **others).bits_per_dim
+    assert not torch.equal(scores, expected)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=0.02)
+
+
+def test_gradients_of_gradients_in_training():
+    """The recomputed activation is differentiated twice, as a loss on scores asks for."""
+    model = tiny_model(num_coupling_layers=2, attn_implementation="eager").double()
+    images = random_images(2, model.config).double()
+
+    def loss_gradients() -> list[torch.Tensor]:
+        x = images.clone().requires_grad_()
+        (score,) = torch.autograd.grad(model.distribution().log_prob(x).sum(), x, create_graph=True)
+        return torch.autograd.grad(score.square().mean(), list(model.parameters()), allow_unused=True)
+
+    expected = loss_gradients()
+    model.train()
+    for given, wanted in zip(loss_gradients(), expected, strict=True):
+        torch.testing.assert_close(given, wanted)
+    assert sum(gradient is not None for gradient in expected) > len(expected) // 2
 
 
 @pytest.mark.parametrize("record", [torch.fx.symbolic_trace, torch.jit.script])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_recorders_that_cannot_follow_the_model_refuse(record):
-    with pytest.raises((ValueError, OSError, RuntimeError)):
+    with pytest.raises((ValueError, OSError, RuntimeError, AssertionError)):
         record(Score(tiny_model(num_coupling_layers=2)))

@@ -17,7 +17,6 @@ from jet_hf.analysis.cost import (
     peak_flops,
     training_flops,
 )
-from jet_hf.model import conditioners_jet, linear_jet
 
 
 PAPER = {"num_coupling_layers": 64, "hidden_size": 512, "num_hidden_layers": 5, "num_attention_heads": 8}
@@ -75,18 +74,11 @@ def test_a_real_training_step_does_as_many_operations(checkpointing):
     assert counter.get_total_flops() == 2 * training_flops(model.config, checkpointing)
 
 
-@pytest.fixture
-def accelerator_kernels(monkeypatch):
-    """Use the kernels of accelerators, rather than the CPU's own ones."""
-    monkeypatch.setattr(conditioners_jet, "FEW_TOKENS_IN_TRAINING", 0)
-    monkeypatch.setattr(linear_jet, "_is_plain_on_cpu", lambda x: False)
-
-
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
     ("precision", "checkpointing"), [(None, False), (None, True), ("bf16", False), ("bf16", True)]
 )
-def test_activations_match_a_real_pass_and_autograds_saved_tensors(accelerator_kernels, precision, checkpointing):
+def test_activations_match_a_real_pass_and_autograds_saved_tensors(precision, checkpointing):
     config = JetConfig(**SMALL)
     estimate = activation_bytes(config, 12, precision, checkpointing)
     model = JetForDensityEstimation(config).train()

@@ -1,13 +1,12 @@
 """The original implementations' numbers, through the converter's command and from_pretrained."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES, ROOT
+from conftest import FIXTURES
+from script_runner import run_script
 
 from jet_hf import JetForDensityEstimation
 from jet_hf.importers import convert_big_vision, names
@@ -23,10 +22,8 @@ BIG_VISION = {
 SCORED = [name for name in BIG_VISION if not name.startswith("training")]
 
 
-def convert(folder, *arguments) -> JetForDensityEstimation:
-    command = [sys.executable, ROOT / "scripts/convert_checkpoint.py", *arguments]
-    source, checkpoint, *flags = command[2:]
-    subprocess.run([*command[:2], source, checkpoint, folder, *flags], check=True, capture_output=True)
+def convert(folder, source: str, checkpoint, *flags: str) -> JetForDensityEstimation:
+    assert run_script("convert_checkpoint.py", source, checkpoint, folder, *flags) == 0
     return JetForDensityEstimation.from_pretrained(folder).eval()
 
 
@@ -35,7 +32,7 @@ def to_nchw(array: np.ndarray) -> torch.Tensor:
 
 
 def largest(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest difference, in units of the reference's largest magnitude where that is above 1."""
+    """Return the largest difference, relative to the reference's largest magnitude if that is above 1."""
     assert ours.shape == reference.shape
     return (ours - reference).abs().max().item() / max(1.0, reference.abs().max().item())
 
@@ -45,7 +42,7 @@ def largest_relative(ours: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def check_transforms(within, name: str, output, decoded, reference) -> None:
-    """Latents and samples of the original, and both log-determinants."""
+    """Compare latents, samples and both log-determinants with the original's."""
     images, inverse_log_det = decoded
     log_dets = [torch.from_numpy(reference[f"out/{key}"].ravel()) for key in ("logdet", "sample_logdet")]
     within(f"{name}: latents", largest(output.latents, to_nchw(reference["out/latent"])), 2e-5)
@@ -141,7 +138,7 @@ def test_configuration_is_read_from_the_file(converted, name):
 
 @torch.no_grad()
 def test_patch_size_one_with_any_number_of_channels(tmp_path):
-    """Jet over the feature maps of another encoder: a big_vision file with five-channel... patches of one pixel."""
+    """Convert a flow over the feature maps of another encoder, with 10 channels and patches of one pixel."""
     rng = np.random.default_rng(0)
     layers, tokens, dims, width = 3, 16, 10, 8
     arrays = {}

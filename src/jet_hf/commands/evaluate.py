@@ -1,7 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """`jet-hf evaluate`."""
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -9,7 +8,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 
-from ..analysis.evaluation import describe_evaluation, evaluate, evaluation_record, write_scores
+from ..analysis.evaluation import check_scores_file, describe_evaluation, evaluate, evaluation_record, write_scores
+from ..analysis.inference import prepared_for_inference
 from ..arguments import EvaluateArguments
 from ..data import DataSource, ReadOptions, UndecodableImagesError, held_out_split, load_pixels
 from ..hub import add_evaluation
@@ -39,7 +39,8 @@ def run(arguments: EvaluateArguments) -> None:
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     settings = (arguments.batch_size, arguments.num_noise_samples, arguments.seed)
     start = time.monotonic()
-    evaluation = evaluate(model, pixels.dataset, *settings, accelerator, progress=sys.stderr.isatty())
+    with prepared_for_inference(model):
+        evaluation = evaluate(model, pixels.dataset, *settings, accelerator, progress=sys.stderr.isatty())
     throughput = len(pixels.dataset) / (time.monotonic() - start)
     if accelerator.is_main_process:
         if arguments.write_model_card:
@@ -59,6 +60,4 @@ def check_outputs(arguments: EvaluateArguments) -> None:
     if arguments.write_model_card and not (card := Path(arguments.model) / "README.md").is_file():
         raise ValueError(f"`write_model_card` needs a folder with a card, but there is no {card}.")
     if arguments.scores_file:
-        path = Path(arguments.scores_file)
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise ValueError(f"`scores_file` must be a file in an existing, writable folder, got {path}.")
+        check_scores_file(arguments.scores_file)

@@ -1,9 +1,9 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Conditioners: the networks inside coupling layers, which map one half of the state to the parameters of the transform
-of the other half.
+Conditioners: the networks inside coupling layers, which predict from one half of the state the parameters of the
+transform of the other half.
 
-Shapes: B batch, N = G * G tokens, F numbers of a token, E hidden size, H heads, L context tokens, P parameters of the
+Shapes: B batch, N = G * G tokens, F features of a token, E hidden size, H heads, L context tokens, P parameters of the
 transform.
 
 To add a backbone, subclass [`JetConditioner`], add the class to `CONDITIONERS` and its name to `BACKBONES` of the
@@ -15,21 +15,16 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_jet import JetConfig
-from .linear_jet import GELULinear, JetLinear, gelu_tanh, is_bare
-
-
-# In training plain attention has to keep its weights, which are as large as a hidden state only with few tokens.
-FEW_TOKENS = 256
-FEW_TOKENS_IN_TRAINING = 64
 
 
 class Conditioning(NamedTuple):
     """
-    Everything that the coupling layers are conditioned on beside the image itself.
+    Inputs of the conditioners beside the image.
 
     Args:
         context: Tensor (B, L, context_width) that the conditioners attend to, or `None`.
@@ -42,16 +37,15 @@ class Conditioning(NamedTuple):
     guidance_scale: float | None = None
 
     def without_context(self) -> "Conditioning":
-        """Return the conditioning of an image without context, a context of zeros as in the original's training."""
+        """Replace the context by zeros, which stand for no context in the original's training."""
+        assert self.context is not None
         return Conditioning(torch.zeros_like(self.context), self.context_mask)
 
 
-def linear(
-    in_features: int, out_features: int, initialization: str, layer_class: type[nn.Linear] = nn.Linear
-) -> nn.Linear:
-    """Return a linear layer that carries the name of its initialization, see `INITIALIZATIONS` of the model."""
-    layer = layer_class(in_features, out_features)
-    layer.initialization = initialization
+def linear(in_features: int, out_features: int, initialization: str) -> nn.Linear:
+    """Build a linear layer with the name of its initialization, see `initialize_linear` of the model."""
+    layer = nn.Linear(in_features, out_features)
+    layer.initialization = initialization  # type: ignore[assignment]
     return layer
 
 
@@ -74,13 +68,6 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-def prefers_plain_products(query: torch.Tensor) -> bool:
-    """Return whether plain operations beat PyTorch's fused attention: in bfloat16, with few tokens, on a CPU."""
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or type(query) is not torch.Tensor:
-        return False
-    return query.shape[2] <= (FEW_TOKENS_IN_TRAINING if torch.is_grad_enabled() else FEW_TOKENS)
-
-
 class JetAttentionBase(nn.Module):
     """Base class for self- and cross-attention."""
 
@@ -97,7 +84,7 @@ class JetAttentionBase(nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Attend with `config._attn_implementation`.
+        Attend with the implementation that the configuration names.
 
         Args:
             query, key, value: Tensors (B, N, E), (B, L, E) and (B, L, E).
@@ -113,10 +100,9 @@ class JetAttentionBase(nn.Module):
             states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
             for states in (query, key, value)
         )
-        implementation = self.config._attn_implementation
-        if implementation == "sdpa" and prefers_plain_products(query):
-            implementation = "eager"
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         output, weights = attention(self, query, key, value, mask, dropout=0.0, scaling=self.scaling)
         return output.flatten(2), weights
 
@@ -126,8 +112,8 @@ class JetAttention(JetAttentionBase):
 
     def __init__(self, config: JetConfig):
         super().__init__(config)
-        self.qkv_proj = linear(config.hidden_size, 3 * config.hidden_size, "xavier_uniform_qkv", JetLinear)
-        self.o_proj = linear(config.hidden_size, config.hidden_size, "xavier_uniform", JetLinear)
+        self.qkv_proj = linear(config.hidden_size, 3 * config.hidden_size, "xavier_uniform_qkv")
+        self.o_proj = linear(config.hidden_size, config.hidden_size, "xavier_uniform")
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         output, weights = self.attend(*self.qkv_proj(hidden_states).chunk(3, dim=-1))
@@ -139,9 +125,10 @@ class JetCrossAttention(JetAttentionBase):
 
     def __init__(self, config: JetConfig):
         super().__init__(config)
-        self.q_proj = linear(config.hidden_size, config.hidden_size, "lecun_normal", JetLinear)
-        self.kv_proj = linear(config.context_width, 2 * config.hidden_size, "lecun_normal", JetLinear)
-        self.o_proj = linear(config.hidden_size, config.hidden_size, "zeros", JetLinear)
+        assert config.context_width is not None
+        self.q_proj = linear(config.hidden_size, config.hidden_size, "lecun_normal")
+        self.kv_proj = linear(config.context_width, 2 * config.hidden_size, "lecun_normal")
+        self.o_proj = linear(config.hidden_size, config.hidden_size, "zeros")
 
     def forward(
         self, hidden_states: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor | None = None
@@ -151,24 +138,40 @@ class JetCrossAttention(JetAttentionBase):
         return self.o_proj(output)
 
 
+def allows_checkpointing() -> bool:
+    """Return whether checkpoints can be placed here: `torch.func.grad` and its relatives refuse them."""
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+            return True
+    except RuntimeError:
+        return False
+
+
 class JetMLP(nn.Module):
-    """MLP of a transformer block."""
+    """
+    MLP of a transformer block.
+
+    In training its activation is recomputed in the backward pass rather than kept, which saves a fifth of the memory
+    of a training step. Compiled graphs choose for themselves what they recompute.
+    """
 
     def __init__(self, config: JetConfig):
         super().__init__()
-        self.fc1 = linear(config.hidden_size, config.intermediate_size, "xavier_uniform_mlp", JetLinear)
+        assert config.intermediate_size is not None
+        self.fc1 = linear(config.hidden_size, config.intermediate_size, "xavier_uniform_mlp")
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = linear(config.intermediate_size, config.hidden_size, "xavier_uniform_mlp", JetLinear)
-        self.has_gelu_tanh = config.hidden_act == "gelu_pytorch_tanh"
+        self.fc2 = linear(config.intermediate_size, config.hidden_size, "xavier_uniform_mlp")
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not self.has_gelu_tanh:
-            return self.fc2(self.activation(self.fc1(hidden_states)))
-        if torch.is_grad_enabled() and is_bare(self.fc2):
-            return GELULinear.apply(self.fc1(hidden_states), self.fc2.weight, self.fc2.bias)
-        if type(self.fc1) is JetLinear and not (self.fc1._forward_hooks or self.fc1._forward_pre_hooks):
-            return self.fc2(self.fc1(hidden_states, with_gelu=True))
-        return self.fc2(gelu_tanh(self.fc1(hidden_states)))
+        hidden_states = self.fc1(hidden_states)
+        needs_gradients = self.training and hidden_states.requires_grad
+        if needs_gradients and not torch.compiler.is_compiling() and allows_checkpointing():
+            # The recomputation stops at the input of `fc2`, so that no product is computed twice.
+            return checkpoint(self._activate_and_project, hidden_states, use_reentrant=False)
+        return self._activate_and_project(hidden_states)
+
+    def _activate_and_project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(hidden_states))
 
 
 class JetViTLayer(nn.Module):
@@ -188,21 +191,31 @@ class JetViTLayer(nn.Module):
 
 class JetConditioner(nn.Module):
     """
-    Base class for conditioners. A subclass makes, in this order, the input projection `in_proj`, `cross_attention`
-    (`None` without a context), its blocks, and the zero-initialized output projection `out_proj`.
+    Base class for conditioners. A subclass builds its blocks and then the zero-initialized output projection
+    `out_proj`; the order of the weights is that of optimizer states.
 
-    The conditioner computes in the dtype of its weights; its outputs have that of the tokens.
+    The conditioner computes in the dtype of its norms, since quantization replaces only linear layers. Its outputs
+    have the dtype of the tokens.
 
     Args:
-        config: The model's configuration.
+        config: Configuration of the model.
         num_features: Number F of features of a token.
         num_parameters: Number P of parameters of the transform for each feature.
         cut_rows: Whether the tokens are the patches of every other row, each cut into two halves.
     """
 
+    out_proj: nn.Linear
+
     def __init__(self, config: JetConfig, num_features: int, num_parameters: int, cut_rows: bool = False):
         super().__init__()
         self.num_parameters = num_parameters
+        self.in_proj = linear(num_features, config.hidden_size, "lecun_normal")
+        self.cross_attention = JetCrossAttention(config) if config.context_width is not None else None
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of the hidden states."""
+        raise NotImplementedError
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Project tokens (B, N, F) to hidden states (B, N, E)."""
@@ -226,25 +239,19 @@ class JetConditioner(nn.Module):
         dtype = self.compute_dtype
         hidden_states = self.embed(tokens.to(dtype))
         if self.cross_attention is not None:
+            assert conditioning.context is not None
             context = conditioning.context.to(dtype)
             hidden_states = hidden_states + self.cross_attention(hidden_states, context, conditioning.context_mask)
         output = self.out_proj(self.run_blocks(hidden_states)).to(tokens.dtype)
         return output.chunk(self.num_parameters, dim=-1)
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Dtype of the hidden states, that of the norms: quantization narrows only linear layers."""
-        raise NotImplementedError
-
 
 class JetViT(JetConditioner):
-    """A ViT without patchification or pooling (paper, sections 2.1 and 3)."""
+    """ViT without patchification and pooling (paper, sections 2.1 and 3)."""
 
     def __init__(self, config: JetConfig, num_features: int, num_parameters: int, cut_rows: bool = False):
         super().__init__(config, num_features, num_parameters, cut_rows)
-        self.in_proj = linear(num_features, config.hidden_size, "lecun_normal")
         self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches, config.hidden_size))
-        self.cross_attention = JetCrossAttention(config) if config.context_width is not None else None
         self.layers = nn.ModuleList([JetViTLayer(config) for _ in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.out_proj = linear(config.hidden_size, num_parameters * num_features, "zeros")
@@ -263,7 +270,7 @@ class JetViT(JetConditioner):
 
 
 class JetStandardizedConv2d(nn.Conv2d):
-    """Convolution whose filters have mean zero and variance one (Qiao et al., 2019), with BiT's epsilon."""
+    """Convolution with standardized filters (Qiao et al., 2019) and BiT's epsilon."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.weight.float()
@@ -294,21 +301,19 @@ class JetCNNLayer(nn.Module):
 
 class JetCNN(JetConditioner):
     """
-    A CNN on the grid of the tokens (paper, section 3.2.3).
+    CNN on the grid of the tokens (paper, section 3.2.3).
 
     The paper names "Big Transfer" (BiT, Kolesnikov et al., 2020) and leaves the details open. As in BiT, the blocks
-    are pre-activation bottlenecks (group norm, ReLU, convolution; 1x1, 3x3, 1x1) with a quarter of the width between
-    the 1x1 convolutions, weight-standardized convolutions without biases, and zero padding, followed by a group norm
-    and ReLU. There is no downsampling, since every token needs an output, and no position embedding: zero padding
-    shows where the borders are. With `cut_rows` the halves of a patch are placed below one another, which fills the
-    grid as the image does; tokens of other splits keep their order.
+    are pre-activation bottlenecks (group norm, ReLU, convolution; 1x1, 3x3, 1x1) of a quarter of the width, with
+    weight-standardized convolutions without biases and zero padding, followed by a group norm and ReLU. There is no
+    downsampling, because every token needs an output, and no position embedding, because zero padding marks the
+    borders. With `cut_rows` the two halves of a patch are placed one below the other, so that neighbors in the grid
+    are neighbors in the image.
     """
 
     def __init__(self, config: JetConfig, num_features: int, num_parameters: int, cut_rows: bool = False):
         super().__init__(config, num_features, num_parameters, cut_rows)
         self.grid_size, self.cut_rows = config.grid_size, cut_rows
-        self.in_proj = linear(num_features, config.hidden_size, "lecun_normal")
-        self.cross_attention = JetCrossAttention(config) if config.context_width is not None else None
         self.layers = nn.ModuleList([JetCNNLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.GroupNorm(config.num_groups, config.hidden_size)
         self.out_proj = linear(config.hidden_size, num_parameters * num_features, "zeros")
@@ -318,15 +323,15 @@ class JetCNN(JetConditioner):
         return self.norm.weight.dtype
 
     def to_grid(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, E) -> (B, E, G, G)."""
+        """Arrange tokens (B, N, E) in a grid (B, E, G, G)."""
         size = self.grid_size
         if self.cut_rows:
             tokens = tokens.unflatten(1, (size // 2, size, 2)).transpose(2, 3)
-        # Contiguous, since group norms of channels-last grids have no rule for torch.func.vmap.
+        # Contiguous, because torch.func.vmap has no rule for group norms of channels-last grids.
         return tokens.reshape(-1, size, size, tokens.shape[-1]).permute(0, 3, 1, 2).contiguous()
 
     def to_tokens(self, grid: torch.Tensor) -> torch.Tensor:
-        """(B, E, G, G) -> (B, N, E), the inverse of [`to_grid`]."""
+        """Return the tokens (B, N, E) of a grid (B, E, G, G), the inverse of [`to_grid`]."""
         tokens = grid.permute(0, 2, 3, 1)
         if self.cut_rows:
             tokens = tokens.unflatten(1, (self.grid_size // 2, 2)).transpose(2, 3)

@@ -3,9 +3,9 @@
 The flow: splits, transforms, coupling layers with Glow's optional parts, and the traversal of all layers (paper,
 sections 2.1, 2.3 and 2.5).
 
-Shapes: B batch, N patches of an image, D numbers of a patch. The state is (B, N, D), float32; each half is always
-(B, N, D/2), so that one shape of conditioner serves both kinds of split. Values are moved by index and never enter a
-matrix product, which accelerators may round to TF32 or bfloat16 (paper, "Numerical precision considerations").
+Shapes: B batch, N patches of an image, D dimensions of a patch. The state is (B, N, D), float32. Each half is
+(B, N, D/2) for both kinds of split, so that conditioners of one shape serve both. Values are moved by index and never
+enter a matrix product, which accelerators may round to TF32 or bfloat16 (paper, "Numerical precision considerations").
 
 To add a coupling transform, subclass [`JetTransform`], add the class to `TRANSFORMS` and its name to
 `COUPLING_TRANSFORMS` of the configuration.
@@ -33,14 +33,14 @@ logger = logging.get_logger(__name__)
 
 
 def patchify(images: torch.Tensor, config: JetConfig) -> torch.Tensor:
-    """(B, C, S, S) -> (B, N, D); the channel is the fastest axis of a patch, then its columns, then its rows."""
+    """Cut images (B, C, S, S) into patches (B, N, D), whose fastest axis is the channel, then column, then row."""
     p, grid = config.patch_size, config.grid_size
     patches = images.reshape(-1, config.num_channels, grid, p, grid, p).permute(0, 2, 4, 3, 5, 1)
     return patches.reshape(-1, config.num_patches, config.patch_dim)
 
 
 def unpatchify(state: torch.Tensor, config: JetConfig) -> torch.Tensor:
-    """(B, N, D) -> (B, C, S, S), the inverse of [`patchify`]."""
+    """Assemble images (B, C, S, S) from patches (B, N, D), the inverse of [`patchify`]."""
     p, grid = config.patch_size, config.grid_size
     images = state.reshape(-1, grid, grid, p, p, config.num_channels).permute(0, 5, 1, 3, 2, 4)
     return images.reshape(-1, config.num_channels, config.image_size, config.image_size)
@@ -51,7 +51,7 @@ def unpatchify(state: torch.Tensor, config: JetConfig) -> torch.Tensor:
 
 @lru_cache(maxsize=1024)
 def _channel_order(seed: int, layer_index: int, size: int) -> tuple[int, ...]:
-    # Sorting by a hash is a uniform shuffle that no release of a random number library can change.
+    # Sorting by a hash shuffles uniformly and, unlike random generators, cannot change between releases.
     def key(index: int) -> bytes:
         return hashlib.sha256(f"{seed}/{layer_index}/{index}".encode()).digest()
 
@@ -60,30 +60,25 @@ def _channel_order(seed: int, layer_index: int, size: int) -> tuple[int, ...]:
 
 def channel_permutation(seed: int, layer_index: int, size: int) -> torch.Tensor:
     """
-    Return a random order of the numbers of a patch, whose first half the conditioner sees.
+    Return a random permutation of the D dimensions of a patch, int64 (D,) on the CPU.
 
     Args:
-        seed: Draws the permutation, together with `layer_index`.
+        seed: Seed of the permutation, together with `layer_index`.
         layer_index: Position of the coupling layer in the flow.
-        size: Number of dimensions D of a patch.
-
-    Returns:
-        int64 tensor of shape (D,) on the CPU.
+        size: Number of dimensions D.
     """
     return torch.tensor(_channel_order(seed, layer_index, size), dtype=torch.int64, device="cpu")
 
 
 def spatial_permutation(pattern: str, grid_size: int) -> torch.Tensor:
     """
-    Return the order of the patches of an image that lists one half, in raster order, before the other.
+    Return the permutation of the N patches that lists one half before the other, each in raster order, int64 (N,) on
+    the CPU.
 
     Args:
         pattern: `"checkerboard"` (even row + column first), `"vstripes"` (even columns first) or `"hstripes"` (even
             rows first), or one of these with `"-inv"` (the other half first).
         grid_size: Number of patches along one side.
-
-    Returns:
-        int64 tensor of shape (N,) on the CPU.
     """
     rows = torch.arange(grid_size, device="cpu")[:, None].expand(grid_size, grid_size)
     columns = rows.T
@@ -95,17 +90,14 @@ def spatial_permutation(pattern: str, grid_size: int) -> torch.Tensor:
 
 def split_indices(permutation: torch.Tensor, num_patches: int, patch_dim: int, spatial: bool) -> torch.Tensor:
     """
-    Return the indices of both halves in a flattened state, in one form for both kinds of split.
+    Return the indices of both halves in a flattened state, int64 (2, N * D/2).
 
     Args:
-        permutation: Integer tensor of shape (N,) for a spatial split, else (D,).
-        num_patches: N.
-        patch_dim: D.
-        spatial: Whether patches are split, rather than the numbers of each patch. The N/2 patches of a half are cut in
-            two, "n (s c) -> (n s) c" with s = 2, which leaves them where they are in a flattened half.
-
-    Returns:
-        int64 tensor of shape (2, N * D/2).
+        permutation: Integer tensor (N,) for a spatial split, else (D,).
+        num_patches: Number of patches N.
+        patch_dim: Number of dimensions D of a patch.
+        spatial: Whether patches are split rather than the dimensions of each patch. The N/2 patches of a half are then
+            cut in two, "n (s c) -> (n s) c" with s = 2, which moves no value of a flattened half.
     """
     if spatial:
         numbers = torch.arange(patch_dim, device=permutation.device)
@@ -138,10 +130,9 @@ def replace_second(state: torch.Tensor, second: torch.Tensor, indices: torch.Ten
 
 class JetTransform(nn.Module):
     """
-    Base class for the elementwise bijection that a coupling layer applies to one half of the state.
+    Base class for elementwise bijections, which coupling layers apply to one half of the state.
 
-    Transforms have no weights; the conditioner predicts their parameters. `num_parameters` is their number for each
-    number of the state.
+    A transform has no weights: the conditioner predicts `num_parameters` parameters for each dimension.
     """
 
     num_parameters: int
@@ -161,7 +152,7 @@ class JetTransform(nn.Module):
             inverse: Whether to apply the inverse.
 
         Returns:
-            The transformed values, and the logarithm of the derivative of the *forward* map at each number, in nats.
+            The transformed values, and the logarithm of the *forward* map's derivative at each of them, in nats.
         """
         raise NotImplementedError
 
@@ -193,20 +184,22 @@ TRANSFORMS: dict[str, type[JetTransform]] = {"affine": JetAffineTransform}
 
 class JetActNorm(nn.Module):
     """
-    Activation normalization: a scale and a bias for each of the D numbers of a patch, `y = (x + bias) * scale`.
+    Activation normalization of each of the D dimensions of a patch: `y = (x + bias) * scale`.
 
-    A new layer is the identity, until [`initialize`] makes the mean of the first batch zero and its variance one.
+    A new layer is the identity. [`initialize`] gives the first batch mean zero and variance one.
     """
+
+    initialized: torch.Tensor
 
     def __init__(self, config: JetConfig):
         super().__init__()
         self.bias = nn.Parameter(torch.empty(config.patch_dim))
         self.log_scale = nn.Parameter(torch.empty(config.patch_dim))
-        # An integer, since collectives of some backends have no booleans.
+        # An integer, because some backends cannot broadcast booleans.
         self.register_buffer("initialized", torch.tensor(0))
 
     def forward(self, state: torch.Tensor, inverse: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the state, and the log-determinant of the forward map for one patch, in nats."""
+        """Return the state, and the forward map's log-determinant for one patch, in nats."""
         bias, log_scale = self.bias.to(state.dtype), self.log_scale.to(state.dtype)
         scale = log_scale.exp()
         return state / scale - bias if inverse else (state + bias) * scale, log_scale.sum()
@@ -216,19 +209,18 @@ class JetActNorm(nn.Module):
         """Set scale and bias from the state (B, N, D) of a first batch."""
         std, mean = torch.std_mean(state.double().flatten(0, 1), dim=0, correction=0)
         self.bias.copy_(-mean)
-        # A number that never changes, as in images with a border, is not scaled.
+        # A constant dimension, such as that of a border, is not scaled.
         self.log_scale.copy_(-torch.log(torch.where(std > 1e-6, std, 1)))
         self.initialized.fill_(1)
 
 
 class JetInvertibleDense(nn.Module):
     """
-    Learned linear map of each patch, `y = x @ lower @ upper`, in Glow's LU form: `lower` has ones on its diagonal and
-    `upper` has `exp(log_scale)`, so that the log-determinant of a patch is a sum of D numbers. A new layer is the
-    identity; the coupling layer's permutation takes the place of the fixed permutation in Glow's form.
+    Learned linear map of each patch in Glow's LU form, `y = x @ lower @ upper`, in the order of a permutation.
 
-    The map is computed in float64: many devices, and autocast, round float32 products to narrower formats, which would
-    cost the flow its inverse.
+    The diagonal of `lower` is one and that of `upper` is `exp(log_scale)`, so that the log-determinant is a sum over D
+    dimensions. A new layer is the identity. The map is computed in float64, because autocast and many
+    devices round float32 products to narrower formats, which would make the inverse inexact.
     """
 
     def __init__(self, config: JetConfig):
@@ -237,17 +229,21 @@ class JetInvertibleDense(nn.Module):
         self.upper = nn.Parameter(torch.empty(config.patch_dim, config.patch_dim))
         self.log_scale = nn.Parameter(torch.empty(config.patch_dim))
 
-    def forward(self, state: torch.Tensor, inverse: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the state, and the log-determinant of the forward map for one patch, in nats."""
+    def forward(
+        self, state: torch.Tensor, permutation: torch.Tensor, inverse: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the state, and the forward map's log-determinant for one patch, in nats."""
         lower = self.lower.double().tril(-1) + torch.eye(len(self.log_scale), device=state.device).double()
         upper = self.upper.double().triu(1) + self.log_scale.double().exp().diag()
-        mapped = state.double()
+        mapped = state.index_select(2, permutation).double()
         if inverse:
             mapped = torch.linalg.solve_triangular(upper, mapped, upper=True, left=False)
             mapped = torch.linalg.solve_triangular(lower, mapped, upper=False, left=False, unitriangular=True)
         else:
             mapped = mapped @ (lower @ upper)
-        return mapped.to(state.dtype), self.log_scale.to(state.dtype).sum()
+        # Each dimension returns to its place, from which the split takes it in the order of the permutation.
+        state = torch.empty_like(state).index_copy(2, permutation, mapped.to(state.dtype))
+        return state, self.log_scale.to(state.dtype).sum()
 
 
 # Coupling layers
@@ -255,15 +251,15 @@ class JetInvertibleDense(nn.Module):
 
 class JetConditionalMap(nn.Module):
     """
-    The map of a coupling layer: one half of the state passes unchanged, and a conditioner predicts from it the
-    parameters of the other half's transform.
+    The map of a coupling layer: the first half of the state passes unchanged, and a conditioner predicts from it the
+    parameters of the transform of the second half.
 
-    It has no weights and knows the split by indices alone, so that compiled layers of both kinds share one graph.
+    The map has no weights and takes the split as indices, so that all compiled layers share one graph.
 
     Args:
         transform: Transform of the second half.
-        masking: Whether the conditioner sees all tokens, those of the second half as zeros, rather than the first half
-            alone (paper, section 3.2.4).
+        masking: Whether the input of the conditioner is the whole state with zeros in the second half, rather than the
+            first half alone (paper, section 3.2.4).
     """
 
     def __init__(self, transform: JetTransform, masking: bool):
@@ -273,7 +269,7 @@ class JetConditionalMap(nn.Module):
         self.is_compiled = False
 
     def compile(self, *args, **kwargs) -> None:
-        """Compile the map in place, as any module, and remember it."""
+        """Compile the map in place, see `torch.nn.Module.compile`."""
         super().compile(*args, **kwargs)
         self.is_compiled = True
 
@@ -286,17 +282,17 @@ class JetConditionalMap(nn.Module):
         conditioning: Conditioning,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Map a state.
+        Apply the map or its inverse.
 
         Args:
-            conditioner: Predicts the parameters.
-            state: float32 tensor of shape (B, N, D).
+            conditioner: Network that predicts the parameters.
+            state: float32 tensor (B, N, D).
             indices: Indices of both halves, int64 (2, N * D/2), see [`split_indices`].
             inverse: Whether to apply the inverse.
             conditioning: Context, mask and guidance.
 
         Returns:
-            The state (B, N, D), and the logarithm of the forward map's derivative at each number of the second half,
+            The state (B, N, D), and the logarithm of the forward map's derivative at each value of the second half
             (B, N, D/2), in nats.
         """
         first, second = split(state, indices)
@@ -321,13 +317,14 @@ class JetConditionalMap(nn.Module):
 
 class JetCoupling(GradientCheckpointingLayer):
     """
-    Coupling layer: a bijection of the state (paper, section 2.1). Where the configuration asks for Glow's parts, they
-    come first.
+    Coupling layer, a bijection of the state (paper, section 2.1), with Glow's optional parts before it.
 
     Args:
-        config: The model's configuration.
+        config: Configuration of the model.
         layer_index: Position of the layer in the flow, which determines its split.
     """
+
+    permutation: torch.Tensor
 
     def __init__(self, config: JetConfig, layer_index: int):
         super().__init__()
@@ -339,7 +336,7 @@ class JetCoupling(GradientCheckpointingLayer):
         self.map = JetConditionalMap(TRANSFORMS[config.coupling_transform](config), masking)
         self.register_buffer("permutation", self.make_permutation())
         self.actnorm = JetActNorm(config) if config.use_actnorm else None
-        # Spatial splits have no permutation of a patch's numbers that the dense map could replace.
+        # Spatial splits do not permute the dimensions of a patch, so the dense map has nothing to replace there.
         self.dense = JetInvertibleDense(config) if config.use_invertible_dense and not self.spatial else None
         self.conditioner = CONDITIONERS[config.backbone](
             config,
@@ -349,18 +346,17 @@ class JetCoupling(GradientCheckpointingLayer):
         )
 
     def make_permutation(self) -> torch.Tensor:
-        """Return the permutation that the configuration asks for: int64, (N,) for a spatial split, else (D,)."""
+        """Return the permutation of the configuration, int64 (N,) for a spatial split, else (D,)."""
         if self.spatial:
             return spatial_permutation(self.pattern, self.config.grid_size)
         return channel_permutation(self.config.permutation_seed, self.layer_index, self.config.patch_dim)
 
     def check_permutation(self, name: str) -> None:
         """
-        Check the loaded permutation of the layer called `name`. A split other than the configuration's is logged: the
-        weights decide.
+        Check the loaded permutation of the layer `name`, and warn if it is not the configuration's spatial split.
 
         Raises:
-            ValueError: if it is no permutation, so that the layer could not be inverted.
+            ValueError: for a tensor that is no permutation, so that the layer could not be inverted.
         """
         if self.permutation.is_meta:
             return
@@ -370,8 +366,8 @@ class JetCoupling(GradientCheckpointingLayer):
         # Channel permutations of converted checkpoints come from no seed.
         if self.spatial and not torch.equal(found, expected):
             logger.warning(
-                f"the weights' `{name}.permutation` is not the split {self.pattern!r} that `spatial_couplings` of the "
-                "configuration asks for: the weights' one is used."
+                f"the weights' `{name}.permutation` is not the split {self.pattern!r} of `config.spatial_couplings`: "
+                "the model uses the split of the weights."
             )
 
     def forward(
@@ -386,52 +382,46 @@ class JetCoupling(GradientCheckpointingLayer):
         Apply the layer or its inverse.
 
         Args:
-            state: float32 tensor of shape (B, N, D).
+            state: float32 tensor (B, N, D).
             inverse: Whether to apply the inverse.
-            context, context_mask, guidance_scale: The fields of a [`Conditioning`], as arguments of their own because
-                reentrant checkpointing differentiates in tensors only.
+            context, context_mask, guidance_scale: Fields of a [`Conditioning`]. They are separate arguments because
+                reentrant gradient checkpointing differentiates only arguments that are tensors.
 
         Returns:
             The state, `log_scale` and `glow_log_det` of a [`Step`].
         """
-        indices, glow_log_det = self.split_indices(), None
+        glow_log_det = None
         if not inverse:
-            state, glow_log_det = self._apply_glow(state, indices)
+            state, glow_log_det = self._apply_glow(state, inverse)
         conditioning = Conditioning(context, context_mask, guidance_scale)
-        state, log_scale = self.map(self.conditioner, state, indices, inverse, conditioning)
+        state, log_scale = self.map(self.conditioner, state, self.split_indices(), inverse, conditioning)
         if inverse:
-            state, glow_log_det = self._apply_glow(state, indices, inverse=True)
+            state, glow_log_det = self._apply_glow(state, inverse)
         return state, log_scale, glow_log_det
 
     def split_indices(self) -> torch.Tensor:
         """Return the indices of both halves in a flattened state, int64 (2, N * D/2)."""
         return split_indices(self.permutation, self.config.num_patches, self.config.patch_dim, self.spatial)
 
-    def _apply_glow(
-        self, state: torch.Tensor, indices: torch.Tensor, inverse: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        Apply activation normalization and the dense map, where there are any, or their inverses.
-
-        Returns:
-            The state, and the log-determinant of the forward maps for one patch, in nats, or `None` without them.
-        """
-        parts = [self._apply_actnorm, self._apply_dense]
+    def _apply_glow(self, state: torch.Tensor, inverse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Apply Glow's parts or their inverses, and return their forward log-determinant for a patch, in nats."""
         log_dets = []
-        for part in reversed(parts) if inverse else parts:
-            state, log_det = part(state, indices, inverse)
-            log_dets += [] if log_det is None else [log_det]
-        return state, sum(log_dets) if log_dets else None
+        if self.dense is not None and inverse:
+            state, log_det = self.dense(state, self.permutation, inverse)
+            log_dets.append(log_det)
+        if self.actnorm is not None:
+            state, log_det = self.actnorm(state, inverse)
+            log_dets.append(log_det)
+        if self.dense is not None and not inverse:
+            state, log_det = self.dense(state, self.permutation, inverse)
+            log_dets.append(log_det)
+        return state, sum(log_dets[1:], log_dets[0]) if log_dets else None
 
-    def _apply_actnorm(self, state: torch.Tensor, indices: torch.Tensor, inverse: bool):
-        return (state, None) if self.actnorm is None else self.actnorm(state, inverse)
 
-    def _apply_dense(self, state: torch.Tensor, indices: torch.Tensor, inverse: bool):
-        if self.dense is None:
-            return state, None
-        # In the permutation's order, so that the dense map, the identity at first, starts as the permutation.
-        mapped, log_det = self.dense(torch.cat(split(state, indices), dim=2), inverse)
-        return merge(*mapped.chunk(2, dim=2), indices), log_det
+def build_couplings(config: JetConfig) -> Sequence[JetCoupling]:
+    """Build all coupling layers of a flow."""
+    layers = (JetCoupling(config, i) for i in range(config.num_coupling_layers))
+    return nn.ModuleList(layers)  # type: ignore[return-value]
 
 
 # The traversal of all layers
@@ -439,14 +429,14 @@ class JetCoupling(GradientCheckpointingLayer):
 
 class Step(NamedTuple):
     """
-    The result of one coupling layer in a traversal of the flow.
+    Result of one coupling layer in a traversal of the flow.
 
     Args:
         coupling: The layer.
-        state: The state after it, float32 (B, N, D).
-        log_scale: Logarithm of the derivative of the forward map's transform at each number of the second half, in
-            nats, float32 (B, N, D/2).
-        glow_log_det: Log-determinant of Glow's parts for one patch, in nats, or `None` without them.
+        state: The state after the layer, float32 (B, N, D).
+        log_scale: Logarithm of the forward transform's derivative at each value of the second half, in nats, float32
+            (B, N, D/2).
+        glow_log_det: Forward log-determinant of Glow's parts for one patch, in nats, or `None` without them.
     """
 
     coupling: JetCoupling
@@ -455,12 +445,12 @@ class Step(NamedTuple):
     glow_log_det: torch.Tensor | None
 
     def log_det(self) -> torch.Tensor:
-        """Return the log-determinant of the forward map (B,), in nats."""
+        """Return the layer's forward log-determinant (B,), in nats."""
         log_det = self.log_scale.sum(dim=(1, 2))
         return log_det if self.glow_log_det is None else log_det + self.state.shape[1] * self.glow_log_det
 
     def log_det_of_patches(self) -> torch.Tensor:
-        """Return the terms of [`log_det`] that belong to each patch, float64 (B, N), in nats."""
+        """Return the terms of [`log_det`] by patch, float64 (B, N), in nats."""
         log_scale = merge(torch.zeros_like(self.log_scale), self.log_scale, self.coupling.split_indices())
         log_det = log_scale.double().sum(dim=2)
         return log_det if self.glow_log_det is None else log_det + self.glow_log_det
@@ -470,39 +460,40 @@ def steps(
     couplings: Sequence[JetCoupling], state: torch.Tensor, conditioning: Conditioning, inverse: bool = False
 ) -> Iterator[Step]:
     """
-    Go through the coupling layers one at a time, from the last one on for the inverse.
+    Apply the coupling layers one at a time, in reverse order for the inverse.
 
     Args:
         couplings: The layers.
-        state: float32 tensor of shape (B, N, D).
+        state: float32 tensor (B, N, D).
         conditioning: Context, mask and guidance.
         inverse: Whether to invert the flow.
 
     Yields:
-        The result of each layer, which runs when the caller asks for it, and not before.
+        The [`Step`] of each layer. A layer runs only when the caller asks for its step.
     """
     for coupling in reversed(couplings) if inverse else couplings:
         state, log_scale, glow_log_det = coupling(state, inverse, *conditioning)
         yield Step(coupling, state, log_scale, glow_log_det)
-        del log_scale  # which would stay in memory while the next layer runs
+        del log_scale  # frees its memory before the next layer runs
 
 
 def transform(
     couplings: Sequence[JetCoupling], state: torch.Tensor, conditioning: Conditioning, inverse: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the state (B, N, D) after all coupling layers, and the log-determinant of this map (B,), in nats."""
+    """Return the state (B, N, D) after all coupling layers, and the map's log-determinant (B,), in nats."""
     log_det = torch.zeros(state.shape[0], dtype=state.dtype, device=state.device)
     for step in steps(couplings, state, conditioning, inverse):
         log_det = log_det.to(step.log_scale.device) + step.log_det()
         end = step.state
-        del step  # with its `log_scale`, before the next layer runs
+        del step  # frees its `log_scale` before the next layer runs
     return end, -log_det if inverse else log_det
 
 
 @torch.no_grad()
 def initialize_actnorm(couplings: Sequence[JetCoupling], state: torch.Tensor, conditioning: Conditioning) -> None:
     """Set the activation normalization of each coupling layer from the state (B, N, D) of a first batch."""
-    first, *others = couplings
-    first.actnorm.initialize(state)
-    for following, step in zip(others, steps(couplings, state, conditioning), strict=False):
-        following.actnorm.initialize(step.state)
+    traversal = steps(couplings, state, conditioning)
+    for coupling in couplings:
+        assert coupling.actnorm is not None
+        coupling.actnorm.initialize(state)
+        state = next(traversal).state

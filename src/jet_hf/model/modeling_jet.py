@@ -1,8 +1,8 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-PyTorch Jet: the bare bijection [`JetModel`], and the density model [`JetForDensityEstimation`] made of it.
+PyTorch Jet: the bijection [`JetModel`] and the density model [`JetForDensityEstimation`].
 
-Shapes: B batch, C channels, S image size, N patches, D numbers of a patch, L context tokens.
+Shapes: B batch, C channels, S image size, N patches, D dimensions of a patch, L context tokens.
 """
 
 import copy
@@ -29,6 +29,7 @@ from .flow_jet import (
     JetConditionalMap,
     JetCoupling,
     JetInvertibleDense,
+    build_couplings,
     initialize_actnorm,
     patchify,
     transform,
@@ -55,10 +56,10 @@ from .validation_jet import (
 
 def scale_bytes(pixels: torch.Tensor) -> torch.Tensor:
     """
-    Return bytes `u`, a uint8 tensor, on the model's scale: `u / 127.5 - 1`, float32.
+    Scale bytes `u` to the model's range, `u / 127.5 - 1`, float32.
 
     Raises:
-        ValueError: for another dtype, whose values may have been scaled already.
+        ValueError: for a dtype other than uint8, since its values may be scaled already.
     """
     if pixels.dtype != torch.uint8:
         raise ValueError(f"`pixels` must be bytes (torch.uint8), got {pixels.dtype}.")
@@ -66,20 +67,20 @@ def scale_bytes(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def dequantize(pixel_values: torch.Tensor, noise: torch.Tensor | float) -> torch.Tensor:
-    """Spread each 8-bit value over its grey level: noise in [0, 1) is one level wide (Theis et al., 2015)."""
+    """Add noise in [0, 1), in units of a gray level, to 8-bit images (Theis et al., 2015)."""
     return pixel_values + noise / LEVELS_PER_UNIT
 
 
 def standard_normal_log_prob(latents: torch.Tensor) -> torch.Tensor:
-    """Return the log-density (B,) of each latent (B, ...) under N(0, I), in nats."""
+    """Return the log-density (B,) of latents (B, ...) under N(0, I), in nats."""
     latents = latents.flatten(1)
     return -0.5 * latents.square().sum(dim=1) - 0.5 * latents.shape[1] * math.log(2 * math.pi)
 
 
 def bits_per_dim(log_prob: torch.Tensor, num_dims: int) -> torch.Tensor:
     """
-    Return the bits per dimension of 8-bit images from the log-density `log_prob` (B,), in nats, of their scaled,
-    dequantized versions. A uniform model over the 256 levels gives 8.
+    Return the bits per dimension (B,) of 8-bit images, given the log-density `log_prob` (B,), in nats, of the scaled,
+    dequantized images. A model that is uniform over the 256 levels gives 8.
     """
     return -(log_prob - num_dims * math.log(LEVELS_PER_UNIT)) / (num_dims * math.log(2))
 
@@ -94,20 +95,20 @@ class JetModelOutput(ModelOutput):
 
     Args:
         latents (`torch.FloatTensor` of shape `(batch_size, num_channels, image_size, image_size)`):
-            The image in the space where the model's density is a standard normal.
+            Latents of the images, whose density under the model is a standard normal.
         log_det (`torch.FloatTensor` of shape `(batch_size,)`):
             Log-determinant of the Jacobian of the map from image to latents, in nats.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_hidden_states=True`):
             The flow's state after each coupling layer, each of shape `(batch_size, num_patches, patch_dim)`.
         attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
-            Self-attention weights of each transformer block of each coupling layer in turn, each of shape
+            Self-attention weights of all transformer blocks, by coupling layer and block, each of shape
             `(batch_size, num_attention_heads, num_patches, num_patches)`.
     """
 
-    latents: torch.FloatTensor | None = None
-    log_det: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    latents: torch.Tensor | None = None
+    log_det: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -119,7 +120,7 @@ class JetDensityEstimationOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`):
             Mean of `bits_per_dim` over the batch.
         bits_per_dim (`torch.FloatTensor` of shape `(batch_size,)`):
-            Bits per dimension of the 8-bit images: an upper bound, for one draw of the noise.
+            Bits per dimension of the 8-bit images, an upper bound estimated with one draw of the noise.
         log_likelihood (`torch.FloatTensor` of shape `(batch_size,)`):
             Lower bound on the log-probability of the 8-bit images, in nats: `-bits_per_dim * d * log(2)`.
         latents (`torch.FloatTensor` of shape `(batch_size, num_channels, image_size, image_size)`):
@@ -127,32 +128,54 @@ class JetDensityEstimationOutput(ModelOutput):
         log_det (`torch.FloatTensor` of shape `(batch_size,)`):
             Log-determinant of the Jacobian of the map from dequantized image to latents, in nats.
         dequantization_log_det (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, with a dequantization flow):
-            Minus the log-density of the noise that dequantized the image, in nats; a term of `log_likelihood`.
+            Minus the log-density of the dequantization noise, in nats, which is a term of `log_likelihood`.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_hidden_states=True`):
             As in [`JetModelOutput`].
         attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
             As in [`JetModelOutput`].
     """
 
-    loss: torch.FloatTensor | None = None
-    bits_per_dim: torch.FloatTensor | None = None
-    log_likelihood: torch.FloatTensor | None = None
-    latents: torch.FloatTensor | None = None
-    log_det: torch.FloatTensor | None = None
-    dequantization_log_det: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    bits_per_dim: torch.Tensor | None = None
+    log_likelihood: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    log_det: torch.Tensor | None = None
+    dequantization_log_det: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
-# Initialization and what transformers asks of a family of models
+# Initialization
 
 
-# Standard deviation of a standard normal that is truncated at two standard deviations.
+# Standard deviation of a standard normal distribution truncated at two standard deviations.
 TRUNCATED_STD = 0.87962566103423978
-# Graphs of one compiled map: a direction, a batch size and a mode each need one. PyTorch allows 8 by default, and
-# leaves further ones uncompiled.
+
+
+def initialize_linear(layer: nn.Linear, initialization: str) -> None:
+    """Initialize a linear layer as the original does (paper, section 2.4, and its code)."""
+    init.zeros_(layer.bias)
+    if initialization == "zeros":  # with `scale_factor` 2 a new flow is the identity
+        init.zeros_(layer.weight)
+    elif initialization == "lecun_normal":
+        # As in flax, truncated at two standard deviations. transformers' function of this name truncates at -2 and 2.
+        std = layer.in_features**-0.5 / TRUNCATED_STD
+        init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    elif initialization == "xavier_uniform_qkv":  # the bound of separate projections of query, key and value
+        bound = math.sqrt(6 / (2 * layer.in_features))
+        init.uniform_(layer.weight, -bound, bound)
+    else:
+        init.xavier_uniform_(layer.weight)
+        if initialization == "xavier_uniform_mlp":
+            init.normal_(layer.bias, std=1e-6)
+
+
+# What transformers expects of a family of models
+
+
+# Graphs of one compiled map: each direction, batch size and mode needs one. PyTorch stops compiling at 8 by default.
 RECOMPILE_LIMIT = 64
-# Fields that decide what the weights compute, but no tensor's shape, by which transformers would notice another value.
+# Fields that change the function of the weights but no tensor's shape, so that transformers would not notice a change.
 FIELDS_OF_THE_WEIGHTS = (
     "coupling_kinds",
     "spatial_couplings",
@@ -166,55 +189,13 @@ FIELDS_OF_THE_WEIGHTS = (
     "scale_factor",
     "dequantization_num_attention_heads",
 )
-# Arguments of `from_pretrained` that say where a repository's files are.
-PLACE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-
-def lecun_normal_(layer: nn.Linear) -> None:
-    """
-    Initialize as flax does a Dense layer by default: variance 1 / fan_in, from a normal distribution truncated at two
-    of its standard deviations. (The function of this name in transformers truncates at -2 and 2 whatever the standard
-    deviation, so its variance is 29 % too large.)
-    """
-    std = layer.in_features**-0.5 / TRUNCATED_STD
-    init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-    init.zeros_(layer.bias)
-
-
-def zeros_(layer: nn.Linear) -> None:
-    """Initialize an output projection, so that a new flow with `scale_factor` 2 is the identity."""
-    init.zeros_(layer.weight)
-    init.zeros_(layer.bias)
-
-
-def xavier_uniform_(layer: nn.Linear) -> None:
-    init.xavier_uniform_(layer.weight)
-    init.zeros_(layer.bias)
-
-
-def xavier_uniform_qkv_(layer: nn.Linear) -> None:
-    """Initialize the fused projection with the bound of query, key and value on their own, each (E, E)."""
-    bound = math.sqrt(6 / (2 * layer.in_features))
-    init.uniform_(layer.weight, -bound, bound)
-    init.zeros_(layer.bias)
-
-
-def xavier_uniform_mlp_(layer: nn.Linear) -> None:
-    init.xavier_uniform_(layer.weight)
-    init.normal_(layer.bias, std=1e-6)
-
-
-# The original's initialization of linear layers (paper, section 2.4, and its code), by the name that a layer carries.
-INITIALIZATIONS = {
-    "lecun_normal": lecun_normal_,
-    "zeros": zeros_,
-    "xavier_uniform": xavier_uniform_,
-    "xavier_uniform_qkv": xavier_uniform_qkv_,
-    "xavier_uniform_mlp": xavier_uniform_mlp_,
-}
+# Arguments of `from_pretrained` that locate the files of a repository.
+LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class JetPreTrainedModel(PreTrainedModel):
+    """Base class that initializes, loads, saves and compiles Jet models."""
+
     config: JetConfig
     config_class = JetConfig
     base_model_prefix = "jet"
@@ -226,7 +207,7 @@ class JetPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {
-        # A negative index in `output_hidden_states` counts coupling layers, not the blocks inside one.
+        # Negative indices in `output_hidden_states` count coupling layers, not the blocks of a conditioner.
         "hidden_states": OutputRecorder(JetCoupling, index=0, capture_initial_hidden_state=False),
         "attentions": OutputRecorder(JetAttention, index=1),
     }
@@ -241,14 +222,14 @@ class JetPreTrainedModel(PreTrainedModel):
         Save the model, as in transformers.
 
         Raises:
-            ValueError: for a configuration that was changed since the model was made, which would be loaded as another
-                model; or for a split that cannot be inverted.
+            ValueError: for a configuration that was changed after the model was built, or a split that cannot be
+                inverted.
         """
         for name, value in _fields_of(self.config).items():
             if value != self._fields_at_construction[name]:
                 raise ValueError(
-                    f"`config.{name}` must be {self._fields_at_construction[name]!r}, with which this model was made, "
-                    f"got {value!r}: the saved model would compute something else. Make a new model instead."
+                    f"`config.{name}` must be {self._fields_at_construction[name]!r}, with which this model was "
+                    f"built, got {value!r}. Build a new model to change it."
                 )
         self._check_permutations()
         super().save_pretrained(*args, **kwargs)
@@ -264,9 +245,8 @@ class JetPreTrainedModel(PreTrainedModel):
         Load a model, as in transformers.
 
         Raises:
-            ValueError: for a field given here that was saved with another value and that no tensor's shape shows, such
-                as `permutation_seed`: the configuration would not be that of the weights. Also for weights with splits
-                that cannot be inverted.
+            ValueError: for a field that contradicts the saved configuration and changes no tensor's shape, such as
+                `permutation_seed`, or for splits that cannot be inverted.
         """
         if pretrained_model_name_or_path is not None:
             _check_fields_of_the_weights(cls.config_class, pretrained_model_name_or_path, config, kwargs)
@@ -275,7 +255,7 @@ class JetPreTrainedModel(PreTrainedModel):
         return loaded
 
     def set_attn_implementation(self, *args, **kwargs) -> None:
-        """Set the attention as in transformers, that of the dequantization flow included."""
+        """Set the attention implementation, as in transformers, also in the dequantization flow."""
         super().set_attn_implementation(*args, **kwargs)
         for module in self.modules():
             if isinstance(module, JetDequantizationFlow):
@@ -283,8 +263,8 @@ class JetPreTrainedModel(PreTrainedModel):
 
     def compile_couplings(self, **kwargs) -> None:
         """
-        Compile the maps of the coupling layers, conditioners included, in place. Layers of one size share one graph,
-        whatever their split, so that compiling takes as long for a deep flow as for a shallow one.
+        Compile the maps of the coupling layers and their conditioners in place. All layers share one graph, so that
+        the time to compile does not depend on the depth of the flow.
 
         Args:
             kwargs: Arguments of `torch.compile`, such as `mode="max-autotune-no-cudagraphs"`.
@@ -296,12 +276,13 @@ class JetPreTrainedModel(PreTrainedModel):
                 module.compile(**kwargs)
 
     def get_input_embeddings(self) -> None:
-        """Return `None`: images enter as they are. accelerate asks for embeddings before it shards a model."""
+        """Return `None`, since images are not embedded. accelerate asks for embeddings before it shards a model."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear) and hasattr(module, "initialization"):
-            INITIALIZATIONS[module.initialization](module)
+        initialization = getattr(module, "initialization", None)
+        if isinstance(module, nn.Linear) and isinstance(initialization, str):
+            initialize_linear(module, initialization)
         elif isinstance(module, (JetViT, JetDequantizationFlow)):
             init.normal_(module.position_embeddings, std=module.position_embeddings.shape[-1] ** -0.5)
         elif isinstance(module, JetStandardizedConv2d):
@@ -313,7 +294,7 @@ class JetPreTrainedModel(PreTrainedModel):
             for tensor in (module.lower, module.upper, module.log_scale):
                 init.zeros_(tensor)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight)  # the context's projection keeps the variance of its input
+            init.normal_(module.weight)  # unit variance, which the projection of the context preserves
         elif isinstance(module, JetCoupling):
             init.copy_(module.permutation, module.make_permutation())
         else:
@@ -327,57 +308,61 @@ def _fields_of(config: JetConfig) -> dict:
 
 def _check_fields_of_the_weights(config_class, name_or_path, config, arguments: dict) -> None:
     """Raise ValueError for fields of `config` or `arguments` that contradict the configuration saved with weights."""
-    place = {name: arguments[name] for name in PLACE_ARGUMENTS if name in arguments}
-    if isinstance(config, PreTrainedConfig):
+    location = {name: arguments[name] for name in LOCATION_ARGUMENTS if name in arguments}
+    if config is None:
+        given = arguments
+    elif isinstance(config, str | os.PathLike):
+        given = config_class.get_config_dict(config, **location)[0] | arguments
+    elif isinstance(config, PreTrainedConfig):
         given = config.to_dict()
-    elif config is None or isinstance(config, str | os.PathLike):
-        given = arguments if config is None else config_class.get_config_dict(config, **place)[0] | arguments
     else:
         raise ValueError(f"`config` must be a {config_class.__name__} or its path, got {type(config).__name__}.")
     given = {name: given[name] for name in (*FIELDS_OF_THE_WEIGHTS, "num_channels", "patch_size") if name in given}
     if not given:
         return
     try:
-        saved, _ = config_class.get_config_dict(name_or_path, **place)
+        saved, _ = config_class.get_config_dict(name_or_path, **location)
     except OSError:
-        saved = {}
-    if not saved:  # weights without a configuration
         return
+    if saved:
+        _check_same_fields(config_class, name_or_path, saved, given)
+
+
+def _check_same_fields(config_class, name_or_path, saved: dict, given: dict) -> None:
+    def value_of(fields: dict, name: str):
+        value = fields.get(name, getattr(config_class, name))
+        return list(value) if isinstance(value, tuple) else value
 
     def patch_dim(fields: dict) -> int:
-        channels, side = (fields.get(name, getattr(config_class, name)) for name in ("num_channels", "patch_size"))
-        return channels * side**2
+        return value_of(fields, "num_channels") * value_of(fields, "patch_size") ** 2
 
-    if patch_dim(saved) != patch_dim(saved | given):  # which shows in the shapes
-        given = {name: value for name, value in given.items() if name in FIELDS_OF_THE_WEIGHTS}
-    for name, value in given.items():
-        expected = saved.get(name, getattr(config_class, name))
-        if isinstance(expected, tuple | list):
-            expected, value = list(expected), value if isinstance(value, str) else list(value)
-        if value != expected:
+    changes_shapes = patch_dim(saved) != patch_dim(saved | given)
+    for name in given:
+        value, expected = value_of(given, name), value_of(saved, name)
+        if value != expected and not (changes_shapes and name in ("num_channels", "patch_size")):
             raise ValueError(
-                f"`{name}` must be {expected!r}, with which the weights of {name_or_path} were made, got {value!r}. "
-                "They would compute something else with another value."
+                f"`{name}` must be {expected!r}, with which the weights of {name_or_path} were made, got {value!r}: "
+                "the model would compute different numbers."
             )
 
 
 # The flow over dequantization noise (Ho et al., 2019; paper, section 3.2.6)
 
 
-# Smallest distance of noise from 0 and from 1, where the normal distribution's quantiles are infinite.
+# Smallest distance of noise from 0 and 1, at which the quantiles of the normal distribution are infinite.
 MARGIN = 2.0**-24
 
 
 class JetDequantizationFlow(nn.Module):
     """
-    A map from uniform noise to noise that depends on the image: the normal distribution's quantile function, a flow
-    whose coupling layers attend to the image's tokens, and the distribution function.
+    Map from uniform noise to dequantization noise that depends on the image: the quantile function of the normal
+    distribution, coupling layers that attend to the image tokens, and the cumulative distribution function.
 
     Flow++ ends its dequantization flow with a sigmoid. The distribution function makes a new flow the identity, so
-    that training starts from uniform dequantization, and the same uniform noise serves both.
+    that training starts from uniform dequantization.
 
     Args:
-        config: The model's configuration.
+        config: Configuration of the model.
     """
 
     def __init__(self, config: JetConfig):
@@ -385,19 +370,19 @@ class JetDequantizationFlow(nn.Module):
         self.config = config.dequantization_config
         self.in_proj = linear(config.patch_dim, self.config.hidden_size, "lecun_normal")
         self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches, self.config.hidden_size))
-        self.couplings = nn.ModuleList([JetCoupling(self.config, i) for i in range(self.config.num_coupling_layers)])
+        self.couplings = build_couplings(self.config)
 
     def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Map uniform noise to noise of the image.
+        Map uniform noise to the dequantization noise of images.
 
         Args:
             pixel_values: 8-bit images on the model's scale, float32 (B, C, S, S).
             noise: Uniform noise in [0, 1), of the same shape.
 
         Returns:
-            The noise, of the same shape, in (0, 1), and the log-determinant of the Jacobian of this map (B,), in nats:
-            minus the log-density of the noise.
+            The noise (B, C, S, S) in (0, 1), and the log-determinant of the map (B,), in nats, which is minus the
+            log-density of the noise.
         """
         start, conditioning = self.embed(pixel_values, noise)
         state, log_det = transform(self.couplings, start, conditioning)
@@ -405,14 +390,14 @@ class JetDequantizationFlow(nn.Module):
         return self.to_noise(state), log_det + standard_normal_log_prob(state)
 
     def embed(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, Conditioning]:
-        """Return the input of the coupling layers: normal noise (B, N, D), and the image's tokens as context."""
+        """Return the input of the coupling layers: normal noise (B, N, D), and the image tokens as their context."""
         tokens = patchify(pixel_values, self.config)
         context = self.in_proj(tokens.to(self.position_embeddings.dtype)) + self.position_embeddings
         start = torch.special.ndtri(noise.clamp(MARGIN, 1 - MARGIN))
         return patchify(start, self.config), Conditioning(context)
 
     def to_noise(self, state: torch.Tensor) -> torch.Tensor:
-        """Return the output of the coupling layers (B, N, D) as noise in (0, 1), in the shape of images."""
+        """Map the output (B, N, D) of the coupling layers to noise (B, C, S, S) in (0, 1)."""
         return torch.special.ndtr(unpatchify(state, self.config)).clamp(MARGIN, 1 - MARGIN)
 
 
@@ -421,7 +406,7 @@ class JetDequantizationFlow(nn.Module):
 
 class JetModel(JetPreTrainedModel):
     r"""
-    The bare normalizing flow: an exact bijection between images and latents, with its log-determinant.
+    Bare normalizing flow: a bijection between images and latents, with its log-determinant.
 
     Example:
 
@@ -438,26 +423,26 @@ class JetModel(JetPreTrainedModel):
     def __init__(self, config: JetConfig):
         super().__init__(config)
         classes = config.num_classes
-        self.label_embedding = nn.Embedding(classes, config.context_width) if classes is not None else None
-        self.couplings = nn.ModuleList([JetCoupling(config, i) for i in range(config.num_coupling_layers)])
+        self.label_embedding = nn.Embedding(classes, config.hidden_size) if classes is not None else None
+        self.couplings = build_couplings(config)
         self.post_init()
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Dtype of images, latents and log-determinants: float32, whatever narrower dtype the weights have."""
+        """Dtype of images, latents and log-determinants: float32 for weights of float32 or a narrower dtype."""
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
     def input_device(self) -> torch.device:
-        """Device of images and latents; accelerate may offload the weights, but not the permutations."""
+        """Device of images and latents. accelerate offloads weights, but not permutations."""
         return self.couplings[0].permutation.device
 
     def patchify(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, S, S) -> (B, N, D); the channel is the fastest axis of a patch, then its columns, then its rows."""
+        """Cut images (B, C, S, S) into patches (B, N, D), whose fastest axis is the channel, then column, then row."""
         return patchify(images, self.config)
 
     def unpatchify(self, state: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) -> (B, C, S, S), the inverse of [`patchify`]."""
+        """Assemble images (B, C, S, S) from patches (B, N, D), the inverse of [`patchify`]."""
         return unpatchify(state, self.config)
 
     def condition(
@@ -469,14 +454,14 @@ class JetModel(JetPreTrainedModel):
         guidance_scale: float | None = None,
     ) -> Conditioning:
         """
-        Resolve a user's arguments to the conditioning of the coupling layers.
+        Validate the conditional inputs and combine them into a [`Conditioning`].
 
         Args:
             batch_size: Number of images B.
             context: Tensor (B, L, context_size), for a model whose configuration sets `context_size`.
-            labels: int64 tensor (B,) of classes, for a model whose configuration sets `num_classes`. The number
-                `num_classes` itself stands for no label: a context of zeros, as in the original's training.
-            context_mask: Boolean tensor (B, L) for a `context` with padding, where it is False.
+            labels: int64 tensor (B,) of classes, for a model whose configuration sets `num_classes`. The value
+                `num_classes` stands for no label, which gives a context of zeros.
+            context_mask: Boolean tensor (B, L), False for padding of the `context`.
             guidance_scale: Strength of classifier-free guidance, see [`decode`].
 
         Raises:
@@ -487,7 +472,8 @@ class JetModel(JetPreTrainedModel):
         check_context_mask(context_mask, context)
         check_guidance_scale(guidance_scale, self.config)
         if labels is not None:
-            num_classes = self.config.num_classes
+            assert self.label_embedding is not None
+            num_classes = self.label_embedding.num_embeddings
             tokens = self.label_embedding(labels.clamp(max=num_classes - 1))
             context = (tokens * (labels < num_classes)[:, None])[:, None]
         return Conditioning(context, None if context_mask is None else context_mask.bool(), guidance_scale)
@@ -508,7 +494,7 @@ class JetModel(JetPreTrainedModel):
 
         Returns:
             latents: float32 tensor (B, C, S, S).
-            log_det: Log-determinant of the Jacobian of this map, float32 tensor (B,), nats.
+            log_det: Log-determinant of the map's Jacobian, float32 tensor (B,), in nats.
 
         Raises:
             ValueError: for a wrong shape, dtype or non-finite values, or inputs that [`condition`] refuses.
@@ -530,19 +516,19 @@ class JetModel(JetPreTrainedModel):
         guidance_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Map latents to images: the inverse of [`encode`], at the same cost.
+        Map latents to images. This is the inverse of [`encode`], at the same cost.
 
         Args:
             latents: float32 tensor (B, C, S, S), any finite values.
             context, labels, context_mask: Inputs of a conditional model, see [`condition`].
-            guidance_scale: Strength of classifier-free guidance, at twice the cost: bias and raw scale of each
-                coupling layer go from those without context (at 0) to those with it (1) and beyond, as in TarFlow
-                (Zhai et al., 2024). The result is the map of another flow, exactly invertible as well, but its
-                density is not that of `p(x | y) ** scale`, which no flow gives. `None`: no guidance, the same as 1.
+            guidance_scale: Strength of classifier-free guidance, as in TarFlow (Zhai et al., 2024), at twice the cost:
+                the parameters of each coupling layer are extrapolated from those without context (0) to those with
+                context (1) and beyond. The result is another invertible flow, whose density is not proportional to
+                `p(x | y) ** scale`. `None` means no guidance and gives the same as 1.
 
         Returns:
             pixel_values: float32 tensor (B, C, S, S).
-            log_det: Log-determinant of the Jacobian of this, the inverse, map, float32 tensor (B,), nats.
+            log_det: Log-determinant of the inverse map's Jacobian, float32 tensor (B,), in nats.
 
         Raises:
             ValueError: for a wrong shape, dtype or non-finite values, inputs that [`condition`] refuses, or guidance
@@ -557,16 +543,16 @@ class JetModel(JetPreTrainedModel):
         self, images: torch.Tensor, conditioning: Conditioning, inverse: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         state = self.patchify(images)
-        if self.training and torch.is_grad_enabled() and self._follows_state():
+        if self.training and torch.is_grad_enabled() and self._needs_input_gradients():
             state.requires_grad_()
         state, log_det = transform(self.couplings, state, conditioning, inverse)
         return self.unpatchify(state), log_det
 
-    def _follows_state(self) -> bool:
+    def _needs_input_gradients(self) -> bool:
         """
-        Return whether the first layer's input must require gradients as those of the others do: reentrant
-        checkpointing computes none for the weights of a layer whose input requires none, and compilation would make a
-        second graph for it.
+        Return whether the input of the first layer must require gradients like that of the other layers. Reentrant
+        checkpointing computes no gradients of a layer whose input requires none, and compilation would need a second
+        graph.
         """
         return not torch.compiler.is_compiling() and (
             self.couplings[0].gradient_checkpointing or self.couplings[0].map.is_compiled
@@ -574,8 +560,9 @@ class JetModel(JetPreTrainedModel):
 
     @property
     def actnorm_initialized(self) -> bool:
-        """Whether there is activation normalization that has seen its first batch."""
-        return self.config.use_actnorm and bool(self.couplings[0].actnorm.initialized)
+        """Whether the model has activation normalization and its first batch has initialized it."""
+        actnorm = self.couplings[0].actnorm
+        return actnorm is not None and bool(actnorm.initialized)
 
     @torch.no_grad()
     def initialize_actnorm(
@@ -586,12 +573,12 @@ class JetModel(JetPreTrainedModel):
         context_mask: torch.Tensor | None = None,
     ) -> None:
         """
-        Set the activation normalization of each layer from a first batch of dequantized images, with the arguments of
-        [`encode`]. In training the first batch does this by itself; several processes must be given the same images
-        here.
+        Initialize the activation normalization from a batch of dequantized images, with the arguments of [`encode`].
+        The first batch in training mode does this automatically. Several processes must call this method with the same
+        images.
 
         Raises:
-            ValueError: for a model without activation normalization, or images that [`encode`] refuses.
+            ValueError: for a model without activation normalization, or inputs that [`encode`] refuses.
         """
         if not self.config.use_actnorm:
             raise ValueError("`config.use_actnorm` is False: this model has no activation normalization.")
@@ -606,15 +593,15 @@ class JetModel(JetPreTrainedModel):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed and torch.distributed.get_world_size() > 1:
             raise ValueError(
-                "the activation normalization has seen no batch, and each process would set it from its own: call "
-                "`initialize_actnorm` with the same images on all of them before training."
+                "the activation normalization is not initialized, and each process would initialize it from another "
+                "batch: call `initialize_actnorm` with the same images in all processes before training."
             )
         try:
             initialize_actnorm(self.couplings, self.patchify(pixel_values), conditioning)
         except RuntimeError as error:
             raise RuntimeError(
-                "the activation normalization has seen no batch, and transforms of torch.func cannot set it: call "
-                "`initialize_actnorm` before."
+                "the activation normalization is not initialized, and transforms of torch.func cannot initialize it: "
+                "call `initialize_actnorm` before."
             ) from error
 
     @capture_outputs(tie_last_hidden_states=False)
@@ -626,7 +613,7 @@ class JetModel(JetPreTrainedModel):
         context_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> JetModelOutput | tuple[torch.Tensor, ...]:
-        """Call [`encode`] and return a [`JetModelOutput`], with hidden states or attentions where asked for."""
+        """Encode images, see [`encode`], and return hidden states and attentions on request."""
         check_keywords(kwargs)
         latents, log_det = self.encode(pixel_values, context, labels, context_mask)
         return JetModelOutput(latents=latents, log_det=log_det)
@@ -634,7 +621,7 @@ class JetModel(JetPreTrainedModel):
 
 class JetForDensityEstimation(JetPreTrainedModel):
     r"""
-    Jet as a density model of 8-bit images: scores them in bits per dimension, and samples.
+    Jet as a density model of 8-bit images, which it scores in bits per dimension and samples.
 
     Example:
 
@@ -664,7 +651,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map images to `(latents, log_det)`: see [`JetModel.encode`]."""
+        """Map images to latents, see [`JetModel.encode`]."""
         return self.jet.encode(pixel_values, context, labels, context_mask)
 
     def decode(
@@ -675,7 +662,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         context_mask: torch.Tensor | None = None,
         guidance_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map latents to `(pixel_values, log_det)`: see [`JetModel.decode`]."""
+        """Map latents to images, see [`JetModel.decode`]."""
         return self.jet.decode(latents, context, labels, context_mask, guidance_scale)
 
     @can_return_tuple
@@ -690,22 +677,22 @@ class JetForDensityEstimation(JetPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> JetDensityEstimationOutput | tuple[torch.Tensor, ...]:
         """
-        Score 8-bit images, dequantized with uniform noise in training and evaluation alike (paper, section 2.2), or,
-        where the configuration says so, with that of a flow: the variational bound of Ho et al. (2019).
+        Score 8-bit images, dequantized with uniform noise in training and evaluation (paper, section 2.2) or with the
+        noise of a dequantization flow, which gives the variational bound of Ho et al. (2019).
 
         Args:
-            pixel_values: Tensor (B, C, S, S) of 8-bit images: bytes `u` as `u / 127.5 - 1`, as [`JetImageProcessor`]
-                makes them. float32; float16 and bfloat16 values become exactly those of the bytes that they stand for,
-                so that `processor(...).to(model.device, model.dtype)` gives the float32 score. Continuous values go
-                to [`encode`] or [`distribution`].
+            pixel_values: Tensor (B, C, S, S) of bytes `u` as `u / 127.5 - 1`, the output of [`JetImageProcessor`], in
+                float32. Values in float16 and bfloat16 are replaced by those of their bytes, so that
+                `processor(...).to(model.device, model.dtype)` gives the float32 score. [`encode`] and [`distribution`]
+                take continuous values.
             context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
-            noise: Uniform noise, float32 tensor (B, C, S, S) in [0, 1): the dequantization noise itself, or the input
-                of the dequantization flow. Drawn when not given.
-            generator: Draws the noise; with the same seed, results repeat bit for bit.
+            noise: Uniform noise, float32 tensor (B, C, S, S) in [0, 1), which is the dequantization noise or the input
+                of the dequantization flow. Drawn if not given.
+            generator: Generator of the noise. Results with the same seed are bit-identical.
             kwargs: `output_hidden_states` and `output_attentions`, as in transformers.
 
         Raises:
-            ValueError: for a wrong shape or dtype, values that are not those of bytes, a context or labels that are
+            ValueError: for a wrong shape or dtype, values that are not those of bytes, conditional inputs that are
                 missing or unexpected, or both noise and a generator.
         """
         pixel_values = check_8bit_images(pixel_values, self.config, self.jet.state_dtype)
@@ -714,7 +701,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         if noise is None:
             noise = self._draw(torch.rand, pixel_values.shape, pixel_values.device, generator)
         elif generator is not None:
-            raise ValueError("give `noise` or the `generator` that draws it, got both.")
+            raise ValueError("`noise` and `generator` exclude each other, got both.")
         else:
             noise = check_noise(noise, pixel_values)
         noise_log_det = None
@@ -749,21 +736,21 @@ class JetForDensityEstimation(JetPreTrainedModel):
         guidance_scale: float | None = None,
     ) -> torch.Tensor:
         """
-        Draw images: latents from `N(0, temperature ** 2)`, decoded (paper, section 2.3).
+        Draw images by decoding latents from `N(0, temperature ** 2)` (paper, section 2.3).
 
         Args:
             num_samples: Number of images B, at least 1.
-            temperature: Standard deviation of the latents, at least 0. 1 samples the model's density.
-            generator: Draws the latents; with the same seed, results repeat bit for bit.
+            temperature: Standard deviation of the latents, at least 0. The value 1 samples the model's density.
+            generator: Generator of the latents. Results with the same seed are bit-identical.
             context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
             guidance_scale: Strength of classifier-free guidance, see [`JetModel.decode`].
 
         Returns:
-            pixel_values: float32 tensor (B, C, S, S), dequantized and not clipped:
-            [`JetImageProcessor.post_process`] turns it into images.
+            pixel_values: float32 tensor (B, C, S, S), dequantized and not clipped, for
+            [`JetImageProcessor.post_process`].
 
         Raises:
-            ValueError: for a number or temperature out of range, a context or labels that are missing or unexpected.
+            ValueError: for a number or temperature out of range, or conditional inputs that are missing or unexpected.
         """
         check_whole("num_samples", num_samples)
         check_temperature(temperature)
@@ -782,13 +769,12 @@ class JetForDensityEstimation(JetPreTrainedModel):
         Return the model's density over scaled, dequantized images as a `torch.distributions.Distribution`.
 
         Args:
-            context, labels, context_mask: Inputs of a conditional model for one image, with B = 1, see
-                [`JetModel.condition`].
+            context, labels, context_mask: Inputs of a conditional model with B = 1, see [`JetModel.condition`].
         """
         return JetDistribution(self, context, labels, context_mask)
 
     def _draw(self, draw, shape, device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
-        """Draw on the generator's own device, so that a CPU generator serves a model on a GPU too."""
+        """Draw on the generator's device and move the result, so that a CPU generator serves a model on a GPU."""
         dtype = self.jet.state_dtype
         # torch.compile cannot trace a `generator=None` where the batch size is dynamic.
         if generator is None:
@@ -798,10 +784,8 @@ class JetForDensityEstimation(JetPreTrainedModel):
 
 class JetDistribution(Distribution):
     """
-    The density of a Jet model over scaled, dequantized images, as an event of shape (C, S, S).
-
-    `log_prob` is in nats and is the density of `u / 127.5 - 1 + noise / 127.5`; `model(pixel_values)` gives the
-    likelihood of the 8-bit images themselves.
+    Density of a Jet model over scaled, dequantized images `u / 127.5 - 1 + noise / 127.5`, with event shape (C, S, S).
+    [`JetForDensityEstimation.forward`] gives the likelihood of the 8-bit images themselves.
 
     Args:
         model: A [`JetForDensityEstimation`].
@@ -809,7 +793,7 @@ class JetDistribution(Distribution):
             [`JetModel.condition`].
 
     Raises:
-        ValueError: for a context or labels that are wrong, missing or unexpected.
+        ValueError: for conditional inputs that are invalid, missing or unexpected.
 
     Example:
 
@@ -847,7 +831,7 @@ class JetDistribution(Distribution):
         Return the log-density (*), in nats, of images `value` (*, C, S, S).
 
         Raises:
-            ValueError: for a wrong shape, dtype or non-finite values, or a context that is missing or unexpected.
+            ValueError: for a wrong shape, dtype or non-finite values.
         """
         if not isinstance(value, torch.Tensor) or value.shape[-3:] != self.event_shape:
             got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
@@ -857,7 +841,7 @@ class JetDistribution(Distribution):
         latents, log_det = self.model.encode(images, *self._expand_conditions(len(images)))
         return (standard_normal_log_prob(latents) + log_det).reshape(value.shape[:-3])
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> torch.Tensor:
         """Draw images (*sample_shape, C, S, S), differentiable in the model's parameters."""
         shape = self._extended_shape(torch.Size(sample_shape))
         latents = torch.randn(shape, dtype=self.model.jet.state_dtype, device=self.model.jet.input_device)

@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Checks of what users hand to the models; each raises a ValueError that names the argument, expected and given."""
+"""Checks of the models' arguments, which raise ValueError with the argument, the expected and the given value."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +12,15 @@ from transformers.utils.generic import TransformersKwargs
 from .configuration_jet import LEVELS_PER_UNIT, JetConfig
 
 
-# Distance from the grid of bytes, in grey levels, that rounding may cause: of float32, and of bfloat16, whose values
-# nearest to two neighboring levels are still apart.
+# Largest distance of a rounded value from its byte, in gray levels: in float32, and in bfloat16, in which values of
+# neighboring bytes still differ.
 LEVEL_TOLERANCE = 1e-3
 MAX_LEVEL_TOLERANCE = 0.25
 NARROWER_DTYPES = {
     torch.float32: (torch.float16, torch.bfloat16),
     torch.float64: (torch.float16, torch.bfloat16, torch.float32),
 }
-# Means and standard deviations, per channel on the scale [0, 1], that other models normalize images with.
+# Mean and standard deviation per channel, on the scale [0, 1], with which other models normalize images.
 KNOWN_STATISTICS = {
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -32,8 +32,8 @@ _values_are_trusted = ContextVar("values_are_trusted", default=False)
 @contextmanager
 def trusted_values() -> Iterator[None]:
     """
-    Leaves out the checks that look at values, though not those of shapes and dtypes: for images, noise and labels that
-    the caller made itself. On an accelerator a look at values waits for all that was queued before.
+    Skip the checks of values, but not those of shapes and dtypes, for inputs that the caller made itself. On an
+    accelerator, reading a value waits for all work that was queued before.
     """
     token = _values_are_trusted.set(True)
     try:
@@ -43,18 +43,18 @@ def trusted_values() -> Iterator[None]:
 
 
 def _skips_values(values: torch.Tensor) -> bool:
-    # Compiled, exported and traced graphs have no checks, and tensors on "meta" no values.
+    # Compiled, exported and traced graphs contain no checks, and tensors on "meta" have no values.
     is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return is_recorded or values.is_meta or _values_are_trusted.get()
 
 
 def _describe(value: object) -> str:
-    """Shape and dtype of a tensor, or the type of anything else."""
+    """Return shape and dtype of a tensor, or the type of any other value."""
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 class _Extremes(torch.autograd.Function):
-    """Smallest and largest value of a tensor; under `torch.func.vmap`, of all samples together."""
+    """Smallest and largest value of a tensor. Under `torch.func.vmap` they are those of all samples together."""
 
     @staticmethod
     def forward(values: torch.Tensor) -> torch.Tensor:
@@ -70,25 +70,29 @@ class _Extremes(torch.autograd.Function):
 
 
 def _extremes(values: torch.Tensor) -> list[float]:
-    """Return the smallest and the largest of the values."""
+    """Return the smallest and the largest value."""
     return _Extremes.apply(values.detach()).tolist()
 
 
 def is_number(value: object, kind: type = Real) -> bool:
-    """Return whether `value` is a number of Python's or NumPy's; truth values are not."""
+    """Return whether `value` is a number of Python or NumPy, but not a boolean."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def check_whole(name: str, value: int | None, low: int = 1) -> None:
     """Raise ValueError unless `value` is a whole number of at least `low`."""
-    if not is_number(value, Integral) or value < low:
+    if value is None or not is_number(value, Integral) or value < low:
         raise ValueError(f"`{name}` must be a whole number of at least {low}, got {value!r}.")
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not is_number(value) or not 0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be zero or a positive number, got {value!r}.")
 
 
 def check_temperature(temperature: float) -> None:
     """Raise ValueError unless `temperature` is a finite number of at least 0."""
-    if not is_number(temperature) or not 0 <= temperature < float("inf"):
-        raise ValueError(f"`temperature` must be zero or a positive number, got {temperature!r}.")
+    _check_not_negative("temperature", temperature)
 
 
 def check_generator(generator: torch.Generator | None) -> None:
@@ -117,38 +121,39 @@ def check_images(
         )
     if images.dtype != dtype and images.dtype not in also_accepted:
         raise ValueError(
-            f"`{name}` must be {dtype}, got {images.dtype}. The flow's state stays {dtype} whatever dtype the weights "
-            "have: a narrower dtype would round away the dequantization noise, and bytes must be scaled to [-1, 1]."
+            f"`{name}` must be {dtype}, got {images.dtype}. The flow's state is {dtype} for weights of any dtype: a "
+            "narrower dtype would round away the dequantization noise, and bytes must be scaled to [-1, 1]."
         )
 
 
 def check_values(name: str, values: torch.Tensor) -> None:
-    """Raise ValueError for NaN or infinite values. Compiled graphs skip this check."""
-    if not _skips_values(values) and not _are_finite(*_extremes(values)):
+    """Raise ValueError for NaN or infinite values."""
+    if not _skips_values(values):
+        _check_finite(name, *_extremes(values))
+
+
+def _check_finite(name: str, smallest: float, largest: float) -> None:
+    if not abs(smallest) + abs(largest) < float("inf"):
         raise ValueError(f"`{name}` must be finite, got NaN or infinite values.")
-
-
-def _are_finite(smallest: float, largest: float) -> bool:
-    return abs(smallest) + abs(largest) < float("inf")
 
 
 def check_8bit_images(
     pixel_values: torch.Tensor, config: JetConfig, dtype: torch.dtype, name: str = "pixel_values"
 ) -> torch.Tensor:
     """
-    Return 8-bit images in the flow's dtype. The values of a narrower dtype become those of the bytes that they stand
-    for: half precision tells all bytes apart.
+    Return 8-bit images in the flow's dtype. Half precision distinguishes all bytes, so that values of a narrower dtype
+    become exactly those of their bytes.
 
     Args:
-        pixel_values: Tensor (B, C, S, S) of the values `u / 127.5 - 1` of bytes `u`; float16, bfloat16 or the flow's
-            dtype.
+        pixel_values: Tensor (B, C, S, S) of the values `u / 127.5 - 1` of bytes `u`, in float16, bfloat16 or the
+            flow's dtype.
         config: Configuration of the model.
         dtype: Dtype of the flow.
         name: Name of the argument in messages.
 
     Raises:
-        ValueError: for a wrong shape or dtype, or values that are not those of bytes; the message names the likely
-            reason. Compiled graphs do not look at values.
+        ValueError: for a wrong shape or dtype, or values that are not those of bytes. The message names the likely
+            reason. Compiled graphs do not check values.
     """
     check_images(name, pixel_values, config, dtype, NARROWER_DTYPES.get(dtype, ()))
     values = pixel_values.to(dtype)
@@ -162,51 +167,47 @@ def check_8bit_images(
 
 
 def _levels(values: torch.Tensor) -> torch.Tensor:
-    """Return values on the scale [-1, 1] in grey levels, from 0 to 255."""
+    """Return values on the scale [-1, 1] in gray levels, from 0 to 255."""
     return (values + 1) * LEVELS_PER_UNIT
 
 
 def _distance_from_levels(levels: torch.Tensor) -> float:
-    """Return the largest distance from a whole number of grey levels."""
+    """Return the largest distance from a whole number of gray levels."""
     return _extremes((levels - levels.round()).abs())[1]
 
 
 def _check_grid(name: str, values: torch.Tensor, tolerance: float) -> None:
-    """Raise ValueError unless `values` are those of bytes on the scale [-1, 1], to `tolerance` grey levels."""
+    """Raise ValueError unless `values` are those of bytes on the scale [-1, 1], to `tolerance` gray levels."""
     smallest, largest = _extremes(values)
-    if not _are_finite(smallest, largest):
-        raise ValueError(f"`{name}` must be finite, got NaN or infinite values.")
+    _check_finite(name, smallest, largest)
     levels_outside = max(-1 - smallest, largest - 1) * LEVELS_PER_UNIT
     if levels_outside <= tolerance and _distance_from_levels(_levels(values)) <= tolerance:
         return
-    # bfloat16 is too coarse to tell by their grid how values were scaled.
+    # In bfloat16 the distance from the grid does not show how values were scaled.
     is_coarse = tolerance == MAX_LEVEL_TOLERANCE
+    scale = f"values from {smallest:g} to {largest:g}"
     continuous = "Continuous values go to `encode` or `distribution().log_prob`."
-    expected = f"`{name}` must be 8-bit images `u / 127.5 - 1`"
     if smallest >= 0 and largest <= 1 and (is_coarse or _distance_from_levels(255 * values) <= 2 * tolerance):
         reason = f"got values `u / 255` in [0, 1]: scale them to [-1, 1] by `2 * x - 1`. {continuous}"
     elif smallest >= 0 and largest > 1 and _distance_from_levels(values) <= tolerance:
         reason = f"got whole numbers from {smallest:g} to {largest:g}: scale bytes by `u / 127.5 - 1`."
-    elif statistics := not is_coarse and _normalized_with(values, tolerance):
+    elif statistics := None if is_coarse else _normalized_with(values, tolerance):
         reason = (
-            f"got values from {smallest:g} to {largest:g}, normalized with {statistics} mean and standard deviation: "
-            "a Jet takes those of its own JetImageProcessor."
+            f"got {scale}, normalized with {statistics} mean and standard deviation: use JetImageProcessor, which "
+            "normalizes images as the model expects them."
         )
     elif levels_outside < 1:
         reason = (
-            "got values between the grey levels, as resizing without rounding and dequantization leave them: round "
+            "got values between the gray levels, as dequantization, or resizing without rounding, gives them: round "
             f"images to bytes before scaling. {continuous}"
         )
     else:
-        reason = (
-            f"which lie in [-1, 1], got values from {smallest:g} to {largest:g}: were they scaled or normalized in "
-            f"another way? {continuous}"
-        )
-    raise ValueError(f"{expected}, {reason}")
+        reason = f"which lie in [-1, 1], got {scale}: they seem to be scaled or normalized differently. {continuous}"
+    raise ValueError(f"`{name}` must be 8-bit images `u / 127.5 - 1`, {reason}")
 
 
 def _normalized_with(values: torch.Tensor, tolerance: float) -> str | None:
-    """Return whose mean and standard deviation the values (B, 3, S, S) of bytes were normalized with."""
+    """Return the owner of the mean and standard deviation that bytes (B, 3, S, S) were normalized with, if known."""
     if values.shape[-3] != 3:
         return None
     for owner, statistics in KNOWN_STATISTICS.items():
@@ -217,15 +218,18 @@ def _normalized_with(values: torch.Tensor, tolerance: float) -> str | None:
 
 
 def check_keywords(keywords: dict) -> None:
-    """Raise TypeError for a keyword argument that transformers' models do not take: a misspelt one is not ignored."""
+    """Raise TypeError for a keyword argument that models of transformers do not take, such as a misspelled one."""
     if unknown := sorted(keywords.keys() - TransformersKwargs.__annotations__.keys() - {"return_dict"}):
         raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
 
 
 def check_noise(noise: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
     """
-    Return the noise in the dtype of `pixel_values`; raise ValueError unless it has their shape and dtype, or float32,
-    and lies in [0, 1).
+    Return the noise in the dtype of `pixel_values`.
+
+    Raises:
+        ValueError: for noise outside of [0, 1), of another shape, or of a dtype other than float32 and that of the
+            images.
     """
     dtypes = (pixel_values.dtype, torch.float32)
     if not isinstance(noise, torch.Tensor) or noise.shape != pixel_values.shape or noise.dtype not in dtypes:
@@ -241,7 +245,7 @@ def check_noise(noise: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor
 
 
 def check_context(context: torch.Tensor | None, config: JetConfig, batch_size: int) -> None:
-    """`context` must be there exactly where `config.context_size` is set, as a finite tensor (B, L, context_size)."""
+    """Raise ValueError unless `context` is a finite tensor (B, L, context_size), or `None` for a model without one."""
     if config.context_size is None:
         if context is not None:
             raise ValueError("`context` was given, but `config.context_size` is None: this model takes no context.")
@@ -249,40 +253,29 @@ def check_context(context: torch.Tensor | None, config: JetConfig, batch_size: i
     expected = f"a floating-point tensor of shape ({batch_size}, sequence_length, {config.context_size})"
     if context is None:
         raise ValueError(f"`context` is missing: `config.context_size` is set, so it must be {expected}.")
-    if (
-        not isinstance(context, torch.Tensor)
-        or not context.is_floating_point()
-        or context.ndim != 3
-        or context.shape[0] != batch_size
-        or context.shape[1] == 0
-        or context.shape[2] != config.context_size
-    ):
+    is_valid = isinstance(context, torch.Tensor) and context.is_floating_point() and context.ndim == 3
+    if not is_valid or context.shape[::2] != (batch_size, config.context_size) or context.shape[1] == 0:
         raise ValueError(f"`context` must be {expected}, got {_describe(context)}.")
     check_values("context", context)
 
 
 def check_context_mask(context_mask: torch.Tensor | None, context: torch.Tensor | None) -> None:
-    """`context_mask` must be a boolean (or 0 and 1) tensor (B, L) beside a context, with a token for each image."""
+    """Raise ValueError unless `context_mask` is `None`, or a tensor (B, L) of booleans that keeps some of each row."""
     if context_mask is None:
         return
     if context is None:
         raise ValueError("`context_mask` was given without a `context`.")
-    kinds = (torch.bool, torch.int64, torch.int32)
-    if (
-        not isinstance(context_mask, torch.Tensor)
-        or context_mask.shape != context.shape[:2]
-        or context_mask.dtype not in kinds
-    ):
+    kinds = (torch.bool, torch.int64, torch.int32)  # tokenizers give integers 0 and 1
+    is_valid = isinstance(context_mask, torch.Tensor) and context_mask.dtype in kinds
+    if not is_valid or context_mask.shape != context.shape[:2]:
         expected = f"a boolean tensor of shape {tuple(context.shape[:2])}"
         raise ValueError(f"`context_mask` must be {expected}, got {_describe(context_mask)}.")
-    if _skips_values(context_mask):
-        return
-    if not _extremes(context_mask.int().amax(dim=1))[0]:
-        raise ValueError("`context_mask` must leave each image at least one token of its context, got none for some.")
+    if not _skips_values(context_mask) and not _extremes(context_mask.int().amax(dim=1))[0]:
+        raise ValueError("`context_mask` must keep at least one token of the context of each image.")
 
 
 def check_labels(labels: torch.Tensor | None, config: JetConfig, batch_size: int) -> None:
-    """`labels` must be there exactly where `config.num_classes` is set, as an int64 tensor (B,) of classes."""
+    """Raise ValueError unless `labels` is an int64 tensor (B,) of classes, or `None` for a model without classes."""
     if config.num_classes is None:
         if labels is not None:
             raise ValueError("`labels` were given, but `config.num_classes` is None: this model has no classes.")
@@ -290,25 +283,24 @@ def check_labels(labels: torch.Tensor | None, config: JetConfig, batch_size: int
     expected = f"an int64 tensor of shape ({batch_size},)"
     if labels is None:
         raise ValueError(
-            f"`labels` are missing: `config.num_classes` is set, so they must be {expected}, with the number "
-            f"{config.num_classes} where there is no label."
+            f"`labels` are missing: `config.num_classes` is set, so they must be {expected}, in which "
+            f"{config.num_classes} stands for no label."
         )
     if not isinstance(labels, torch.Tensor) or labels.shape != (batch_size,) or labels.dtype != torch.int64:
         raise ValueError(f"`labels` must be {expected}, got {_describe(labels)}.")
-    if _skips_values(labels):
-        return
-    smallest, largest = _extremes(labels)
-    if not 0 <= smallest <= largest <= config.num_classes:
-        raise ValueError(
-            f"`labels` must lie in [0, {config.num_classes}], the last for no label, got {smallest} to {largest}."
-        )
+    if not _skips_values(labels):
+        smallest, largest = _extremes(labels)
+        if not 0 <= smallest <= largest <= config.num_classes:
+            raise ValueError(
+                f"`labels` must lie in [0, {config.num_classes}], where {config.num_classes} stands for no label, got "
+                f"{smallest} to {largest}."
+            )
 
 
 def check_guidance_scale(guidance_scale: float | None, config: JetConfig) -> None:
-    """`guidance_scale` must be a finite number of at least 0, and there must be a context to guide."""
+    """Raise ValueError unless `guidance_scale` is `None`, or a finite number of at least 0 for a conditional model."""
     if guidance_scale is None:
         return
-    if not is_number(guidance_scale) or not 0 <= guidance_scale < float("inf"):
-        raise ValueError(f"`guidance_scale` must be zero or a positive number, got {guidance_scale!r}.")
+    _check_not_negative("guidance_scale", guidance_scale)
     if config.context_width is None:
-        raise ValueError("`guidance_scale` was given, but this model has neither classes nor a context to guide by.")
+        raise ValueError("`guidance_scale` was given, but this model has neither classes nor a context.")

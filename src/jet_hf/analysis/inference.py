@@ -1,0 +1,100 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Faster inference on CPUs.
+
+PyTorch's tanh GELU takes a good part of a flow's time on a CPU. oneDNN applies it to a matrix product while the result
+is in the cache. These layers exist at run time only: nothing of them is saved or travels to the Hub.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ..model.conditioners_jet import JetMLP
+from ..model.flow_jet import JetConditionalMap
+from ..model.modeling_jet import JetPreTrainedModel
+
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class FusedMLP(JetMLP):
+    """[`JetMLP`] that computes the first product and the activation in one kernel of oneDNN."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        problem = _problem_of_layer(self.fc1)
+        if self.training or torch.is_grad_enabled():
+            problem = "must run in evaluation mode and without gradients"
+        elif torch.compiler.is_compiling() or torch.jit.is_tracing():
+            problem = "cannot be compiled, exported or traced"
+        if problem is not None:
+            raise RuntimeError(f"a model that is prepared for inference {problem}: call `undo_preparation` first.")
+        if torch.is_autocast_enabled("cpu"):
+            return super().forward(hidden_states)
+        weight, bias = self.fc1.weight, self.fc1.bias
+        return self.fc2(torch.ops.mkldnn._linear_pointwise(hidden_states, weight, bias, "gelu", [], "tanh"))
+
+
+def prepare_for_inference(model: JetPreTrainedModel) -> None:
+    """
+    Replace the MLPs of a model on the CPU, in place, by [`FusedMLP`]. Weights and saved files stay the same; results
+    change by rounding. Models without tanh GELU are not changed.
+
+    Raises:
+        ValueError: for a model in training mode, on another device, with compiled couplings, or with quantized,
+            adapted or hooked layers.
+    """
+    if problem := _problem_of(model):
+        raise ValueError(f"`model` {problem}.")
+    for mlp in _mlps(model):
+        mlp.__class__ = FusedMLP
+
+
+def undo_preparation(model: nn.Module) -> None:
+    """Undo [`prepare_for_inference`] in place."""
+    for module in model.modules():
+        if type(module) is FusedMLP:
+            module.__class__ = JetMLP  # type: ignore[assignment]
+
+
+@contextmanager
+def prepared_for_inference(model: nn.Module) -> Iterator[None]:
+    """Prepare a model within this context if [`prepare_for_inference`] accepts it, and undo it afterwards."""
+    try:
+        if isinstance(model, JetPreTrainedModel) and not _problem_of(model):
+            prepare_for_inference(model)
+        yield
+    finally:
+        undo_preparation(model)
+
+
+def _mlps(model: JetPreTrainedModel) -> list[JetMLP]:
+    # The operator is not part of PyTorch's public interface: without it, models stay as they are.
+    has_kernel = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if model.config.hidden_act != "gelu_pytorch_tanh" or not has_kernel:
+        return []
+    return [module for module in model.modules() if type(module) is JetMLP]
+
+
+def _problem_of(model: JetPreTrainedModel) -> str | None:
+    """Return why a model cannot be prepared, or `None` if it can."""
+    if model.training:
+        return "must be in evaluation mode: call `model.eval()` first"
+    if any(isinstance(module, JetConditionalMap) and module.is_compiled for module in model.modules()):
+        return "must not be compiled, which is the other way to faster inference"
+    return next(filter(None, (_problem_of_layer(mlp.fc1) for mlp in _mlps(model))), None)
+
+
+def _problem_of_layer(layer: nn.Module) -> str | None:
+    if type(layer) is not nn.Linear:
+        return f"must have plain linear layers, got {type(layer).__name__}"
+    if not layer.weight.is_cpu or layer.weight.dtype not in DTYPES:
+        return (
+            f"must have weights of float32 or bfloat16 on the CPU, got {layer.weight.dtype} on {layer.weight.device}"
+        )
+    # accelerate replaces the method `forward` of layers whose weights it offloads.
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        return "must have linear layers without hooks"
+    return None
