@@ -5,7 +5,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 
-from ..analysis.inference import prepared_for_inference
+from ..analysis.inference import prepare_for_inference
 from ..analysis.sampling import image_grid, interpolate, reconstruct, sample_images
 from ..arguments import SampleArguments
 from ..model.image_processing_jet import JetImageProcessor
@@ -19,21 +19,21 @@ EXPECTED_ERRORS = (StrictDataclassError,)
 def run(arguments: SampleArguments) -> None:
     """Write samples, reconstructions or an interpolation, and a grid of them, to a new folder."""
     with new_folder(arguments.output_dir) as folder:
-        inputs = [open_image(path) for path in arguments.interpolate or arguments.reconstruct or []]
-        model = JetForDensityEstimation.from_pretrained(arguments.model).eval()
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-        with prepared_for_inference(model):
-            images = make_images(arguments, model, inputs)
+        images = make_images(arguments)
         image_grid(images, arguments.columns).save(folder / "grid.png")
         for i, image in enumerate(images):
             image.save(folder / f"{i:05d}.png")
     print(f"wrote {len(images)} images and grid.png to {arguments.output_dir}")
 
 
-def make_images(
-    arguments: SampleArguments, model: JetForDensityEstimation, inputs: list[Image.Image]
-) -> list[Image.Image]:
-    """Return samples, or what becomes of the input images, in the size of the model."""
+def make_images(arguments: SampleArguments) -> list[Image.Image]:
+    """Return the requested images, in the size of the model."""
+    paths = arguments.interpolate or arguments.reconstruct or []
+    inputs = [open_image(path) for path in paths]
+    model = JetForDensityEstimation.from_pretrained(arguments.model).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if model.device.type == "cpu":
+        prepare_for_inference(model)
     processor = JetImageProcessor.from_pretrained(arguments.model)
     if not inputs:
         names = ("num_images", "temperature", "seed", "batch_size", "label", "guidance_scale")
