@@ -26,8 +26,8 @@ class BenchmarkArguments:
     )
     contenders: list[str] = field(
         default_factory=lambda: [
-            *("jet_hf", "jet_pytorch", "floor"),
-            *("jet_hf-compiled", "jet_pytorch-compiled", "jet_hf-bf16", "floor-bf16"),
+            *("jet_hf", "jet_hf-prepared", "jet_pytorch", "floor"),
+            *("jet_hf-compiled", "jet_pytorch-compiled", "jet_hf-bf16", "jet_hf-prepared-bf16", "floor-bf16"),
         ],
         metadata={"help": f"Contenders, of {', '.join(CONTENDERS)}."},
     )
@@ -76,8 +76,10 @@ class BenchmarkArguments:
 
     @property
     def entrants(self) -> list[str]:
-        """The contenders whose packages are installed."""
-        return [name for name in self.contenders if is_installed(name)]
+        """The contenders whose packages are installed; only a model on the CPU can be prepared for inference."""
+        return [
+            name for name in self.contenders if is_installed(name) and (self.device == "cpu" or "prepared" not in name)
+        ]
 
     def config(self, **fields: int) -> JetConfig:
         """Return the configuration of the model, with `fields` in place of the arguments."""

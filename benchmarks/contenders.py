@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.optim import AdamW, Optimizer
 
+from jet_hf.analysis.inference import prepare_for_inference
 from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.model.modeling_jet import (
     JetForDensityEstimation,
@@ -28,8 +29,10 @@ OPERATIONS = ("encode", "decode", "train")
 # `_jet_hf`.
 CONTENDERS = (
     "jet_hf",
+    "jet_hf-prepared",
     "jet_hf-compiled",
     "jet_hf-bf16",
+    "jet_hf-prepared-bf16",
     "jet_hf-compiled-bf16",
     "jet_hf-checkpointed",
     "jet_hf-compiled-checkpointed",
@@ -51,8 +54,12 @@ def is_installed(contender: str) -> bool:
 
 
 def supports(contender: str, operation: str) -> bool:
-    """Return whether a contender takes part in an operation; gradient checkpointing concerns training only."""
-    return operation == "train" or "checkpointed" not in contender
+    """
+    Return whether a contender takes part in an operation.
+
+    Gradient checkpointing concerns training only, and the preparation of a model concerns inference only.
+    """
+    return ("prepared" if operation == "train" else "checkpointed") not in contender
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,8 @@ def _jet_hf(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch
         return model, lambda: [model(pixel_values, noise=noise).loss], build_optimizer(model)
     if "bf16" in contender:
         model.bfloat16()
+    if "prepared" in contender:
+        prepare_for_inference(model.eval())
     function, images = getattr(model, task.operation), dequantize(pixel_values, noise)
     return model, lambda: function(images), None
 

@@ -46,6 +46,8 @@ def memory(arguments: BenchmarkArguments) -> Iterator[dict]:
     """Measure the bytes of a training step, also with jet_hf's gradient checkpointing."""
     for patch_size in arguments.patch_sizes:
         for contender in dict.fromkeys([*arguments.entrants, "jet_hf-checkpointed"]):
+            if not supports(contender, "train"):
+                continue
             work = build(contender, arguments.task("train", patch_size=patch_size))
             resident, peak = peak_memory(work, arguments.device)
             row = {"patch_size": patch_size, "contender": contender}

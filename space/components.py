@@ -135,7 +135,7 @@ def image_input(label: str, storage: Storage, optional: bool = False, **options)
 def png_image(label: str, **options) -> gr.Image:
     """Create a lossless image output that shows each pixel as a square."""
     defaults = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"], "alt_text": label}
-    classes = ["pixelated"] if options.get("show_label", True) else ["pixelated", "unlabelled"]
+    classes = ["pixelated"] if options.get("show_label", True) else ["pixelated", "unlabeled"]
     return gr.Image(label=label, elem_classes=classes, **(defaults | options))
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Training: the paper's optimiser, schedule and update, and whole runs."""
+"""Train Jet models: the optimizer, the schedule, the optimizer step and whole runs of the paper."""
 
 from ..arguments import TrainArguments, parse_arguments
 from .checkpoints import CheckpointError
