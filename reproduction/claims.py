@@ -7,11 +7,8 @@ the claims were read from has lost some numbers; there, the table identifies the
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-
-if TYPE_CHECKING:
-    from .tables import Cell
+from .cells import Cell
 
 
 SINGLE_PATTERNS = ("rows", "columns", "checkerboard")
@@ -82,7 +79,7 @@ class FrontClaim:
         return [above(best, min(rivals, key=means.__getitem__))] if rivals else []
 
 
-def pairs(cells: "list[Cell]", label: str, higher: str | int, lower: str | int) -> list[Contrast]:
+def pairs(cells: list[Cell], label: str, higher: str | int, lower: str | int) -> list[Contrast]:
     """Claim that cells with one value of a label are above those with another, all other labels being equal."""
     names = {frozenset(cell.labels.items()): cell.name for cell in cells}
     contrasts = []
@@ -93,7 +90,7 @@ def pairs(cells: "list[Cell]", label: str, higher: str | int, lower: str | int) 
     return contrasts
 
 
-def coupling_layouts(cells: "list[Cell]") -> list[Claim]:
+def coupling_layouts(cells: list[Cell]) -> list[Claim]:
     """Return the claims of section 3.2.1."""
     names = [cell.name for cell in cells]
     mixed = [cell.name for cell in cells if cell.labels["ratio"] in MIXED_RATIOS and cell.labels["pattern"] == "mix"]
@@ -122,7 +119,7 @@ def coupling_layouts(cells: "list[Cell]") -> list[Claim]:
     ]
 
 
-def masking_vs_pairing(cells: "list[Cell]") -> list[Claim]:
+def masking_vs_pairing(cells: list[Cell]) -> list[Claim]:
     """Return the claims of section 3.2.4. Masking and pairing tie at 3:1 in the paper, so the ratios are averaged."""
     names = {(cell.labels["ratio"], cell.labels["mode"]): cell.name for cell in cells}
     gaps = {
@@ -152,14 +149,14 @@ def masking_vs_pairing(cells: "list[Cell]") -> list[Claim]:
     ]
 
 
-def glow_parts(cells: "list[Cell]") -> list[Claim]:
+def glow_parts(cells: list[Cell]) -> list[Claim]:
     """Return the claim of section 3.2.5."""
     names = [cell.name for cell in cells]
     contrasts = [above(name, "none") for name in names if "none" in names and name != "none"]
     return [Claim("Neither of Glow's parts is the best choice.", contrasts)]
 
 
-def cnn(cells: "list[Cell]") -> list[Claim | FrontClaim]:
+def cnn(cells: list[Cell]) -> list[Claim | FrontClaim]:
     """
     Return the claims of section 3.2.3, in which the CNNs lag "significantly behind".
 
@@ -176,7 +173,7 @@ def cnn(cells: "list[Cell]") -> list[Claim | FrontClaim]:
     ]
 
 
-def dequantization(cells: "list[Cell]") -> list[Claim]:
+def dequantization(cells: list[Cell]) -> list[Claim]:
     """Return the claim of section 3.2.6, which says only that the flow is not significantly better."""
     return [
         Claim(
@@ -187,12 +184,12 @@ def dequantization(cells: "list[Cell]") -> list[Claim]:
     ]
 
 
-def shallow(cells: "list[Cell]") -> Claim:
+def shallow(cells: list[Cell]) -> Claim:
     """Return the claim about conditioners of depth 1 in section 3.2.2."""
     return Claim("Conditioners of depth 1 are worse than those of depth 2.", pairs(cells, "depth", 1, 2))
 
 
-def imagenet1k(cells: "list[Cell]") -> list[Claim]:
+def imagenet1k(cells: list[Cell]) -> list[Claim]:
     """Return the claims of sections 3.1 and 3.2.2 about ImageNet-1k."""
     layers, width = (max(cell.labels[key] for cell in cells) for key in ("layers", "width"))
     largest = [cell for cell in cells if (cell.labels["layers"], cell.labels["width"]) == (layers, width)]
@@ -206,7 +203,7 @@ def imagenet1k(cells: "list[Cell]") -> list[Claim]:
     ]
 
 
-def imagenet21k(cells: "list[Cell]") -> list[Claim]:
+def imagenet21k(cells: list[Cell]) -> list[Claim]:
     """Return the claims of sections 3.1 and 3.2.2 about ImageNet-21k."""
     sizes = {key: sorted({cell.labels[key] for cell in cells}) for key in ("layers", "depth", "width")}
     names = {(cell.labels["layers"], cell.labels["depth"], cell.labels["width"]): cell.name for cell in cells}

@@ -12,8 +12,9 @@ from jet_hf.training import TrainArguments
 from jet_hf.utils.files import replace_text, strict_json
 from jet_hf.utils.tables import markdown_table
 
+from .cells import Cell
 from .figure import plot_compute
-from .tables import Cell, Table
+from .tables import Table
 from .verdicts import Judgment, Verdict, confidence_margin, judge
 
 

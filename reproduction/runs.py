@@ -21,7 +21,7 @@ from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.training import TrainArguments, parse_arguments
 from jet_hf.training.launcher import launch
 
-from .tables import Cell
+from .cells import Cell
 
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from . import claims, paper
+from .cells import Cell
 
 
 HEAD_WIDTH = 64  # in all models of appendix A.1
@@ -23,26 +24,6 @@ SPATIAL_COUPLINGS = {
     "mix": ["checkerboard", "checkerboard-inv", "vstripes", "vstripes-inv", "hstripes", "hstripes-inv"],
 }
 ABLATIONS = "ImageNet-1k at 64 x 64, 200 epochs, 32 coupling layers of depth 2 and width 512 (section 3.2)"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """
-    One configuration of a table.
-
-    Args:
-        name: Name of the cell and of its folder.
-        labels: Coordinates on the axes of the table.
-        fields: Fields of JetConfig that the cell sets.
-        paper: The paper's bits per dimension, if known.
-        note: Remark on the paper's result.
-    """
-
-    name: str
-    labels: Mapping[str, str | int]
-    fields: dict
-    paper: float | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)
