@@ -4,8 +4,13 @@
 
 import sys
 
-from jet_hf_cli import main
+import jet_hf_cli
+
+
+def main() -> None:
+    """Run the command."""
+    jet_hf_cli.main(["convert", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
-    main(["convert", *sys.argv[1:]])
+    main()

@@ -4,8 +4,13 @@
 
 import sys
 
-from jet_hf_cli import main
+import jet_hf_cli
+
+
+def main() -> None:
+    """Run the command; launchers of TPUs call this function."""
+    jet_hf_cli.main(["evaluate", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
-    main(["evaluate", *sys.argv[1:]])
+    main()

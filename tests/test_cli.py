@@ -213,11 +213,12 @@ def test_a_missing_package_is_named(run, monkeypatch):
     assert (code, stderr) == (1, "error: jet-hf evaluate needs the package accelerate, which is not installed.\n")
 
 
-def test_only_the_first_process_of_a_launcher_prints_an_error(monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(SystemExit) as stop, console(KeyError):
-        raise KeyError("a")
-    assert stop.value.code == 1
+def test_every_process_of_a_launcher_names_its_error_and_its_rank(monkeypatch):
+    for rank, prefix in (("0", ""), ("1", "[1] ")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stop, console(KeyError):
+            raise KeyError("a")
+        assert stop.value.code == f"{prefix}error: 'a'"
 
 
 # Signals

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from transformers import dynamic_module_utils
 
 from jet_hf import JetForDensityEstimation
-from jet_hf.training.arguments import parse_arguments
-from jet_hf.training.run import TrainingRun
+from jet_hf.training import parse_arguments, train
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def test_a_checkpoint_resumes_to_the_recorded_weights(release):
         "sample_steps": 0,
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    TrainingRun(parse_arguments([*flags, "--coupling_kinds", "channels", "spatial"])).run()
+    train(parse_arguments([*flags, "--coupling_kinds", "channels", "spatial"]))
     expected = load_file(release / "final.safetensors")
     resumed = JetForDensityEstimation.from_pretrained(release / "run").state_dict()
     assert resumed.keys() == expected.keys()

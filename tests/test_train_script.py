@@ -226,7 +226,7 @@ def test_fine_tuning_starts_from_the_given_weights(root, images, straight):
     AcceleratorState._reset_state(reset_partial_state=True)
     first, last = rows(root / "tuned", "evaluations.jsonl")[0], rows(straight, "evaluations.jsonl")[-1]
     assert first["bits_per_dim"] == pytest.approx(last["bits_per_dim"], abs=0.02)  # bfloat16
-    with pytest.raises(ValueError, match=r"`model_name_or_path` brings .* but image_size"):
+    with pytest.raises(ValueError, match=r"`model_name_or_path` .* cannot be combined with image_size"):
         parse_arguments(flags(**fields | {"image_size": 8}))
 
 

@@ -424,7 +424,7 @@ def test_a_class_conditional_model_learns_its_classes_and_resumes(classes, condi
     model = JetForDensityEstimation.from_pretrained(conditional).eval()
     processor = JetImageProcessor.from_pretrained(conditional)
     source = DataSource(path=str(classes))
-    pixels = load_pixels(source, "validation", processor, num_classes=3)
+    pixels = load_pixels(source, "validation", processor, ReadOptions(num_classes=3))
     names = pixels.dataset.features
     assert set(names) == {"pixels", "label"} and len(set(pixels.dataset["label"])) == 3
     images = read_pixels(pixels.dataset) / 127.5 - 1

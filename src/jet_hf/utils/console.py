@@ -54,7 +54,7 @@ def console(*errors: type[Exception]) -> Iterator[None]:
     Log to stderr, and turn the expected exceptions of a command into one line and an exit code.
 
     SIGINT and SIGTERM raise [`Interrupted`] within the block, so that it can remove unfinished files. Under a launcher
-    only the first process logs information and prints the line.
+    only the first process logs information, and the lines of the others start with their rank.
 
     Args:
         errors: Exceptions with a message for the user, besides ValueError and OSError.
@@ -78,7 +78,8 @@ def console(*errors: type[Exception]) -> Iterator[None]:
             for number, handler in previous.items():
                 signal.signal(number, handler)
     except expected as error:
-        raise SystemExit(1 if rank() else f"error: {' '.join(str(error).split())}") from error
+        # On every process: a later one may be the only one with this error.
+        raise SystemExit(f"{prefix}error: {' '.join(str(error).split())}") from error
     except KeyboardInterrupt as stop:
         if not rank():
             print(" ".join(str(stop).split()) or "stopped by SIGINT.", file=sys.stderr, flush=True)
