@@ -114,12 +114,8 @@ class Monitor:
         seconds = time.monotonic() - self._start - self._paused
         self.step_seconds += seconds
         throughput = self._images / seconds
-        row = {
-            "step": metrics.step,
+        row = asdict(metrics) | {
             "epoch": self.num_images and metrics.step * self.batch_size / self.num_images,
-            "loss": metrics.loss,
-            "grad_norm": metrics.grad_norm,
-            "learning_rate": metrics.learning_rate,
             "images_per_second": throughput,
             "peak_memory_gib": peak_memory(self.accelerator.device) / 2**30,
         }

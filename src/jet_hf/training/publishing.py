@@ -2,7 +2,6 @@
 """The model of a run, saved for `from_pretrained` and pushed to the Hub during training."""
 
 import logging
-import math
 import shutil
 import sys
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from threading import Thread
 
 from ..analysis.cost import training_flops
-from ..analysis.evaluation import data_title, score_record
+from ..analysis.evaluation import data_title, evaluation_record
 from ..arguments import TrainArguments
 from ..data import RELEASES, known_release
 from ..hub import CardFacts, PushError, check_login, full_repo_id, push_folder, write_model_card
@@ -134,7 +133,7 @@ class Publisher:
                 notes.append(f"{pixels.num_skipped} undecodable images of {split} were left out.")
         # The last evaluation counts if it is of these weights.
         evaluations = [
-            score_record(data.source, data.eval_split, **_scores(row))
+            evaluation_record(data.source, data.eval_split, row)
             for row in monitor.evaluations.read()[-1:]
             if row["step"] == step and data.eval_split is not None
         ]
@@ -162,8 +161,3 @@ class Publisher:
             dataset_id=arguments.dataset_name,
             has_samples=monitor.images_dir.exists(),
         )
-
-
-def _scores(row: dict) -> dict:
-    """Return the scores of a row of `evaluations.jsonl`, in which null stands for NaN."""
-    return {key: math.nan if value is None else value for key, value in row.items() if key != "step"}
