@@ -105,7 +105,7 @@ def test_every_help_answers_without_torch(without_torch):
     shown = subprocess.check_output([sys.executable, "-c", ALL_HELP], **options).split("=" * 9 + "\n")
     overview, version, *commands = shown[: len(SCRIPTS) + 2]
     assert version == f"jet-hf {__version__}\n"
-    for (name, (arguments, _)), text in zip(COMMANDS.items(), commands, strict=True):
+    for (name, arguments), text in zip(COMMANDS.items(), commands, strict=True):
         assert f"usage: jet-hf {name} " in text and "None)" not in text
         first_line = text.splitlines()[2]
         assert re.search(rf"^  {name} +{re.escape(first_line)}$", overview, re.MULTILINE), name

@@ -182,12 +182,12 @@ def test_reports_say_which_release_and_which_lossy_format(pixels):
     assert described["release"] == "downsampled ImageNet-1k of van den Oord et al."
     assert described["lossy_source_format"] == "JPEG, PNG" and described["num_skipped"] == 2
     assert described["standard_error"] is None  # JSON knows no NaN
-    record = evaluation_record(scores, source, "validation")
+    record = evaluation_record(source, "validation", described)
     assert (record.dataset_name, record.dataset_type) == (described["release"], "someone/imagenet")
     assert (record.num_images, record.bits_per_dim, record.num_noise_samples) == (1, 3.0, 4)
     plain = describe_evaluation(scores, DataSource(name="a/b"), "test", PixelSplit(pixels, 0, "PNG"))
     assert plain["release"] is None and plain["lossy_source_format"] is None
-    assert evaluation_record(scores, DataSource(path="/home/me/cats"), "test").dataset_name == "cats"
+    assert evaluation_record(DataSource(path="/home/me/cats"), "test", plain).dataset_name == "cats"
 
 
 def test_reports_need_no_installed_package(pixels, monkeypatch):

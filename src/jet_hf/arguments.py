@@ -60,48 +60,56 @@ class PretrainedArguments(ModelArguments):
 
 
 @dataclass
-class DataArguments:
+class DatasetArguments:
+    dataset_config: str | None = argument("Configuration of the dataset on the Hub.", None, decides="data")
+    dataset_release: str | None = argument(
+        "Release of a known dataset, such as imagenet1k_vandenoord. It is checked against the number of images and "
+        "reported with every score, because scores on different releases are not comparable.",
+        None,
+        decides="data",
+    )
+    image_column: str | None = argument("Column of the images; detected if only one qualifies.", None, decides="data")
+    label_column: str | None = argument(
+        "Column of the classes; detected if only one column qualifies.", None, decides="data"
+    )
+
+
+@dataclass
+class SourceArguments(DatasetArguments):
     dataset_name: str | None = argument(
         "Dataset on the Hub, such as uoft-cs/cifar10. Excludes dataset_path.", None, decides="data"
     )
-    dataset_config: str | None = argument("Configuration of the dataset on the Hub.", None, decides="data")
     dataset_path: str | None = argument(
         "Dataset on disk: a folder of images, parquet shards, webdataset tars, or Chrabaszcz's npz or pickle batches; "
         "or a single such file. Excludes dataset_name.",
         None,
         decides="data",
     )
-    dataset_release: str | None = argument(
-        "Release of a known dataset, such as imagenet1k_vandenoord. It is checked against the number of validation "
-        "images and reported with every score, because scores on different releases are not comparable.",
-        None,
-        decides="data",
+    center_crop: bool = argument(
+        "Crop to the central square before downsampling; false squeezes the image.", True, decides=OWN_VALUE
     )
+    max_undecodable_share: float = argument(
+        "Fraction of undecodable images above which the command stops.", 0.001, decides=None, at_least=0
+    )
+
+
+@dataclass
+class DataArguments(SourceArguments):
     train_split: str = argument(
         "Split or slice to train on, such as train[:98%]; 'all' takes a whole folder.", "train", decides=OWN_VALUE
     )
     eval_split: str | None = argument(
         "Split to evaluate on, or 'none'; by default validation, or else test.", None, decides=OWN_VALUE
     )
-    image_column: str | None = argument("Column of the images; detected if only one qualifies.", None, decides="data")
-    label_column: str | None = argument(
-        "Column of the classes; detected if only one column qualifies.", None, decides="data"
-    )
     streaming: bool = argument("Decode the images during training instead of before it.", False, decides=OWN_VALUE)
     shuffle_buffer_size: int = argument(
         "Images in the shuffle buffer of a stream.", 10_000, decides=OWN_VALUE, at_least=1
-    )
-    center_crop: bool = argument(
-        "Crop to the central square before downsampling; false squeezes the image.", True, decides=OWN_VALUE
     )
     random_crops_per_image: int | None = argument(
         "Random crops at full resolution per image, instead of downsampling.", None, decides=OWN_VALUE, at_least=1
     )
     max_train_images: int | None = argument("Train on the first images only.", None, decides=OWN_VALUE, at_least=1)
     max_eval_images: int | None = argument("Evaluate on the first images only.", None, decides=OWN_VALUE, at_least=1)
-    max_undecodable_share: float = argument(
-        "Fraction of undecodable images above which the run stops.", 0.001, decides=None, at_least=0
-    )
     preprocessing_num_workers: int | None = argument(
         "Processes that decode images before training.", None, decides=None, at_least=1
     )
@@ -292,7 +300,7 @@ def parse_arguments(argv: list[str], prog: str = "jet-hf train") -> TrainArgumen
 
 
 @dataclass
-class EvaluateArguments(BoundedArguments):
+class EvaluateArguments(DatasetArguments, BoundedArguments):
     """
     Score a split of a dataset in bits per dimension.
 
@@ -304,13 +312,7 @@ class EvaluateArguments(BoundedArguments):
 
     model: str = argument("Folder of a saved model, or a name on the Hub.")
     dataset: str = argument("Path of images (a folder, parquet, tar or npz), or a name on the Hub.")
-    dataset_config: str | None = argument("Configuration of the dataset on the Hub.", None)
     split: str | None = argument("Split to score; by default validation, or else test.", None)
-    image_column: str | None = argument("Column of the images; detected by default.", None)
-    label_column: str | None = argument(
-        "Column of the classes, for a class-conditional model; detected by default.", None
-    )
-    dataset_release: str | None = argument("Release of a known dataset, such as imagenet1k_vandenoord.", None)
     batch_size: int = argument("Images per batch of a process.", 64, at_least=1)
     num_noise_samples: int = argument(
         "Number of noise draws per image; more draws give a tighter bound.", 1, at_least=1
@@ -385,7 +387,7 @@ class ConvertArguments(BoundedArguments):
 
 
 @dataclass
-class PreparationArguments(BoundedArguments):
+class PreparationArguments(SourceArguments, BoundedArguments):
     """
     Downsample a dataset of images by area averaging into parquet shards for `datasets.load_dataset`.
 
@@ -397,24 +399,8 @@ class PreparationArguments(BoundedArguments):
     """
 
     output_dir: str = argument("Folder for the shards; one folder takes several splits, one after another.")
-    dataset_name: str | None = argument("Dataset on the Hub. Excludes dataset_path.", None)
-    dataset_config: str | None = argument("Configuration of the dataset on the Hub.", None)
-    dataset_path: str | None = argument(
-        "Folder or file with images, parquet or webdataset. Excludes dataset_name.", None
-    )
-    dataset_release: str | None = argument(
-        "Release that the result is, such as imagenet1k_area; checked against the number of images.", None
-    )
     split: str = argument("Split to prepare; it keeps its name.", "train")
-    image_column: str | None = argument("Column of the images; detected by default.", None)
-    label_column: str | None = argument("Column of the classes, kept as label; detected by default.", None)
     streaming: bool = argument("Read the source as a stream, with at most one shard per source file.", False)
     image_size: int = argument("Height and width of the result, in pixels.", 64, at_least=1)
-    center_crop: bool = argument(
-        "Crop each image to its central square first; false squeezes the whole image, as TensorFlow does.", True
-    )
     num_shards: int = argument("Number of parquet files of the split.", 64, at_least=1)
     num_proc: int = argument("Number of decoding processes; the result does not depend on it.", 1, at_least=1)
-    max_undecodable_share: float = argument(
-        "Fraction of undecodable images above which the command stops with an error.", 0.001
-    )

@@ -5,8 +5,6 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from inspect import cleandoc
 
@@ -23,13 +21,12 @@ from .utils.arguments import BoundedArguments, UsageError, parse
 from .utils.console import console, rank
 
 
-# Command, the dataclass of its arguments, and their parser.
-COMMANDS: dict[str, tuple[type, Callable[..., BoundedArguments]]] = {
-    "train": (TrainArguments, parse_arguments),
-    "evaluate": (EvaluateArguments, partial(parse, EvaluateArguments)),
-    "sample": (SampleArguments, partial(parse, SampleArguments)),
-    "convert": (ConvertArguments, partial(parse, ConvertArguments)),
-    "prepare": (PreparationArguments, partial(parse, PreparationArguments)),
+COMMANDS: dict[str, type[BoundedArguments]] = {
+    "train": TrainArguments,
+    "evaluate": EvaluateArguments,
+    "sample": SampleArguments,
+    "convert": ConvertArguments,
+    "prepare": PreparationArguments,
 }
 
 
@@ -46,7 +43,8 @@ def run(argv: list[str]) -> None:
     with console():
         try:
             name = _command(argv)
-            arguments = COMMANDS[name][1](argv[1:], prog=f"jet-hf {name}")
+            kind, words, prog = COMMANDS[name], argv[1:], f"jet-hf {name}"
+            arguments = parse_arguments(words, prog) if kind is TrainArguments else parse(kind, words, prog)
         except UsageError as error:
             if not rank():
                 print(f"error: {error}", file=sys.stderr)
@@ -74,7 +72,7 @@ def _command(argv: list[str]) -> str:
     Raises:
         UsageError: for an unknown command; the message names the nearest one.
     """
-    lines = [f"  {name:10} {cleandoc(kind.__doc__ or '').splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
+    lines = [f"  {name:10} {cleandoc(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="jet-hf",
         usage="jet-hf COMMAND [--flag value ...]",

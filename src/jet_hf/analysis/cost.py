@@ -32,8 +32,6 @@ from ..utils.files import strict_json
 
 # Peak of dense operations per second in bfloat16, or in float16 without bfloat16, from the manufacturers' data sheets.
 # The first pattern found in the name of a device counts.
-# Dense operations a second in bfloat16, or in float16 where a device has no bfloat16, from the makers' data sheets.
-# The first pattern that is found in a device's name counts.
 PEAK_FLOPS = {
     r"\bB200": 2250e12,
     r"H200": 989e12,
@@ -258,11 +256,6 @@ class CostEstimate:
     def total_flops(self) -> int:
         """Operations of the whole run, without evaluations and samples."""
         return self.num_steps * self.flops_per_step
-
-    @property
-    def activation_bytes(self) -> int:
-        """Activation memory of one process, in bytes."""
-        return self.memory["activation"]
 
     @property
     def total_bytes(self) -> int:

@@ -3,10 +3,11 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import datasets
 import torch
@@ -71,7 +72,6 @@ def evaluate(
     num_noise_samples: int = 1,
     seed: int = 0,
     accelerator: Accelerator | None = None,
-    num_workers: int = 0,
     progress: bool = False,
 ) -> Evaluation:
     """
@@ -90,7 +90,6 @@ def evaluate(
         seed: Seed of the noise, which is drawn by the index of each image in the dataset. Neither the batch size nor
             the number of processes changes a score by more than rounding.
         accelerator: Accelerator of all processes; by default this process works alone, on the device of the model.
-        num_workers: Number of processes that read batches.
         progress: Whether the main process shows a progress bar on stderr.
 
     Raises:
@@ -114,8 +113,7 @@ def evaluate(
     # The permutations are on the device of the images, even if the weights are sharded or offloaded.
     device = device or next(model.buffers()).device
     batch_size = min(batch_size, -(-num_images // num_processes))
-    pin_memory = device.type == "cuda"
-    batches = eval_batches(dataset, batch_size, process_index, num_processes, num_workers, pin_memory)
+    batches = eval_batches(dataset, batch_size, process_index, num_processes, pin_memory=device.type == "cuda")
     scores = torch.zeros(num_images, dtype=torch.float64)
     was_training = model.training
     model.eval()
@@ -210,20 +208,16 @@ def data_title(source: DataSource) -> str:
     return RELEASES[release].title if release else source.title
 
 
-def evaluation_record(evaluation: Evaluation, source: DataSource, split: str) -> EvaluationRecord:
-    """Return an evaluation as a record of a model card."""
-    return score_record(
-        source,
-        split,
-        num_images=len(evaluation.bits_per_dim),
-        bits_per_dim=evaluation.mean,
-        standard_error=evaluation.standard_error,
-        num_noise_samples=evaluation.num_noise_samples,
-    )
-
-
-def score_record(source: DataSource, split: str, **scores) -> EvaluationRecord:
-    """Return the record of an evaluation whose other fields, `scores`, were saved."""
+def evaluation_record(source: DataSource, split: str, scores: Mapping[str, Any]) -> EvaluationRecord:
+    """Return the record of scores in the form of [`describe_evaluation`], with NaN for `None`."""
+    names = ("bits_per_dim", "standard_error")
+    bits_per_dim, standard_error = (math.nan if scores[name] is None else scores[name] for name in names)
     return EvaluationRecord(
-        dataset_name=data_title(source), dataset_type=source.name or "imagefolder", split=split, **scores
+        dataset_name=data_title(source),
+        dataset_type=source.name or "imagefolder",
+        split=split,
+        num_images=scores["num_images"],
+        bits_per_dim=bits_per_dim,
+        standard_error=standard_error,
+        num_noise_samples=scores.get("num_noise_samples", 1),
     )

@@ -16,7 +16,7 @@ from ..model.modeling_jet import JetForDensityEstimation, dequantize
 from ..model.validation_jet import (
     check_8bit_images,
     check_images,
-    check_temperature,
+    check_not_negative,
     check_values,
     check_whole,
     is_number,
@@ -80,7 +80,7 @@ def sample_images(
         ValueError: for a number out of range, a label of a model without classes, or a processor whose scale is not
             the model's.
     """
-    check_temperature(temperature)
+    check_not_negative("temperature", temperature)
     processor.check_scale()
     images: list[Image.Image] = []
     for latents in draw_latents(model, num_images, seed, batch_size):

@@ -43,11 +43,11 @@ def run(arguments: EvaluateArguments) -> None:
         evaluation = evaluate(model, pixels.dataset, *settings, accelerator, progress=sys.stderr.isatty())
     throughput = len(pixels.dataset) / (time.monotonic() - start)
     if accelerator.is_main_process:
+        result = {"model": arguments.model, **describe_evaluation(evaluation, source, split, pixels)}
         if arguments.write_model_card:
-            add_evaluation(arguments.model, evaluation_record(evaluation, source, split))
+            add_evaluation(arguments.model, evaluation_record(source, split, result))
         if arguments.scores_file:
             write_scores(arguments.scores_file, evaluation, source, split)
-        result = {"model": arguments.model, **describe_evaluation(evaluation, source, split, pixels)}
         result |= {name: getattr(arguments, name) for name in ("seed", "mixed_precision")}
         result |= {"num_processes": accelerator.num_processes, "images_per_second": throughput}
         print(strict_json(result, indent=2))

@@ -28,6 +28,8 @@ T = TypeVar("T")
 HTTPError = HfHubHTTPError.__bases__[0]
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN, to a token with write access."
 MAX_WAIT = 60.0
+# Checkpoints and hidden files.
+NOT_PUSHED = ["checkpoint-*/**", ".*", "*/.*"]
 
 
 class PushError(RuntimeError):
@@ -58,7 +60,6 @@ def push_folder(
     repo_id: str,
     private: bool | None = None,
     commit_message: str = "Upload Jet model",
-    ignore_patterns: tuple[str, ...] = ("checkpoint-*/**", ".*", "*/.*"),
     token: str | None = None,
     max_attempts: int = 5,
     wait_seconds: float = 2.0,
@@ -70,11 +71,10 @@ def push_folder(
     that have arrived, and does not repeat a commit whose response was lost.
 
     Args:
-        folder: Folder to upload.
+        folder: Folder to upload, without checkpoints and hidden files.
         repo_id: Name of the repository. The default namespace is the user of the token.
         private: Whether a new repository is private. `None` follows the user's settings.
         commit_message: Commit message.
-        ignore_patterns: Patterns of files to leave out. The default leaves out checkpoints and hidden files.
         token: Access token. `None` uses `HF_TOKEN` or the stored login.
         max_attempts: Maximum number of attempts.
         wait_seconds: Wait before the second attempt, in seconds. It doubles with each attempt.
@@ -94,10 +94,7 @@ def push_folder(
         api = HfApi(token=token or True)
         url = create_repository(api, repo_id, private)
         api.upload_folder(
-            repo_id=url.repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            ignore_patterns=list(ignore_patterns),
+            repo_id=url.repo_id, folder_path=folder, commit_message=commit_message, ignore_patterns=NOT_PUSHED
         )
         return str(url)
 
@@ -105,7 +102,7 @@ def push_folder(
         return retry(push, repo_id, max_attempts, wait_seconds)
     except PushError as error:
         command = ["hf", "upload", repo_id, str(folder), ".", *(["--private"] if private else [])]
-        command += [word for pattern in ignore_patterns for word in ("--exclude", pattern)]
+        command += [word for pattern in NOT_PUSHED for word in ("--exclude", pattern)]
         raise PushError(f"{error} {folder} is unchanged. To push it later: {shlex.join(command)}") from error
 
 

@@ -45,7 +45,7 @@ from .validation_jet import (
     check_keywords,
     check_labels,
     check_noise,
-    check_temperature,
+    check_not_negative,
     check_values,
     check_whole,
 )
@@ -287,11 +287,8 @@ class JetPreTrainedModel(PreTrainedModel):
             init.normal_(module.position_embeddings, std=module.position_embeddings.shape[-1] ** -0.5)
         elif isinstance(module, JetStandardizedConv2d):
             init.kaiming_normal_(module.weight)
-        elif isinstance(module, JetActNorm):
-            for tensor in (module.bias, module.log_scale, module.initialized):
-                init.zeros_(tensor)
-        elif isinstance(module, JetInvertibleDense):
-            for tensor in (module.lower, module.upper, module.log_scale):
+        elif isinstance(module, (JetActNorm, JetInvertibleDense)):
+            for tensor in (*module.parameters(), *module.buffers()):
                 init.zeros_(tensor)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)  # unit variance, which the projection of the context preserves
@@ -753,7 +750,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
             ValueError: for a number or temperature out of range, or conditional inputs that are missing or unexpected.
         """
         check_whole("num_samples", num_samples)
-        check_temperature(temperature)
+        check_not_negative("temperature", temperature)
         check_generator(generator)
         shape = (num_samples, self.config.num_channels, self.config.image_size, self.config.image_size)
         latents = temperature * self._draw(torch.randn, shape, self.jet.input_device, generator)

@@ -85,14 +85,10 @@ def check_whole(name: str, value: int | None, low: int = 1) -> None:
         raise ValueError(f"`{name}` must be a whole number of at least {low}, got {value!r}.")
 
 
-def _check_not_negative(name: str, value: float) -> None:
+def check_not_negative(name: str, value: float) -> None:
+    """Raise ValueError unless `value` is a finite number of at least 0."""
     if not is_number(value) or not 0 <= value < float("inf"):
         raise ValueError(f"`{name}` must be zero or a positive number, got {value!r}.")
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise ValueError unless `temperature` is a finite number of at least 0."""
-    _check_not_negative("temperature", temperature)
 
 
 def check_generator(generator: torch.Generator | None) -> None:
@@ -301,6 +297,6 @@ def check_guidance_scale(guidance_scale: float | None, config: JetConfig) -> Non
     """Raise ValueError unless `guidance_scale` is `None`, or a finite number of at least 0 for a conditional model."""
     if guidance_scale is None:
         return
-    _check_not_negative("guidance_scale", guidance_scale)
+    check_not_negative("guidance_scale", guidance_scale)
     if config.context_width is None:
         raise ValueError("`guidance_scale` was given, but this model has neither classes nor a context.")

@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_model
 
+from ..arguments import TrainArguments
 from ..model.image_processing_jet import JetImageProcessor
 from ..utils.files import publish_folder, strict_json
 from .trainer import Trainer
@@ -46,19 +47,17 @@ class Checkpointer:
 
     Args:
         trajectory: Settings that must match for a resumed run to be bit-identical.
-        save_total_limit: Number of checkpoints to keep; `None` keeps all.
         grace_seconds: Seconds after which the launcher kills a run that is still saving; `None` if it never does.
     """
 
-    output_dir: Path
+    arguments: TrainArguments
     trainer: Trainer
     processor: JetImageProcessor
     trajectory: dict
-    save_total_limit: int | None
     grace_seconds: float | None
 
     def __post_init__(self) -> None:
-        self.accelerator = self.trainer.accelerator
+        self.accelerator, self.output_dir = self.trainer.accelerator, Path(self.arguments.output_dir)
         self.accelerator.register_for_checkpointing(self.trainer.scheduler)
         # Outside FSDP, accelerate would save the names of the wrapped model; these hooks write one that loads.
         self.accelerator.register_save_state_pre_hook(self._write_weights)
@@ -107,7 +106,7 @@ class Checkpointer:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self._check_grace(time.monotonic() - start)
-            prune_checkpoints(self.output_dir, self.save_total_limit)
+            prune_checkpoints(self.output_dir, self.arguments.save_total_limit)
 
     def _write_manifest(self, draft: Path) -> None:
         files = sorted(path for path in draft.rglob("*") if path.is_file())

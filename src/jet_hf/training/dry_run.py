@@ -81,7 +81,7 @@ def describe_step(arguments: TrainArguments, estimate: CostEstimate, accelerator
         num_images, available = max(1, num_images), torch.cuda.mem_get_info()[0]
     if num_images == 0:
         return "step: not measured, since one image would take a CPU minutes."
-    needed = estimate.total_bytes - estimate.activation_bytes * (1 - num_images / estimate.micro_batch_size)
+    needed = estimate.total_bytes - estimate.memory["activation"] * (1 - num_images / estimate.micro_batch_size)
     if needed > 0.9 * available:
         return f"step: not measured, since it needs {needed / 2**30:.1f} GiB and {available / 2**30:.1f} are free."
     throughput = step_throughput(arguments, num_images, accelerator)

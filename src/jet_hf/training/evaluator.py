@@ -8,6 +8,7 @@ import torch
 
 from ..analysis.evaluation import evaluate
 from ..analysis.sampling import image_grid, reconstruct, sample_images
+from ..arguments import TrainArguments
 from ..data import PixelSplit, read_pixels
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import scale_bytes
@@ -22,7 +23,7 @@ def is_due(step: int, every: int, num_steps: int) -> bool:
     return every > 0 and (step % every == 0 or step == num_steps)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Evaluator:
     """
     Evaluate the model every `eval_steps`, and draw samples and reconstructions every `sample_steps`; 0 means never.
@@ -30,15 +31,11 @@ class Evaluator:
     All processes call the methods. The noise of evaluations and the latents of samples follow from the seed.
     """
 
+    arguments: TrainArguments
     trainer: Trainer
     processor: JetImageProcessor
     data: RunData
     monitor: Monitor
-    eval_steps: int
-    sample_steps: int
-    eval_batch_size: int
-    num_samples: int
-    seed: int
 
     def catch_up(self, step: int) -> None:
         """Do what is due at the step that a run starts from, unless it was done before the run was stopped there."""
@@ -53,8 +50,8 @@ class Evaluator:
     def run(self, step: int, evaluation: bool = True, images: bool = True) -> None:
         """Evaluate the model and draw images, if they are due and wanted."""
         num_steps = self.trainer.num_training_steps
-        held_out = self.data.eval if evaluation and is_due(step, self.eval_steps, num_steps) else None
-        images = images and is_due(step, self.sample_steps, num_steps)
+        held_out = self.data.eval if evaluation and is_due(step, self.arguments.eval_steps, num_steps) else None
+        images = images and is_due(step, self.arguments.sample_steps, num_steps)
         if held_out is None and not images:
             return
         # Data loaders draw seeds, which would make the steps that follow depend on when evaluations take place.
@@ -68,8 +65,8 @@ class Evaluator:
         evaluation = evaluate(
             self.trainer.model,
             pixels.dataset,
-            batch_size=self.eval_batch_size,
-            seed=self.seed,
+            batch_size=self.arguments.eval_batch_size,
+            seed=self.arguments.seed,
             accelerator=self.trainer.accelerator,
         )
         self.monitor.log_evaluation(
@@ -83,7 +80,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _draw(self, step: int) -> None:
-        model, count = self.trainer.base_model, self.num_samples
+        model, count, seed = self.trainer.base_model, self.arguments.num_samples, self.arguments.seed
         model.eval()
         if (examples := self.data.eval or self.data.train) is not None:
             pixels = read_pixels(examples.dataset.select(range(min(8, len(examples.dataset)))))
@@ -92,5 +89,5 @@ class Evaluator:
             images += self.processor.post_process(reconstruct(model, pixel_values).pixel_values)
             self.monitor.save_image("reconstructions", step, image_grid(images, len(pixels)))
         # The samples come last, since `catch_up` looks for their file.
-        samples = sample_images(model, self.processor, count, seed=self.seed, batch_size=count)
+        samples = sample_images(model, self.processor, count, seed=seed, batch_size=count)
         self.monitor.save_image("samples", step, image_grid(samples, math.ceil(math.sqrt(count))))

@@ -15,7 +15,7 @@ from types import FrameType
 
 import psutil
 
-from .signals import STOP_SIGNALS
+from ..utils.console import handle_signals
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,12 @@ def killable_join(launcher: Launcher | None) -> Iterator[None]:
             if launcher.has_ended:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    caught = [number for number in STOP_SIGNALS if callable(signal.getsignal(number))]
-    previous = {number: signal.signal(number, signal.SIG_DFL) for number in caught}
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        joined.set()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with handle_signals(signal.SIG_DFL):
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            joined.set()
 
 
 def launch(arguments: list[str]) -> int:
@@ -119,17 +116,13 @@ def launch(arguments: list[str]) -> int:
             if process is not None:
                 process.terminate()  # it has no handler yet, and ends silently
 
-    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
-    try:
+    with handle_signals(forward):
         # In a session of its own, it does not receive the terminal's Ctrl-C.
         command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
         process = subprocess.Popen(command, start_new_session=True)
         if ended_by:
             process.terminate()
         code = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     if ended_by:
         name = signal.Signals(ended_by[0]).name
         print(f"stopped by {name} before the training processes started.", file=sys.stderr)

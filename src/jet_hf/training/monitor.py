@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from PIL import Image
 
-from ..analysis.cost import peak_flops
+from ..analysis.cost import peak_flops, training_flops
+from ..arguments import TrainArguments
+from ..model.configuration_jet import JetConfig
 from ..utils.files import replace_file, replace_text, strict_json
 from .trainer import StepMetrics
 
@@ -52,29 +55,23 @@ class Monitor:
     Show and log a run. The main process writes; the others only measure times.
 
     Args:
+        arguments: Arguments of the run, which the trackers show.
+        config: Configuration of the model.
         accelerator: Accelerator whose trackers are logged to.
-        output_dir: Folder of the run.
-        num_steps: Optimizer steps of the run.
-        start_step: Optimizer steps already completed when resuming; 0 for a new run.
-        batch_size: Images of an optimizer step, over all processes.
+        steps: Optimizer steps to take, from the checkpoint of a resumed run to the end of the schedule.
         num_images: Images of an epoch; `None` if unknown.
-        flops_per_image: FLOPs of a training step for one image.
-        settings: Settings of the run, for the trackers.
     """
 
     def __init__(
         self,
+        arguments: TrainArguments,
+        config: JetConfig,
         accelerator: Accelerator,
-        output_dir: Path,
-        num_steps: int,
-        start_step: int,
-        batch_size: int,
+        steps: range,
         num_images: int | None,
-        flops_per_image: float,
-        settings: dict,
     ):
-        self.accelerator = accelerator
-        self.batch_size, self.num_images, self.flops_per_image = batch_size, num_images, flops_per_image
+        self.accelerator, self.batch_size, self.num_images = accelerator, arguments.train_batch_size, num_images
+        self.flops_per_image, output_dir = training_flops(config), Path(arguments.output_dir)
         is_cuda = accelerator.device.type == "cuda"
         self.peak_flops = peak_flops(torch.cuda.get_device_name()) if is_cuda else None
         self.metrics = JsonLines(output_dir / "metrics.jsonl")
@@ -82,10 +79,11 @@ class Monitor:
         self.images_dir = output_dir / "samples"
         if accelerator.is_main_process:
             for lines in (self.metrics, self.evaluations):
-                lines.truncate(start_step or -1)  # a new run evaluates step 0
-        accelerator.init_trackers("jet", {k: v for k, v in settings.items() if isinstance(v, int | float | str)})
+                lines.truncate(steps.start or -1)  # a new run evaluates step 0
+        settings = {name: value for name, value in asdict(arguments).items() if isinstance(value, int | float | str)}
+        accelerator.init_trackers("jet", settings)
         interval = 0.5 if sys.stderr.isatty() else 30
-        self.bar = tqdm(total=num_steps, initial=start_step, unit="step", mininterval=interval, smoothing=0.05)
+        self.bar = tqdm(total=steps.stop, initial=steps.start, unit="step", mininterval=interval, smoothing=0.05)
         self.images_seen = 0
         self.data_seconds = self.step_seconds = 0.0
         # Since the last logged step:
@@ -116,12 +114,8 @@ class Monitor:
         seconds = time.monotonic() - self._start - self._paused
         self.step_seconds += seconds
         throughput = self._images / seconds
-        row = {
-            "step": metrics.step,
+        row = asdict(metrics) | {
             "epoch": self.num_images and metrics.step * self.batch_size / self.num_images,
-            "loss": metrics.loss,
-            "grad_norm": metrics.grad_norm,
-            "learning_rate": metrics.learning_rate,
             "images_per_second": throughput,
             "peak_memory_gib": peak_memory(self.accelerator.device) / 2**30,
         }

@@ -2,24 +2,21 @@
 """The model of a run, saved for `from_pretrained` and pushed to the Hub during training."""
 
 import logging
-import math
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
-import torch
-
 from ..analysis.cost import training_flops
-from ..analysis.evaluation import data_title, score_record
+from ..analysis.evaluation import data_title, evaluation_record
 from ..arguments import TrainArguments
 from ..data import RELEASES, known_release
 from ..hub import CardFacts, PushError, check_login, full_repo_id, push_folder, write_model_card
 from ..model.image_processing_jet import JetImageProcessor
 from ..utils.files import publish_files, shared_command
 from .monitor import Monitor
+from .processes import on_main_process
 from .setup import RunData
 from .trainer import Trainer
 
@@ -29,28 +26,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Publisher:
-    """
-    Write the model of a run, and push it; all processes call the methods, and the main process acts.
+    """Write the model of a run, and push it; all processes call the methods, and the main process acts."""
 
-    Args:
-        card_facts: Function that returns the current facts for the model card.
-        repo_name: Name of the repository; without an owner, the user who is logged in is the owner.
-        private: Whether a new repository is private; `None` for the default of the account.
-    """
-
-    output_dir: Path
+    arguments: TrainArguments
     trainer: Trainer
     processor: JetImageProcessor
+    data: RunData
     monitor: Monitor
-    card_facts: Callable[[], CardFacts]
-    repo_name: str
-    private: bool | None
-    push_to_hub: bool
 
     def __post_init__(self) -> None:
-        self.accelerator, self.push_draft = self.trainer.accelerator, self.output_dir / ".push.draft"
+        self.accelerator, self.output_dir = self.trainer.accelerator, Path(self.arguments.output_dir)
+        self.push_draft = self.output_dir / ".push.draft"
         self._last_push: Thread | None = None
-        if self.push_to_hub and self.accelerator.is_main_process and (problem := check_login()):
+        if self.arguments.push_to_hub and self.accelerator.is_main_process and (problem := check_login()):
             logger.warning(f"pushing to the Hub will fail: {problem} Training continues, and each push tries again.")
 
     def close(self, wait: bool = True) -> None:
@@ -74,7 +62,7 @@ class Publisher:
                 self.processor.save_pretrained(folder)
                 if samples := sorted(self.monitor.images_dir.glob("samples-*.png")):
                     shutil.copyfile(samples[-1], folder / "samples.png")
-                write_model_card(folder, self.card_facts(), model_id=self._repo_id())
+                write_model_card(folder, self._card_facts(), model_id=self._repo_id())
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
@@ -95,12 +83,9 @@ class Publisher:
 
     def push_in_background(self, subject: str) -> None:
         """Push the current model while training continues, unless an earlier push is still in progress."""
-        if not self.push_to_hub:
+        if not self.arguments.push_to_hub:
             return
-        busy = self.accelerator.is_main_process and self._push_in_progress()
-        if self.accelerator.num_processes > 1:
-            busy = bool(self.accelerator.reduce(torch.tensor(int(busy), device=self.accelerator.device)).item())
-        if busy:
+        if on_main_process(self._push_in_progress):
             self.monitor.log(f"{subject} was not pushed: the push before it is still in progress")
             return
         self.export(self.push_draft)
@@ -119,64 +104,60 @@ class Publisher:
             self._last_push.join()
 
     def _repo_id(self) -> str:
-        return full_repo_id(self.repo_name) if self.push_to_hub else self.repo_name
+        name = self.arguments.hub_model_id or self.output_dir.resolve().name
+        return full_repo_id(name) if self.arguments.push_to_hub else name
 
     def _upload(self, folder: Path, subject: str) -> None:
         try:
-            url = push_folder(folder, self._repo_id(), private=self.private, commit_message=f"Jet: {subject}")
+            private, message = self.arguments.hub_private_repo, f"Jet: {subject}"
+            url = push_folder(folder, self._repo_id(), private=private, commit_message=message)
             self.monitor.log(f"pushed {subject} to {url}")
         # No failure of the network may end the training.
         except Exception as error:
             kind = "" if isinstance(error, PushError) else f"{type(error).__name__}: "
             logger.warning(f"{subject} was not pushed, training is not affected: {kind}{error}")
 
-
-def card_facts(arguments: TrainArguments, trainer: Trainer, data: RunData, monitor: Monitor) -> CardFacts:
-    """Return the facts for the card of a run's current model."""
-    accelerator, config, step = trainer.accelerator, trainer.base_model.config, trainer.step_count
-    flops = training_flops(config) * arguments.train_batch_size * step
-    precision, release = accelerator.mixed_precision, known_release(data.source)
-    notes = [RELEASES[release].note] if release else []
-    for split, pixels in ((arguments.train_split, data.train), (data.eval_split, data.eval)):
-        if pixels and pixels.lossy:
-            notes.append(
-                f"The {split} images come from lossy {pixels.source_format} files: their bits per dimension are "
-                "those of the decoded pixels."
-            )
-        if pixels and pixels.num_skipped:
-            notes.append(f"{pixels.num_skipped} undecodable images of {split} were left out.")
-    # The last evaluation counts if it is of these weights.
-    evaluations = [
-        score_record(data.source, data.eval_split, **_scores(row))
-        for row in monitor.evaluations.read()[-1:]
-        if row["step"] == step and data.eval_split is not None
-    ]
-    return CardFacts(
-        dataset_title=data_title(data.source),
-        dataset_note=" ".join(notes),
-        training={
-            "optimizer steps": step,
-            "of a schedule of": trainer.num_training_steps,
-            "batch size": arguments.train_batch_size,
-            "training images": data.num_train_images or "streamed",
-            "learning rate": arguments.learning_rate,
-            "weight decay": arguments.weight_decay,
-            "gradient norm clipped to": arguments.max_grad_norm,
-            "moving average of weights": arguments.ema_decay if arguments.use_ema else "no",
-            "precision of the conditioners": {"no": "float32"}.get(precision, precision),
-            "seed": arguments.seed,
-            "parameters": trainer.base_model.num_parameters(),
-            "training FLOPs": f"{flops:.3g}",
-            "processes": accelerator.num_processes,
-        },
-        command=shared_command(sys.argv),
-        evaluations=evaluations,
-        base_model=arguments.model_name_or_path,
-        dataset_id=arguments.dataset_name,
-        has_samples=monitor.images_dir.exists(),
-    )
-
-
-def _scores(row: dict) -> dict:
-    """Return the scores of a row of `evaluations.jsonl`, in which null stands for NaN."""
-    return {key: math.nan if value is None else value for key, value in row.items() if key != "step"}
+    def _card_facts(self) -> CardFacts:
+        """Return the facts for the card of the current model."""
+        arguments, trainer, data, monitor = self.arguments, self.trainer, self.data, self.monitor
+        step, precision, release = trainer.step_count, self.accelerator.mixed_precision, known_release(data.source)
+        flops = training_flops(trainer.base_model.config) * arguments.train_batch_size * step
+        notes = [RELEASES[release].note] if release else []
+        for split, pixels in ((arguments.train_split, data.train), (data.eval_split, data.eval)):
+            if pixels and pixels.lossy:
+                notes.append(
+                    f"The {split} images come from lossy {pixels.source_format} files: their bits per dimension are "
+                    "those of the decoded pixels."
+                )
+            if pixels and pixels.num_skipped:
+                notes.append(f"{pixels.num_skipped} undecodable images of {split} were left out.")
+        # The last evaluation counts if it is of these weights.
+        evaluations = [
+            evaluation_record(data.source, data.eval_split, row)
+            for row in monitor.evaluations.read()[-1:]
+            if row["step"] == step and data.eval_split is not None
+        ]
+        return CardFacts(
+            dataset_title=data_title(data.source),
+            dataset_note=" ".join(notes),
+            training={
+                "optimizer steps": step,
+                "of a schedule of": trainer.num_training_steps,
+                "batch size": arguments.train_batch_size,
+                "training images": data.num_train_images or "streamed",
+                "learning rate": arguments.learning_rate,
+                "weight decay": arguments.weight_decay,
+                "gradient norm clipped to": arguments.max_grad_norm,
+                "moving average of weights": arguments.ema_decay if arguments.use_ema else "no",
+                "precision of the conditioners": {"no": "float32"}.get(precision, precision),
+                "seed": arguments.seed,
+                "parameters": trainer.base_model.num_parameters(),
+                "training FLOPs": f"{flops:.3g}",
+                "processes": self.accelerator.num_processes,
+            },
+            command=shared_command(sys.argv),
+            evaluations=evaluations,
+            base_model=arguments.model_name_or_path,
+            dataset_id=arguments.dataset_name,
+            has_samples=monitor.images_dir.exists(),
+        )

@@ -10,7 +10,6 @@ import torch
 import yaml
 from accelerate import Accelerator, PartialState
 
-from ..analysis.cost import training_flops
 from ..arguments import TrainArguments
 from ..data import Batch, BatchSharding, UndecodableImagesError
 from ..model.configuration_jet import JetConfig
@@ -22,7 +21,7 @@ from .launcher import Launcher, find_launcher
 from .lock import RunLock, RunLockedError
 from .monitor import Monitor
 from .processes import on_main_process
-from .publishing import Publisher, card_facts
+from .publishing import Publisher
 from .setup import (
     count_steps,
     find_start,
@@ -63,7 +62,7 @@ class RunResult:
 class TrainingRun:
     """A run that is ready for its next step, with the micro-batches of this process from there on."""
 
-    output_dir: Path
+    arguments: TrainArguments
     lock: RunLock
     signals: StopSignals
     launcher: Launcher | None
@@ -73,8 +72,6 @@ class TrainingRun:
     monitor: Monitor
     evaluator: Evaluator
     publisher: Publisher
-    save_steps: int
-    logging_steps: int
 
     def run(self) -> RunResult:
         """
@@ -87,15 +84,16 @@ class TrainingRun:
             CheckpointError, NonFiniteLossError, RunLockedError, UndecodableImagesError: with the last checkpoint in
                 place.
         """
+        output_dir = Path(self.arguments.output_dir)
         try:
             with self.signals.deferred():
                 finished = self._train()
                 if finished:
                     self.publisher.finish()
-            if finished and self.publisher.push_to_hub:
+            if finished and self.arguments.push_to_hub:
                 self._push_finished()
         except NonFiniteLossError as error:
-            raise NonFiniteLossError(f"{error} Last checkpoint: {last_checkpoint(self.output_dir)}.") from error
+            raise NonFiniteLossError(f"{error} Last checkpoint: {last_checkpoint(output_dir)}.") from error
         except Exception as error:
             # A process that was told to stop may be gone before the last exchange of another process with it.
             if self.signals.requested is None or isinstance(error, EXPECTED_ERRORS):
@@ -106,7 +104,7 @@ class TrainingRun:
                 self.monitor.close()
                 self.publisher.close(wait=self.signals.requested is None)
                 self.trainer.accelerator.end_training()
-        return RunResult(self.output_dir, self.trainer.step_count, finished)
+        return RunResult(output_dir, self.trainer.step_count, finished)
 
     def _train(self) -> bool:
         """Train, save and evaluate; return whether the schedule was completed."""
@@ -121,14 +119,14 @@ class TrainingRun:
                 micro_batches = [next(batches) for _ in range(trainer.accelerator.gradient_accumulation_steps)]
             metrics = trainer.step(micro_batches)
             step, is_last = metrics.step, metrics.step == num_steps
-            self.monitor.log_step(metrics, write=is_due(step, self.logging_steps, num_steps))
+            self.monitor.log_step(metrics, write=is_due(step, self.arguments.logging_steps, num_steps))
             with self.monitor.paused():
                 self.lock.check()
                 # The checkpoint comes first, since little time may be left.
                 if not is_last and self._must_stop():
                     self._save_and_stop(step)
                     return False
-                saving = is_last or is_due(step, self.save_steps, num_steps)
+                saving = is_last or is_due(step, self.arguments.save_steps, num_steps)
                 if saving:
                     self.checkpointer.save()
                 self.evaluator.run(step)
@@ -167,7 +165,9 @@ class TrainingRun:
                 raise RunInterrupted(self.signals.requested)
             self.publisher.push_finished()
         except RunInterrupted as stop:
-            raise RunInterrupted(stop.signal, f"the finished model in {self.output_dir} was not pushed") from None
+            raise RunInterrupted(
+                stop.signal, f"the finished model in {self.arguments.output_dir} was not pushed"
+            ) from None
 
 
 def build_run(
@@ -203,8 +203,8 @@ def build_run(
     }
     if start is not None:
         compare_trajectories(start, trajectory)
-    start_step = start.step if start else 0
-    batches = make_batches(arguments, data, processor, sharding, range(start_step, num_steps), accelerator.device)
+    steps = range(start.step if start else 0, num_steps)
+    batches = make_batches(arguments, data, processor, sharding, steps, accelerator.device)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if arguments.torch_compile:
@@ -227,50 +227,14 @@ def build_run(
         clear_drafts(output_dir)
         replace_text(output_dir / "recipe.yaml", yaml.safe_dump(asdict(arguments), sort_keys=False))
     accelerator.wait_for_everyone()
-    checkpointer = Checkpointer(
-        output_dir,
-        trainer,
-        processor,
-        trajectory,
-        save_total_limit=arguments.save_total_limit,
-        grace_seconds=launcher.grace_seconds if launcher else None,
-    )
+    grace_seconds = launcher.grace_seconds if launcher else None
+    checkpointer = Checkpointer(arguments, trainer, processor, trajectory, grace_seconds)
     if start is not None:
         checkpointer.load(start)
-        logger.info(f"resuming from {start.path}, after {start_step} of {num_steps} steps.")
-    monitor = Monitor(
-        accelerator,
-        output_dir,
-        num_steps,
-        start_step,
-        batch_size=arguments.train_batch_size,
-        num_images=data.num_train_images,
-        flops_per_image=training_flops(config),
-        settings=asdict(arguments),
-    )
-    evaluator = Evaluator(
-        trainer=trainer,
-        processor=processor,
-        data=data,
-        monitor=monitor,
-        eval_steps=arguments.eval_steps,
-        sample_steps=arguments.sample_steps,
-        eval_batch_size=arguments.eval_batch_size,
-        num_samples=arguments.num_samples,
-        seed=arguments.seed,
-    )
-    publisher = Publisher(
-        output_dir,
-        trainer,
-        processor,
-        monitor,
-        card_facts=lambda: card_facts(arguments, trainer, data, monitor),
-        repo_name=arguments.hub_model_id or output_dir.resolve().name,
-        private=arguments.hub_private_repo,
-        push_to_hub=arguments.push_to_hub,
-    )
+        logger.info(f"resuming from {start.path}, after {start.step} of {num_steps} steps.")
+    monitor = Monitor(arguments, config, accelerator, steps, data.num_train_images)
     return TrainingRun(
-        output_dir=output_dir,
+        arguments=arguments,
         lock=lock,
         signals=signals,
         launcher=launcher,
@@ -278,10 +242,8 @@ def build_run(
         batches=batches,
         checkpointer=checkpointer,
         monitor=monitor,
-        evaluator=evaluator,
-        publisher=publisher,
-        save_steps=arguments.save_steps,
-        logging_steps=arguments.logging_steps,
+        evaluator=Evaluator(arguments, trainer, processor, data, monitor),
+        publisher=Publisher(arguments, trainer, processor, data, monitor),
     )
 
 

@@ -3,16 +3,14 @@
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-from ..utils.console import Interrupted
+from ..utils.console import Interrupted, handle_signals
 
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A launcher forwards a signal that the terminal or the scheduler has sent to its workers already.
 SECONDS_OF_REPEATS = 2.0
 
@@ -26,28 +24,23 @@ class StopSignals:
     Context manager that handles SIGINT and SIGTERM while it is entered.
 
     A signal raises [`RunInterrupted`] in the main thread. Within [`deferred`], the first signal is only recorded in
-    `requested`, and a later SIGINT, as from an impatient user, raises. A signal that the process was started to ignore
-    stays ignored. Outside the main thread, which alone can handle signals, the context changes nothing.
+    `requested`, and a later SIGINT, as from an impatient user, raises. See
+    [`handle_signals`] for signals and threads that stay as they are.
     """
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
         self._requested_at = 0.0
         self._deferring = False
-        self._previous: dict[signal.Signals, Callable | int | None] = {}
+        self._previous = ExitStack()
         self._process = os.getpid()
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                # None stands for a handler that was not installed from Python and cannot be restored.
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._previous[number] = signal.signal(number, self._receive)
+        self._previous = handle_signals(self._receive)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        while self._previous:
-            signal.signal(*self._previous.popitem())
+        self._previous.close()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

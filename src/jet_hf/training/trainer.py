@@ -164,19 +164,16 @@ class Trainer:
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Replace the weights by their moving average, if there is one, within the context."""
-        if not self.ema:
-            yield
-            return
         parameters = dict(self.base_model.named_parameters())
         with torch.no_grad():
-            weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            weights = {name: parameters[name].detach().clone() for name in self.ema}
             try:
-                for name, parameter in parameters.items():
-                    parameter.copy_(self.ema[name])
+                for name, average in self.ema.items():
+                    parameters[name].copy_(average)
                 yield
             finally:
-                for name, parameter in parameters.items():
-                    parameter.copy_(weights[name])
+                for name, weight in weights.items():
+                    parameters[name].copy_(weight)
 
     def save_model(self, folder: str | os.PathLike) -> None:
         """Write the weights for `from_pretrained`, gathered if they are sharded; all processes call it."""

@@ -30,7 +30,10 @@ def argument(help: str, default: Any = dataclasses.MISSING, **metadata) -> Any:
         default: Default value; without one, the argument is required.
         metadata: Bounds of a number, by the names in `BOUNDS`; `choices`; `positional=True`.
     """
-    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+    is_required = (
+        default is dataclasses.MISSING
+    )  # dataclasses allow such a field after inherited ones by keyword alone
+    return dataclasses.field(default=default, kw_only=is_required, metadata={"help": help, **metadata})
 
 
 @dataclasses.dataclass
@@ -87,7 +90,8 @@ class CommandParser(argparse.ArgumentParser):
         self.required = [item.name for item in items if item.default is dataclasses.MISSING]
         for title, group in (groups or {"arguments": arguments}).items():
             container = self.add_argument_group(title)
-            for item in dataclasses.fields(group):
+            # Required arguments come first.
+            for item in sorted(dataclasses.fields(group), key=lambda item: item.name not in self.required):
                 _add_field(container.add_argument, item)
 
     def parse(self, argv: list[str]) -> dict[str, Any]:

@@ -5,13 +5,14 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
 
-Handler = Callable[[int, FrameType | None], Any] | int
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -39,13 +40,14 @@ def rank() -> int:
 
 def end_at_once_on_signals() -> None:
     """Let SIGINT and SIGTERM end a process that has nothing to clean up with one line, even while it imports."""
+    process = os.getpid()
 
-    def end(number: int) -> None:
-        if not rank():
+    def end(number: int, frame: FrameType | None) -> None:
+        if not rank() and os.getpid() == process:  # a worker that was forked later ends silently
             os.write(2, f"stopped by {signal.Signals(number).name}.\n".encode())
         os._exit(128 + number)
 
-    _handle_signals(end)
+    handle_signals(end)
 
 
 @contextmanager
@@ -66,17 +68,17 @@ def console(*errors: type[Exception]) -> Iterator[None]:
     logging.basicConfig(format=f"%(asctime)s {prefix}%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("jet_hf").setLevel(logging.WARNING if rank() else logging.INFO)
 
-    def interrupt(number: int) -> None:
+    process = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a worker that was forked later
+            os._exit(128 + number)
         raise Interrupted(signal.Signals(number))
 
     expected: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
-    previous = _handle_signals(interrupt)
     try:
-        try:
+        with handle_signals(interrupt):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
     except expected as error:
         # On every process: a later one may be the only one with this error.
         raise SystemExit(f"{prefix}error: {' '.join(str(error).split())}") from error
@@ -86,20 +88,17 @@ def console(*errors: type[Exception]) -> Iterator[None]:
         raise SystemExit(getattr(stop, "exit_code", 128 + signal.SIGINT)) from None
 
 
-def _handle_signals(handle: Callable[[int], None]) -> dict[int, Handler]:
-    """Install a handler of SIGINT and SIGTERM, except where they are ignored; return the previous handlers."""
-    process = os.getpid()
+def handle_signals(handler: Callable[[int, FrameType | None], Any] | int) -> ExitStack:
+    """
+    Install a handler of SIGINT and SIGTERM; closing the result restores the previous handlers.
 
-    def receive(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # a worker that was forked later
-            os._exit(128 + number)
-        handle(number)
-
-    previous: dict[int, Handler] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        handler = signal.getsignal(number)
-        # None belongs to a handler that was not installed from Python and cannot be put back.
-        if handler is not None and handler != signal.SIG_IGN:
-            previous[number] = handler
-            signal.signal(number, receive)
+    A signal that the process was started to ignore stays ignored. Outside the main thread, which alone can handle
+    signals, nothing is installed.
+    """
+    previous = ExitStack()
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            # None stands for a handler that was not installed from Python and cannot be restored.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                previous.callback(signal.signal, number, signal.signal(number, handler))
     return previous
