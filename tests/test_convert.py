@@ -1,8 +1,6 @@
 """Importers: what they refuse, what they leave behind, and what a converted folder contains."""
 
 import re
-import runpy
-import sys
 import zipfile
 from pathlib import Path
 
@@ -360,64 +358,3 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch, error):
     with pytest.raises(type(error)):
         convert_checkpoint("big_vision", BIG_VISION, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
-
-
-# The script
-
-
-SCRIPT = ROOT / "scripts/convert_checkpoint.py"
-
-
-@pytest.fixture
-def script(monkeypatch, capfd):
-    """Run the script in this process; return its exit code, output and error output."""
-
-    def run(*arguments) -> tuple[int | str | None, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        return stop.value.code, *capfd.readouterr()
-
-    return run
-
-
-def test_the_script_refuses_in_one_line(script, tmp_path):
-    half, taken = tmp_path / "half.npz", tmp_path / "taken"
-    half.write_bytes(truncated(BIG_VISION, 0.5))
-    taken.mkdir()
-    (taken / "notes.txt").write_text("mine")
-    before = listing(tmp_path)
-    new = tmp_path / "model"
-    for arguments, message in (
-        (["big_vision", tmp_path / "none.npz", new], "none.npz is not a whole NumPy .npz file"),
-        (["big_vision", half, new], "half.npz is not a whole NumPy .npz file"),
-        (["jet_pytorch", JET_PYTORCH, new], "pass num_attention_heads"),
-        (["big_vision", BIG_VISION, new, "--image-size", "32"], "shows image_size=16"),
-        (["big_vision", BIG_VISION, new, "--scale-factor", "-1"], "`scale_factor` must be a positive number"),
-        (["big_vision", BIG_VISION, taken], f"{taken} already exists and is not an empty folder."),
-    ):
-        code, output, errors = script(*arguments)
-        assert (code, output) == (1, "")
-        assert errors.startswith("error: ") and message in errors
-        assert errors.count("\n") == 1 and errors.endswith("\n")
-    assert listing(tmp_path) == before and not new.exists()
-
-
-def test_the_script_explains_wrong_usage(script):
-    for arguments in (
-        ["tarflow", BIG_VISION, "out"],
-        ["big_vision", BIG_VISION],
-        ["big_vision", BIG_VISION, "out", "--num-channels", "three"],
-        ["big_vision", BIG_VISION, "out", "--coupling-kinds", "chanels"],
-    ):
-        code, _, errors = script(*arguments)
-        assert code == 2 and "usage: convert_checkpoint.py" in errors
-
-
-def test_the_script_passes_every_flag_on(script, tmp_path):
-    flags = ["--num-channels", "12", "--scale-factor", "1.5", "--image-size", "8", "--num-attention-heads", "4"]
-    flags += ["--coupling-kinds", "channels", "spatial"]
-    code, output, _ = script("big_vision", BIG_VISION, tmp_path / "model", *flags)
-    assert code == 0 and f"{tmp_path / 'model'}" in output
-    config = JetConfig.from_pretrained(tmp_path / "model")
-    assert (config.num_channels, config.patch_size, config.image_size, config.scale_factor) == (12, 2, 8, 1.5)
