@@ -9,6 +9,7 @@ processes.
 
 import signal
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import datasets
@@ -88,16 +89,9 @@ def shuffled_rows(indices: np.ndarray, num_images: int, seed: int) -> np.ndarray
     return rows
 
 
-_last_orders: dict[tuple[int, int, int], np.ndarray] = {}
-
-
+@lru_cache(maxsize=2)  # a batch may span the end of one epoch and the start of the next
 def _epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    key = (num_images, seed, epoch)
-    if key not in _last_orders:
-        while len(_last_orders) > 1:  # a batch may span the end of one epoch and the start of the next
-            _last_orders.pop(next(iter(_last_orders)))
-        _last_orders[key] = np.random.default_rng([seed, epoch]).permutation(num_images)
-    return _last_orders[key]
+    return np.random.default_rng([seed, epoch]).permutation(num_images)
 
 
 def outlive_termination(worker_id: int) -> None:

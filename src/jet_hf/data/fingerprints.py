@@ -2,7 +2,8 @@
 """Fingerprints of data. They depend on the content and not on its location, so that a moved dataset keeps its own."""
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,13 @@ import pyarrow as pa
 StoredFile = tuple[str, str | None, int]
 NUM_FILES_SAMPLED = 512
 NUM_BLOCKS, BLOCK_SIZE = 16, 4096
+
+
+def stored_files(root: str, names: Iterable[str]) -> Iterator[StoredFile]:
+    """Yield the files with these names in a folder."""
+    for name in names:
+        path = os.path.join(root, name)
+        yield name, path, os.path.getsize(path)
 
 
 def fingerprint_of_rows(digests: pa.ChunkedArray) -> str:

@@ -20,7 +20,7 @@ from huggingface_hub import metadata_load
 
 from .cache import Stamp, stamp_of
 from .chrabaszcz import CHRABASZCZ, batches_of_splits, read_batches
-from .fingerprints import StoredFile
+from .fingerprints import StoredFile, stored_files
 from .image_folder import ImageFolder
 from .layout import Images, Layout
 from .scan import CHRABASZCZ_BATCH, TAR_SUFFIXES, Examples, FolderScan, counted, may_hold_images
@@ -109,7 +109,7 @@ class Shards(Layout):
 
     def files(self, split: str) -> Iterator[StoredFile]:
         is_single = self.release != CHRABASZCZ and Path(self.where).is_file()
-        for name, path, size in _stored_files(self.root, self.names[split]):
+        for name, path, size in stored_files(self.root, self.names[split]):
             yield "" if is_single else name, path, size  # the name of a single file may change
 
 
@@ -152,7 +152,7 @@ class SavedDataset(Layout):
 
     def files(self, split: str) -> Iterator[StoredFile]:
         files = self.loaded[split].cache_files
-        return _stored_files(self.where, [os.path.relpath(file["filename"], self.where) for file in files])
+        return stored_files(self.where, [os.path.relpath(file["filename"], self.where) for file in files])
 
 
 class LoadedDataset(Layout):
@@ -205,7 +205,7 @@ class DeclaredFolder(LoadedDataset):
             self.warnings = (f"{path}: not using {count} that its card does not name: {unused}.",)
 
     def files(self, split: str) -> Iterator[StoredFile]:
-        return _stored_files(self.where, self.names)
+        return stored_files(self.where, self.names)
 
 
 def _open_parquet(paths: list[str], streaming: bool) -> Images:
@@ -221,12 +221,6 @@ def _open_parquet(paths: list[str], streaming: bool) -> Images:
 def _cache_dir(stamps: list[tuple[str, Stamp]]) -> str:
     """Return a cache folder of `datasets` for files with these stamps only."""
     return str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / Hasher.hash(stamps))
-
-
-def _stored_files(root: str, names: list[str]) -> Iterator[StoredFile]:
-    for name in names:
-        path = os.path.join(root, name)
-        yield name, path, os.path.getsize(path)
 
 
 def _declares_files(card: Path) -> bool:

@@ -1,7 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Folders of image files: their splits, classes and metadata."""
 
-import hashlib
 import os
 import tempfile
 from collections import Counter
@@ -14,10 +13,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
+from datasets.fingerprint import Hasher
 
 from ..utils.files import fsync
-from .cache import cache_file
-from .fingerprints import StoredFile
+from .cache import cache_file, stamp_of
+from .fingerprints import StoredFile, stored_files
 from .layout import Images, Layout
 from .scan import FolderScan, counted, name_some
 from .splits import canonical_split
@@ -117,8 +117,7 @@ class ImageFolder(Layout):
             yield name, self.scan.path(name), self.scan.image_size(row)
 
     def label_files(self) -> Iterator[StoredFile]:
-        for name, stamp in zip(self.scan.metadata, self.scan.stamps(self.scan.metadata), strict=True):
-            yield name, self.scan.path(name), stamp.size
+        return stored_files(self.scan.root, self.scan.metadata)
 
     def open(self, split: str, streaming: bool) -> datasets.Dataset:
         """
@@ -157,12 +156,9 @@ class ImageFolder(Layout):
 
     def _key(self, split: str) -> str:
         rows = self.rows[split]
-        key = hashlib.blake2b(digest_size=16)
-        for text in (self.scan.root, *self.class_names, "/", *map(repr, self.scan.stamps(self.scan.metadata)), "/"):
-            key.update(f"{text}\0".encode())
-        key.update("\0".join(self.scan.images[rows.start : rows.stop]).encode())
-        key.update(self.scan.image_stamps(rows))
-        return key.hexdigest()
+        metadata = [stamp_of(os.stat(self.scan.path(name))) for name in self.scan.metadata]
+        names = "\0".join(self.scan.images[rows.start : rows.stop])
+        return Hasher.hash((self.scan.root, self.class_names, metadata, names, self.scan.image_stamps(rows)))
 
     def describe(self, split: str, dataset: Images) -> str:
         parts = [f"{len(rows):,} in {name}/" for name, rows in self.rows.items() if self.by_folder and name != ALL]

@@ -12,7 +12,6 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
-from PIL import Image
 
 from .. import __version__
 from ..model.image_processing_jet import JetImageProcessor
@@ -289,11 +288,9 @@ class _Decoder:
     def _decode(self, image: StoredImage, index: int) -> tuple[list[np.ndarray], str | None]:
         processor = self.processor
         if self.num_crops:
-
-            def convert(stored: Image.Image | np.ndarray) -> np.ndarray:
-                return np.asarray(processor.process_image(stored, processor.do_convert_rgb, processor.num_channels))
-
-            array, kind = decode_image(image, convert)
+            array, kind = decode_image(
+                image, lambda stored: np.asarray(processor.process_image(stored, **vars(processor)))
+            )
             return random_crops(array, self.shape[1], self.num_crops, self.seed, index), kind
         array, kind = decode_image(image, pixel_converter(processor))
         if array.shape != self.shape:
@@ -301,14 +298,14 @@ class _Decoder:
         return [array], kind
 
 
-def _digests(table: pa.Table, indices: list[int], label_column: str | None) -> dict[str, list[bytes]]:
+def _digests(table: pa.Table, indices: list[int]) -> dict[str, list[bytes]]:
     """Return the digests of pixels and their labels, for `Dataset.map`."""
     arrays = (np.asarray(image) for image in stored_images(table[PIXELS]))
-    return {DIGEST: list(map(digest_of_row, arrays, _labels_of(table, label_column)))}
+    return {DIGEST: list(map(digest_of_row, arrays, _labels_of(table, LABEL)))}
 
 
 def _labels_of(table: pa.Table, label_column: str | None) -> list[int | None]:
-    return [None] * len(table) if label_column is None else table[label_column].to_pylist()
+    return table[label_column].to_pylist() if label_column in table.column_names else [None] * len(table)
 
 
 def _decode_all(
@@ -322,14 +319,9 @@ def _decode_all(
     options = {"num_proc": num_proc, "keep_in_memory": keep_in_memory}
     is_pixels = dataset.features[decoder.image_column] == decoder.features[PIXELS] and not decoder.num_crops
     if is_pixels and not dataset.data[decoder.image_column].null_count:  # without a second copy on the disk
-        names = zip(decoder.columns, (PIXELS, LABEL), strict=False)
-        if renamed := {old: new for old, new in names if old != new}:
-            dataset = dataset.rename_columns(renamed)
+        dataset = dataset.rename_columns(dict(zip(decoder.columns, (PIXELS, LABEL), strict=False)))
         features = datasets.Features({DIGEST: datasets.Value("binary")})
-        label_column = LABEL if decoder.label_column else None
-        digests = _map(
-            dataset, _digests, features, f"reading {limit.where}", fn_kwargs={"label_column": label_column}, **options
-        )
+        digests = _map(dataset, _digests, features, f"reading {limit.where}", **options)
         return PixelSplit(dataset, 0, None, fingerprint_of_rows(_column(digests, DIGEST)))
     decoder.limit = limit
     decoded = _map(dataset, decoder, decoder.features, f"decoding {limit.where}", **options)
@@ -346,7 +338,7 @@ def _map(
     stamps of the data's files: a saved dataset may keep its fingerprint when it is replaced.
     """
     stamps = [(file["filename"], stamp_of(os.stat(file["filename"]))) for file in dataset.cache_files]
-    key = Hasher.hash((dataset._fingerprint, stamps, function, options.get("fn_kwargs"), features))
+    key = Hasher.hash((dataset._fingerprint, stamps, function, features))
     if not options["keep_in_memory"]:
         options["cache_file_name"] = str(cache_file(f"pixels-{key}.arrow"))
     return dataset.with_format("arrow").map(

@@ -29,13 +29,7 @@ from ..model.validation_jet import check_whole
 from ..utils.files import check_is_free, replace_file, replace_text, strict_json
 from ..utils.tables import markdown_table
 from .columns import find_image_column, find_label_column
-from .decoding import (
-    UndecodableImageError,
-    decode_image,
-    image_name,
-    pixel_converter,
-    stored_images,
-)
+from .decoding import UndecodableImageError, decode_image, image_name, pixel_converter, stored_images
 from .formats import PREPARATION_FILE, preparation_record
 from .layout import Images
 from .pixels import LOSSY_FORMATS, UndecodableLimit
@@ -210,7 +204,8 @@ class _ShardWriter:
             rows = self.dataset.shard(num_shards=len(self.paths), index=index)
         convert = pixel_converter(self.processor)
         for stored in rows.with_format("arrow").iter(batch_size=ROWS_READ):
-            pixels, kept = [], []
+            pixels: list[np.ndarray] = []
+            kept: list[int] = []
             for i, image in enumerate(stored_images(stored[self.image_column])):
                 try:
                     array, kind = decode_image(image, convert)
@@ -224,13 +219,10 @@ class _ShardWriter:
             first += len(stored)
             record["num_images"] += len(kept)
             if kept:
-                yield self._table(pixels, stored[self.label_column].take(kept) if self.label_column else None)
-
-    def _table(self, pixels: list[np.ndarray], labels: pa.ChunkedArray | None) -> pa.Table:
-        features = datasets.Features({IMAGE: self.features[IMAGE]})
-        images = datasets.Dataset.from_dict({IMAGE: np.stack(pixels)}, features=features).with_format("arrow")[:]
-        columns = [images[IMAGE]] if labels is None else [images[IMAGE], labels]
-        return pa.Table.from_arrays(columns, schema=self.features.arrow_schema)
+                columns: dict = {IMAGE: np.stack(pixels)}
+                if self.label_column:
+                    columns[LABEL] = stored[self.label_column].take(kept).to_pylist()
+                yield datasets.Dataset.from_dict(columns, features=self.features).with_format("arrow")[:]
 
 
 def _find_label_column(features: datasets.Features, label_column: str | None) -> str | None:
@@ -324,25 +316,21 @@ def _finish(folder: Path, split: str, records: list[dict], num_found: int) -> Pr
     """Record the counts and write the card."""
     formats = sum((Counter(record["formats"]) for record in records), Counter())
     skipped = _skipped(records)
-    result = Prepared(
-        num_images=sum(record["num_images"] for record in records),
-        num_skipped=len(skipped),
-        num_shards=len(records),
-        num_found=num_found,
-        source_format=", ".join(kind for kind, _ in formats.most_common() if kind != "None") or None,
-    )
+    num_images = sum(record["num_images"] for record in records)
+    source_format = ", ".join(kind for kind, _ in formats.most_common() if kind != "None") or None
     record = preparation_record(folder)
-    record["splits"][split] |= {
-        "num_images": result.num_images,
-        "num_skipped": result.num_skipped,
+    counts = {
+        "num_images": num_images,
+        "num_skipped": len(skipped),
         "skipped": skipped,
-        "source_format": result.source_format,
+        "source_format": source_format,
     }
+    record["splits"][split] |= counts
     _write_record(folder, record)
     replace_text(folder / "README.md", dataset_card(record))
     if skipped:
         logger.warning(f"{len(skipped)} images cannot be decoded and were skipped: {'; '.join(skipped)}.")
-    return result
+    return Prepared(num_images, len(skipped), len(records), num_found, source_format)
 
 
 def dataset_card(record: dict) -> str:

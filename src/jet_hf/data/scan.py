@@ -72,7 +72,6 @@ class FolderScan:
     def __post_init__(self):
         # A flat array of the stamps of the images: Python objects would take ten times the memory.
         self._image_stamps = array("Q")
-        self._stamps: dict[str, Stamp] = {}
 
     @classmethod
     def of(cls, path: str | os.PathLike) -> "FolderScan":
@@ -95,13 +94,9 @@ class FolderScan:
         """Return the size in bytes of the image file at index `row`."""
         return self._image_stamps[3 * row]
 
-    def image_stamps(self, rows: range) -> memoryview:
+    def image_stamps(self, rows: range) -> array:
         """Return the sizes, times and inodes of a range of image files, three integers per file."""
-        return memoryview(self._image_stamps)[3 * rows.start : 3 * rows.stop]
-
-    def stamps(self, names: Iterable[str]) -> list[Stamp]:
-        """Return the stamps of shards or metadata files."""
-        return [self._stamps[name] for name in names]
+        return self._image_stamps[3 * rows.start : 3 * rows.stop]
 
     def subfolders(self, prefix: str = "") -> tuple[dict[str, range], list[int]]:
         """Return the rows of the images below each subfolder of `prefix`, and the rows of those directly in it."""
@@ -143,7 +138,7 @@ class FolderScan:
             path = prefix + name
             if name.startswith(".") and (_is_folder(status) or may_hold_images(name)):
                 self._skip("hidden by a leading dot", path)
-            elif not _is_utf8(name):
+            elif name.encode(errors="ignore").decode() != name:
                 self._skip("the name is not UTF-8", ascii(path))
             elif status is None:
                 self._skip("broken link", path)
@@ -163,20 +158,16 @@ class FolderScan:
         if is_image_file(lower):
             self.images.append(path)
             self._image_stamps.extend(stamp)
-            return
-        if lower in METADATA_FILES:
-            kind = self.metadata
+        elif lower in METADATA_FILES:
+            self.metadata.append(path)
         elif lower.endswith(".parquet"):
-            kind = self.parquet
+            self.parquet.append(path)
         elif lower.endswith(TAR_SUFFIXES):
-            kind = self.tars
+            self.tars.append(path)
         elif CHRABASZCZ_BATCH.fullmatch(name) and path.count("/") < 2:
-            kind = self.batches
+            self.batches.append(path)
         else:
             self.add_other(path)
-            return
-        kind.append(path)
-        self._stamps[path] = stamp
 
     def add_other(self, path: str) -> None:
         """Count a file that holds no images."""
@@ -211,11 +202,3 @@ def _status(entry: os.DirEntry) -> os.stat_result | None:
 
 def _is_folder(status: os.stat_result | None) -> bool:
     return status is not None and stat.S_ISDIR(status.st_mode)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

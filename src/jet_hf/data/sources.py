@@ -203,8 +203,7 @@ def known_release(source: DataSource) -> str | None:
     Raises:
         ValueError: if the two differ.
     """
-    exists = source.path is not None and Path(source.path).expanduser().exists()
-    implied = source.layout.release if exists else None
+    implied = None if source.path is None else source.layout.release
     if None not in (implied, source.release) and implied != source.release:
         raise ValueError(
             f"`dataset_release` is {source.release}, but {source.path} holds {implied} "

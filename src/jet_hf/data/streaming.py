@@ -23,14 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..model.image_processing_jet import JetImageProcessor
 from .batches import Batch, BatchSharding, outlive_termination
 from .columns import find_image_column
-from .decoding import (
-    StoredImage,
-    UndecodableImageError,
-    decode_image,
-    image_name,
-    pixel_converter,
-    stored_images,
-)
+from .decoding import StoredImage, UndecodableImageError, decode_image, image_name, pixel_converter, stored_images
 from .pixels import ReadOptions, UndecodableImagesError, UndecodableLimit, check_classes
 from .sources import DataSource, label_column_of, open_split
 

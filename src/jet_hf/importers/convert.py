@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
-from ..utils.files import check_is_free, new_folder
+from ..utils.files import new_folder
 from .big_vision import convert_big_vision
 from .jet_pytorch import convert_jet_pytorch
 
@@ -30,11 +30,10 @@ def convert_checkpoint(source: str, path: str | os.PathLike, output_dir: str | o
     """
     if source not in CONVERTERS:
         raise ValueError(f"`source` must be one of {list(CONVERTERS)}, got {source!r}.")
-    check_is_free(output_dir)
-    config, state_dict = CONVERTERS[source](path, **known)
-    model = JetForDensityEstimation(config)
-    model.load_state_dict(state_dict)
     with new_folder(output_dir) as folder:
+        config, state_dict = CONVERTERS[source](path, **known)
+        model = JetForDensityEstimation(config)
+        model.load_state_dict(state_dict)
         model.save_pretrained(folder)
         JetImageProcessor(size=config.image_size, num_channels=config.num_channels).save_pretrained(folder)
     return Path(output_dir)
