@@ -296,7 +296,7 @@ with console():
 def test_samples_reconstructions_and_interpolations_are_written_whole(run, model, tmp_path):
     folder, images = tmp_path / "samples", [model / "0.png", model / "1.png"]
     code, stdout, _ = run("sample", "--model", model, "--num-images", 3, "--columns", 2, "--output-dir", folder)
-    assert (code, stdout) == (0, f"wrote 3 images and grid.png to {folder}\n")
+    assert (code, stdout) == (0, f"wrote 3 image(s) and grid.png to {folder}\n")
     assert {path.name for path in folder.iterdir()} == {"00000.png", "00001.png", "00002.png", "grid.png"}
     assert Image.open(folder / "grid.png").size == (18, 18)
     folder = tmp_path / "reconstructions"

@@ -10,7 +10,8 @@ __all__ = ["JetConfig", "JetForDensityEstimation", "JetImageProcessor", "JetMode
 
 # Commands parse their arguments before they import torch: `jet-hf`, which imports jet_hf_cli first, and `python -m
 # jet_hf.train`, for which Python sets the first argument to "-m" while it imports this package.
-_starts_command = "jet_hf_cli" in sys.modules or (sys.argv[:1] == ["-m"] and "jet_hf.train" in sys.orig_argv)
+_module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv else None
+_starts_command = "jet_hf_cli" in sys.modules or _module == "jet_hf.train"
 if not _starts_command:
     from .auto import JetConfig, JetForDensityEstimation, JetImageProcessor, JetModel
 

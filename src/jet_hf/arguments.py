@@ -20,6 +20,8 @@ from .utils.precision import resolve_precision
 # argument's own name and value, or None if it changes the numbers of a run by rounding at most.
 JOINT_ENTRIES = ("model", "initial_weights", "data", "num_steps", "mixed_precision")
 OWN_VALUE = "own value"
+# The generators of PyTorch take no larger seed.
+LAST_SEED = 2**63 - 1
 
 
 def check_declarations(arguments: type) -> None:
@@ -42,7 +44,9 @@ def _model_arguments() -> Any:
     entry = r"^    (\w+) \(`([^`]+)`, \*optional\*(?:, defaults to ([^\n]*))?\):\n((?:^ {8}.*\n?)+)"
     fields = []
     for name, kind, default, text in re.findall(entry, documentation, re.MULTILINE):
-        help = " ".join(text.split()) + (f" (default: {default})" if default else "")
+        help = " ".join(text.split()) + (
+            f" (default: {default.lower() if kind == 'bool' else default})" if default else ""
+        )
         fields.append((name, types[kind] | None, argument(help.replace("`", ""), None, decides="model")))
     return dataclasses.make_dataclass("ModelArguments", fields)
 
@@ -53,7 +57,7 @@ ModelArguments: Any = _model_arguments()
 @dataclass
 class PretrainedArguments(ModelArguments):
     model_name_or_path: str | None = argument(
-        "Model to fine-tune: a folder, or a name on the Hub. Excludes the other fields of the model.",
+        "Model to fine-tune: a folder, or a name on the Hub. Cannot be combined with the other fields of the model.",
         None,
         decides="initial_weights",
     )
@@ -77,11 +81,11 @@ class DatasetArguments:
 @dataclass
 class SourceArguments(DatasetArguments):
     dataset_name: str | None = argument(
-        "Dataset on the Hub, such as uoft-cs/cifar10. Excludes dataset_path.", None, decides="data"
+        "Dataset on the Hub, such as uoft-cs/cifar10. Cannot be combined with dataset_path.", None, decides="data"
     )
     dataset_path: str | None = argument(
         "Dataset on disk: a folder of images, parquet shards, webdataset tars, or Chrabaszcz's npz or pickle batches; "
-        "or a single such file. Excludes dataset_name.",
+        "or a single such file. Cannot be combined with dataset_name.",
         None,
         decides="data",
     )
@@ -155,7 +159,11 @@ class OptimizationArguments:
         "Probability of a step without labels, for guidance.", 0.1, decides=OWN_VALUE, at_least=0, at_most=1
     )
     seed: int = argument(
-        "Seed of the weights, the data order and the dequantization noise.", 0, decides=OWN_VALUE, at_least=0
+        "Seed of the weights, the data order and the dequantization noise.",
+        0,
+        decides=OWN_VALUE,
+        at_least=0,
+        at_most=LAST_SEED,
     )
 
 
@@ -321,7 +329,9 @@ class EvaluateArguments(DatasetArguments, BoundedArguments):
     random_crops_per_image: int | None = argument(
         "Number of crops at full resolution to score per image, instead of the downsampled image.", None, at_least=1
     )
-    seed: int = argument("Seed of the crops and the noise; scores do not depend on the batch size.", 0, at_least=0)
+    seed: int = argument(
+        "Seed of the crops and the noise; scores do not depend on the batch size.", 0, at_least=0, at_most=LAST_SEED
+    )
     mixed_precision: str = argument("Precision of the conditioners: no or bf16.", "no")
     scores_file: str | None = argument("JSON file for the score of each image.", None)
     write_model_card: bool = argument("Add the score to the card in the folder --model.", False)
@@ -341,7 +351,9 @@ class SampleArguments(BoundedArguments):
     output_dir: str = argument("New folder for grid.png and one PNG per image.", "samples")
     num_images: int = argument("Number of samples, or of steps with --interpolate.", 16, at_least=1)
     temperature: float = argument("Standard deviation of the latents; the model's is 1.", 1.0, at_least=0)
-    seed: int = argument("Seed of the latents; samples do not depend on the batch size.", 0, at_least=0)
+    seed: int = argument(
+        "Seed of the latents; samples do not depend on the batch size.", 0, at_least=0, at_most=LAST_SEED
+    )
     batch_size: int = argument("Images to decode at a time.", 64, at_least=1)
     label: int | None = argument("Class of the samples; by default all classes in turn.", None)
     guidance_scale: float | None = argument("Scale of classifier-free guidance; 1 disables it.", None)
@@ -355,6 +367,13 @@ class SampleArguments(BoundedArguments):
             raise ValueError("`reconstruct` and `interpolate` exclude each other, got both.")
         if self.interpolate and len(self.interpolate) != 2:
             raise ValueError(f"`interpolate` takes two images, got {len(self.interpolate)}.")
+        of_samples = ["temperature", "label", "guidance_scale", *(["num_images"] if self.reconstruct else [])]
+        defaults = {item.name: item.default for item in dataclasses.fields(self)}
+        for name in of_samples if self.reconstruct or self.interpolate else []:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"`{name}` is for samples and cannot be combined with `reconstruct` or `interpolate`."
+                )
 
 
 @dataclass

@@ -16,5 +16,5 @@ def run(arguments: PreparationArguments) -> None:
     result = prepare(arguments)
     print(
         f"{arguments.output_dir}: {result.num_images} images of {arguments.split} in {result.num_shards} shards, "
-        f"{result.num_found} of which were there already; {result.num_skipped} undecodable images were skipped."
+        f"{result.num_found} of which already existed; {result.num_skipped} undecodable images were skipped."
     )

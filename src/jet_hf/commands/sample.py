@@ -23,7 +23,7 @@ def run(arguments: SampleArguments) -> None:
         image_grid(images, arguments.columns).save(folder / "grid.png")
         for i, image in enumerate(images):
             image.save(folder / f"{i:05d}.png")
-    print(f"wrote {len(images)} images and grid.png to {arguments.output_dir}")
+    print(f"wrote {len(images)} image(s) and grid.png to {arguments.output_dir}")
 
 
 def make_images(arguments: SampleArguments) -> list[Image.Image]:

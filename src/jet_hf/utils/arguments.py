@@ -149,9 +149,7 @@ def _add_field(add_argument, item: dataclasses.Field) -> None:
     choices = item.metadata.get("choices")
     options: dict[str, Any] = {"metavar": None if choices else kind.__name__.upper(), "choices": choices}
     if kind is bool:
-        options |= {"type": _parse_bool}
-        if item.type is bool:
-            options |= {"nargs": "?", "const": True}
+        options |= {"type": _parse_bool, "nargs": "?", "const": True}
     else:
         options |= {"type": kind, "nargs": "+" if is_list else None}
     add_argument(f"--{item.name}", default=default, help=text, **options)
