@@ -43,7 +43,9 @@ def test_the_model_has_the_fields_of_its_configuration():
         assert (list[kind] if is_list else kind) in accepted, name
         default = getattr(JetConfig, name)
         if isinstance(default, int | float):
-            assert item.metadata["help"].endswith(f"(default: {default})") or "e-" in str(default), name
+            assert item.metadata["help"].endswith(
+                f"(default: {str(default).lower() if default is False else default})"
+            ) or "e-" in str(default), name
     assert TrainArguments(**dict.fromkeys(fields)).config_fields() == {}
     (kinds,) = (item for item in dataclasses.fields(ConvertArguments) if item.name == "coupling_kinds")
     assert kinds.metadata["choices"] == COUPLING_KINDS

@@ -340,7 +340,7 @@ def test_preparation_and_evaluation_go_together(run, model, tmp_path, monkeypatc
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     data, scores = tmp_path / "data", tmp_path / "scores.json"
     code, stdout, stderr = run("prepare", "--dataset_path", model, "--image-size", 8, "--output_dir", data)
-    assert code == 0 and "2 images of train in 2 shards, 0 of which were there already" in stdout, stderr
+    assert code == 0 and "2 images of train in 2 shards, 0 of which already existed" in stdout, stderr
     words = ["--model", model, "--dataset", data, "--split", "train", "--scores_file", scores]
     code, stdout, stderr = run("evaluate", *words)
     assert code == 0, stderr
