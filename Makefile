@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/python scripts/demo.py
 
 # One thread in each of two processes: sums keep their order, and the cores are not oversubscribed.
-PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint $(VENV)/.peer chromium
 	OMP_NUM_THREADS=1 $(BROWSER) $(PYTEST)

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from pictures import write_bad, write_good
 from jet_hf import JetConfig, JetForDensityEstimation
 
 
+# A background job of a shell ignores SIGINT, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -23,9 +27,13 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="Kills in each loop of tests/test_kills.py.")
 
 
+# Files with few but long tests start early, so that two processes finish at the same time.
+LONGEST = ("test_parity", "test_stopping", "test_space_server", "test_kills", "test_train_script", "test_benchmark")
+
+
 def pytest_collection_modifyitems(items):
     """Run the parity tests first, because nothing else counts if they fail."""
-    items.sort(key=lambda item: "test_parity" not in item.nodeid)
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture

@@ -245,7 +245,7 @@ def test_the_script_writes_results_and_a_report(tmp_path, run_script):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--contenders", "zuko"], "`contenders` must be one of jet_hf, jet_hf-compiled, jet_hf-bf16,"),
+        (["--contenders", "zuko"], "`contenders` must be one of jet_hf, jet_hf-prepared, jet_hf-compiled,"),
         (["--contenders", "jet_hf", "floor-compiled"], "got floor-compiled"),
         (["--contenders", "floor"], "`contenders` must include jet_hf, got floor"),
         (["--parts", "speeds"], "`parts` must be one of speed, memory"),

@@ -171,9 +171,6 @@ def test_a_new_card_uploads_no_weights_and_other_files_are_kept(hub, client, fol
     (folder / "metrics.jsonl").unlink()
     client.push(folder, repo_id)
     assert "metrics.jsonl" in hub.files(repo_id)
-    selected = f"{repo_id}-selected"
-    client.push(folder, selected, ignore_patterns=[".*", "samples*"])
-    assert hub.files(selected).keys() == {name for name in contents(folder) if not name.startswith((".", "samples"))}
 
 
 # Permissions

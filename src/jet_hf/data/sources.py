@@ -203,7 +203,9 @@ def known_release(source: DataSource) -> str | None:
     Raises:
         ValueError: if the two differ.
     """
-    implied = None if source.path is None else source.layout.release
+    # The data of a finished run may have been moved.
+    exists = source.path is not None and Path(source.path).expanduser().exists()
+    implied = source.layout.release if exists else None
     if None not in (implied, source.release) and implied != source.release:
         raise ValueError(
             f"`dataset_release` is {source.release}, but {source.path} holds {implied} "
