@@ -21,7 +21,7 @@ from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis import sampling
 from jet_hf.analysis.baselines import codec_bits_per_dim
 from jet_hf.analysis.density import bits_per_patch
-from jet_hf.analysis.inference import prepare_for_inference
+from jet_hf.analysis.inference import can_prepare, prepare_for_inference
 from jet_hf.model.modeling_jet import dequantize, scale_bytes
 from jet_hf.utils.noise import uniform_noise
 
@@ -129,7 +129,7 @@ class JetDemo:
         self.model_id = str(model_id)
         self.model = JetForDensityEstimation.from_pretrained(self.model_id, use_safetensors=True).eval()
         self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self.model.device.type == "cpu":
+        if can_prepare(self.model):
             prepare_for_inference(self.model)
         self.processor = JetImageProcessor.from_pretrained(self.model_id)
         self.held_out = load_scores(self.model_id)

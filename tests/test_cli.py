@@ -309,6 +309,13 @@ def test_samples_reconstructions_and_interpolations_are_written_whole(run, model
     assert run("sample", *words)[0] == 0 and len(list(folder.glob("0*.png"))) == 4
 
 
+def test_a_float16_model_is_sampled_as_it_is(run, tmp_path):
+    tiny_model().half().save_pretrained(tmp_path / "model")
+    JetImageProcessor(size=8).save_pretrained(tmp_path / "model")
+    code, _, stderr = run("sample", "--model", tmp_path / "model", "--num_images", 2, "--output_dir", tmp_path / "out")
+    assert code == 0 and len(list((tmp_path / "out").iterdir())) == 3, stderr
+
+
 def test_a_conversion_passes_every_flag_on_and_refuses_in_one_line(run, tmp_path):
     flags = ["--num-channels", 12, "--scale_factor", 1.5, "--image-size", 8, "--num-attention-heads", 4]
     flags += ["--coupling-kinds", "channels", "spatial"]

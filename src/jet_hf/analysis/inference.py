@@ -52,6 +52,11 @@ def prepare_for_inference(model: JetPreTrainedModel) -> None:
         mlp.__class__ = FusedMLP
 
 
+def can_prepare(model: nn.Module) -> bool:
+    """Return whether [`prepare_for_inference`] accepts a model."""
+    return isinstance(model, JetPreTrainedModel) and _problem_of(model) is None
+
+
 def undo_preparation(model: nn.Module) -> None:
     """Undo [`prepare_for_inference`] in place."""
     for module in model.modules():
@@ -61,10 +66,10 @@ def undo_preparation(model: nn.Module) -> None:
 
 @contextmanager
 def prepared_for_inference(model: nn.Module) -> Iterator[None]:
-    """Prepare a model within this context if [`prepare_for_inference`] accepts it, and undo it afterwards."""
+    """Prepare a model within this context if [`can_prepare`], and undo it afterwards."""
     try:
-        if isinstance(model, JetPreTrainedModel) and not _problem_of(model):
-            prepare_for_inference(model)
+        if can_prepare(model):
+            prepare_for_inference(model)  # type: ignore[arg-type]
         yield
     finally:
         undo_preparation(model)

@@ -5,7 +5,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 
-from ..analysis.inference import prepare_for_inference
+from ..analysis.inference import can_prepare, prepare_for_inference
 from ..analysis.sampling import image_grid, interpolate, reconstruct, sample_images
 from ..arguments import SampleArguments
 from ..model.image_processing_jet import JetImageProcessor
@@ -32,7 +32,7 @@ def make_images(arguments: SampleArguments) -> list[Image.Image]:
     inputs = [open_image(path) for path in paths]
     model = JetForDensityEstimation.from_pretrained(arguments.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if model.device.type == "cpu":
+    if can_prepare(model):
         prepare_for_inference(model)
     processor = JetImageProcessor.from_pretrained(arguments.model)
     if not inputs:

@@ -24,8 +24,8 @@ class StopSignals:
     Context manager that handles SIGINT and SIGTERM while it is entered.
 
     A signal raises [`RunInterrupted`] in the main thread. Within [`deferred`], the first signal is only recorded in
-    `requested`, and a later SIGINT, as from an impatient user, raises. See
-    [`handle_signals`] for signals and threads that stay as they are.
+    `requested`, and a later SIGINT, as from an impatient user, raises. See [`handle_signals`] for signals and threads
+    that stay as they are.
     """
 
     def __init__(self) -> None:
