@@ -85,13 +85,22 @@ class TrainingRun:
                 place.
         """
         output_dir = Path(self.arguments.output_dir)
+        finished = written = False
         try:
             with self.signals.deferred():
                 finished = self._train()
                 if finished:
                     self.publisher.finish()
-            if finished and self.arguments.push_to_hub:
-                self._push_finished()
+                    written = True
+            if written and self.arguments.push_to_hub:
+                if self.signals.requested is not None:
+                    raise RunInterrupted(self.signals.requested)
+                self.publisher.push_finished()
+        except RunInterrupted as stop:
+            if not written:
+                raise
+            pushed = " was not pushed" if self.arguments.push_to_hub else " is complete"
+            raise RunInterrupted(stop.signal, f"the finished model in {output_dir}{pushed}") from None
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"{error} Last checkpoint: {last_checkpoint(output_dir)}.") from error
         except Exception as error:
@@ -157,17 +166,6 @@ class TrainingRun:
             f"stopped by {reason} after step {step}; checkpoint-{step} is saved, resume with "
             "--resume_from_checkpoint latest"
         )
-
-    def _push_finished(self) -> None:
-        """Push the finished model, unless a signal comes before or meanwhile."""
-        try:
-            if self.signals.requested is not None:
-                raise RunInterrupted(self.signals.requested)
-            self.publisher.push_finished()
-        except RunInterrupted as stop:
-            raise RunInterrupted(
-                stop.signal, f"the finished model in {self.arguments.output_dir} was not pushed"
-            ) from None
 
 
 def build_run(
