@@ -205,6 +205,8 @@ def compare_trajectories(checkpoint: Checkpoint, trajectory: dict) -> None:
         ValueError: if a setting differs from that of the checkpoint; the message names it.
     """
     ours, theirs = _flatten(trajectory), _flatten(checkpoint.trajectory)
+    if None in (ours.get("eval_data"), theirs.get("eval_data")):
+        ours.pop("eval_data", None)  # the number of evaluations may change, also from or to none
     if unknown := [name for name in ours if name not in theirs]:
         logger.warning(
             f"{checkpoint.path} was written by an earlier release, which did not record {', '.join(unknown)}: changes "

@@ -24,6 +24,7 @@ from .processes import on_main_process
 from .publishing import Publisher
 from .setup import (
     count_steps,
+    find_data,
     find_start,
     load_data,
     make_accelerator,
@@ -182,12 +183,13 @@ def build_run(
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     sharding = BatchSharding(arguments.train_batch_size, arguments.gradient_accumulation_steps, rank, num_processes)
     start = on_main_process(lambda: find_start(output_dir, arguments.resume_from_checkpoint))
+    source = find_data(arguments, accelerator)
     model = make_model(arguments)
     config = model.config
     # New weights follow from the seed.
     initial_weights = on_main_process(lambda: weights_digest(model)) if arguments.model_name_or_path else None
     processor = make_processor(config, arguments)
-    data = load_data(arguments, processor, accelerator, config.num_classes)
+    data = load_data(arguments, source, processor, accelerator, config.num_classes, start)
     num_steps = count_steps(arguments, data.num_train_images)
     trajectory = {
         "model": {name: config.to_dict()[name] for name in JetConfig.__annotations__},
@@ -198,6 +200,7 @@ def build_run(
         "eval_data": data.eval and data.eval.fingerprint,
         "mixed_precision": accelerator.mixed_precision,
         **arguments.own_trajectory(),
+        "train_split": data.train_split,
     }
     if start is not None:
         compare_trajectories(start, trajectory)
