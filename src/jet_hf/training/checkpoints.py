@@ -7,12 +7,12 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -21,6 +21,7 @@ from safetensors.torch import load_model
 from ..arguments import TrainArguments
 from ..model.image_processing_jet import JetImageProcessor
 from ..utils.files import publish_folder, strict_json
+from .monitor import MetricsWindow
 from .trainer import Trainer
 
 
@@ -33,6 +34,16 @@ TRAINING_WEIGHTS = "training_weights"
 BEST = "best"
 # The names of all folders that a run writes or deletes in part, and no others.
 DRAFTS = re.compile(r"\.((checkpoint-\d+|best)(\.draft|\.old|\.draft\.old)|model\.draft|push\.draft)")
+# Entries of a trajectory that may change from a checkpoint on, with `extend`.
+EXTENDABLE = {"num_steps", "lr_scheduler_type", "cooldown_ratio", "spike_factor"}
+# Entries that earlier releases did not record, with the values for what they did.
+EARLIER_RELEASES = {
+    "first_label": None,
+    "lr_scheduler_type": "cosine",
+    "cooldown_ratio": 0.2,
+    "spike_factor": None,
+    "extended": None,
+}
 
 
 class CheckpointError(RuntimeError):
@@ -41,19 +52,22 @@ class CheckpointError(RuntimeError):
 
 class Checkpoint(NamedTuple):
     """
-    A complete checkpoint.
+    A complete checkpoint; `None` and empty states stand for what earlier releases did not record.
 
     Args:
         path: Its folder.
         step: Number of optimizer steps completed.
         trajectory: Settings of its run.
-        micro_batch_size: Images of a micro-batch of a process; `None` if an earlier release wrote the checkpoint.
+        micro_batch_size: Images of a micro-batch of a process.
+        guard, window: States of the update guard and the metrics window.
     """
 
     path: Path
     step: int
     trajectory: dict
     micro_batch_size: int | None
+    guard: dict
+    window: dict
 
 
 @dataclass
@@ -63,6 +77,7 @@ class Checkpointer:
 
     Args:
         trajectory: Settings that must match for a resumed run to be bit-identical.
+        window: Metrics since the last row of `metrics.jsonl`.
         grace_seconds: Seconds after which the launcher kills a run that is still saving; `None` if it never does.
     """
 
@@ -70,6 +85,7 @@ class Checkpointer:
     trainer: Trainer
     processor: JetImageProcessor
     trajectory: dict
+    window: MetricsWindow
     grace_seconds: float | None
 
     def __post_init__(self) -> None:
@@ -129,6 +145,8 @@ class Checkpointer:
             "trajectory": self.trajectory,
             "num_processes": self.accelerator.num_processes,
             "micro_batch_size": self.arguments.train_batch_size // num_shares,
+            "guard": self.trainer.guard.state_dict(),
+            "window": asdict(self.window),
             "files": dict(zip(names, _checksums(files), strict=True)),
         }
         (draft / MANIFEST).write_text(strict_json(manifest, indent=2) + "\n")
@@ -226,7 +244,9 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Checkpoint | None:
     for path in paths:
         try:
             manifest = read_manifest(path)
-            return Checkpoint(path, manifest["step"], manifest["trajectory"], manifest.get("micro_batch_size"))
+            states = {name: manifest.get(name, {}) for name in ("guard", "window")}
+            size = manifest.get("micro_batch_size")
+            return Checkpoint(path, manifest["step"], manifest["trajectory"], size, **states)
         except CheckpointError as error:
             if wanted != "latest":
                 raise
@@ -234,32 +254,54 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Checkpoint | None:
     return None
 
 
-def compare_trajectories(checkpoint: Checkpoint, trajectory: dict) -> None:
+def with_defaults(trajectory: dict) -> dict:
+    """Return the trajectory of a checkpoint, with the entries that earlier releases did not record."""
+    return EARLIER_RELEASES | trajectory
+
+
+def changed_settings(theirs: dict, ours: Mapping[str, Any]) -> dict[str, str]:
+    """Return a sentence for each setting that two trajectories, an earlier one and ours, record differently."""
+    before, now = _flatten(with_defaults(theirs)), _flatten(dict(ours))
+    if None in (before.get("eval_data"), now.get("eval_data")):
+        now.pop("eval_data", None)  # the number of evaluations may change, also from or to none
+    changes = {
+        name: f"`{name}` was {before[name]} and is now {now[name]}"
+        for name in now
+        if name in before and now[name] != before[name]
+    }
+    # Fingerprints mean nothing to a reader.
+    for name, images in (("data", "training"), ("eval_data", "held-out")):
+        if name in changes:
+            changes[name] = f"the {images} images are not the same ones in the same order"
+    return changes
+
+
+def compare_trajectories(checkpoint: Checkpoint, trajectory: dict, extend: bool = False) -> None:
     """
     Make sure that a run can resume from a checkpoint.
 
     Args:
         checkpoint: Checkpoint to resume from.
         trajectory: Settings of this run that must match for a resumed run to be bit-identical.
+        extend: Whether the settings in `EXTENDABLE` may differ.
 
     Raises:
         ValueError: if a setting differs from that of the checkpoint; the message names it.
     """
-    ours, theirs = _flatten(trajectory), _flatten(checkpoint.trajectory)
-    if unknown := [name for name in ours if name not in theirs]:
+    theirs = _flatten(with_defaults(checkpoint.trajectory))
+    if unknown := [name for name in _flatten(trajectory) if name not in theirs]:
         logger.warning(
             f"{checkpoint.path} was written by an earlier release, which did not record {', '.join(unknown)}: changes "
             "of these settings cannot be detected."
         )
-    if changed := [name for name in ours if name in theirs and ours[name] != theirs[name]]:
-        changes = {name: f"`{name}` was {theirs[name]} and is now {ours[name]}" for name in changed}
-        # Fingerprints mean nothing to a reader.
-        for name, images in (("data", "training"), ("eval_data", "held-out")):
-            if name in changes:
-                changes[name] = f"the {images} images are not the same ones in the same order"
+    changes = changed_settings(checkpoint.trajectory, trajectory)
+    if extend:
+        changes = {name: sentence for name, sentence in changes.items() if name not in EXTENDABLE}
+    if changes:
+        hint = " To train on from it with another length or schedule, add --extend."
         raise ValueError(
             f"cannot resume from {checkpoint.path}: {'; '.join(changes.values())}. To start a new run from its "
-            "weights, give it as `model_name_or_path`."
+            f"weights, give it as `model_name_or_path`.{hint if changes.keys() <= EXTENDABLE else ''}"
         )
 
 
