@@ -173,7 +173,7 @@ def test_a_save_that_outlasts_the_launchers_patience_is_warned_of_and_leaves_onl
     """torch's launcher kills its workers some seconds after SIGTERM; the one of this project waits for them."""
     folder = root / "killed"
     variables = slow_saves(root / "slow", 2.5) | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
-    options = fields | {"save_steps": 3, "output_dir": folder}
+    options = fields | {"save_steps": 3, "save_total_limit": 5, "output_dir": folder}
     process = TrainProcess(root, 2, "torchrun", variables=variables, **options)
     process.wait_until(lambda: 3 in saved_steps(folder))
     process.wait_until(lambda: list(folder.glob(".checkpoint-6.draft")))

@@ -8,7 +8,6 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,7 +137,6 @@ class Checkpointer:
 
     def _write_manifest(self, draft: Path) -> None:
         files = sorted(path for path in draft.rglob("*") if path.is_file())
-        names = [path.relative_to(draft).as_posix() for path in files]
         num_shares = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
         manifest = {
             "step": self.trainer.step_count,
@@ -147,7 +145,7 @@ class Checkpointer:
             "micro_batch_size": self.arguments.train_batch_size // num_shares,
             "guard": self.trainer.guard.state_dict(),
             "window": asdict(self.window),
-            "files": dict(zip(names, _checksums(files), strict=True)),
+            "files": {path.relative_to(draft).as_posix(): _checksum(path) for path in files},
         }
         (draft / MANIFEST).write_text(strict_json(manifest, indent=2) + "\n")
 
@@ -219,10 +217,8 @@ def read_manifest(checkpoint: Path) -> dict:
         raise CheckpointError(f"the checkpoint {checkpoint} does not exist.")
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-        files = manifest["files"]
-        found = _checksums([checkpoint / name for name in files])
-        for name, checksum in zip(files, found, strict=True):
-            if checksum != files[name]:
+        for name, checksum in manifest["files"].items():
+            if _checksum(checkpoint / name) != checksum:
                 raise CheckpointError(f"{checkpoint} is damaged: the checksum of {name} does not match.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint} is not a complete checkpoint: {error!r}.") from error
@@ -341,12 +337,6 @@ def clear_drafts(output_dir: Path) -> None:
                 path.rename(final)
             else:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _checksums(paths: list[Path]) -> list[str]:
-    """Return the SHA-256 of files; hashlib releases the GIL, so that threads read several at a time."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(_checksum, paths))
 
 
 def _checksum(path: Path) -> str:
