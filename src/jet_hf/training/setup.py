@@ -221,12 +221,12 @@ def find_splits(source: DataSource, arguments: TrainArguments, start: Checkpoint
     if held_out is None:
         try:
             held_out = held_out_split(source)
-        except UnknownSplitError as error:
+        except UnknownSplitError:
             may_divide = began_divided if start is not None else can_hold_out(source)
             if train not in ("train", divided) or not may_divide:
                 logger.warning(
-                    f"no images are held out, so nothing is evaluated: {error} Images are only held out of a whole "
-                    "split `train` of 16 or more, and not of a stream."
+                    f"no images are held out, so nothing is evaluated: {source.where} has no validation or test "
+                    "split, and only a whole split `train` of 16 or more images that is not a stream is divided."
                 )
                 return train, None
             train, held_out = divided, f"train{HELD_OUT}"
