@@ -212,9 +212,12 @@ def find_splits(source: DataSource, arguments: TrainArguments, start: Checkpoint
     Return the split to train on, and the one to evaluate on or `None`.
 
     By default the latter is the validation or test split. A dataset without them is divided, unless the run resumes
-    from a checkpoint of a run that was not.
+    from a checkpoint of a run that was not. An `eval_split` of `train[held_out]` divides any dataset.
     """
-    train, held_out, divided = arguments.train_split, arguments.eval_split, f"train{KEPT}"
+    train, held_out = arguments.train_split, arguments.eval_split
+    divided, part = f"train{KEPT}", f"train{HELD_OUT}"
+    if (train, held_out) == ("train", part):
+        train = divided
     began_divided = start is not None and start.trajectory.get("train_split") == divided
     if held_out == "none" or not (arguments.eval_steps or began_divided):
         return train, None
@@ -229,9 +232,9 @@ def find_splits(source: DataSource, arguments: TrainArguments, start: Checkpoint
                     "split, and only a whole split `train` of 16 or more images that is not a stream is divided."
                 )
                 return train, None
-            train, held_out = divided, f"train{HELD_OUT}"
+            train, held_out = divided, part
             logger.info(
-                f"{source.where} has no validation or test split, so {held_out} is evaluated and not trained on; "
+                f"{source.where} has no validation or test split, so {part} is evaluated and not trained on; "
                 "`eval_split` none trains on all images."
             )
     return train, held_out if arguments.eval_steps else None
