@@ -146,6 +146,7 @@ class Publisher:
                 "batch size": arguments.train_batch_size,
                 "training images": data.num_train_images or "streamed",
                 "learning rate": arguments.learning_rate,
+                "learning rate schedule": arguments.lr_scheduler_type,
                 "weight decay": arguments.weight_decay,
                 "gradient norm clipped to": arguments.max_grad_norm,
                 "weight averaging (EMA)": arguments.ema_decay if arguments.use_ema else "no",

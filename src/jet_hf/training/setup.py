@@ -291,17 +291,20 @@ def make_batches(
     )
 
 
-def find_start(output_dir: Path, resume_from_checkpoint: str | None) -> Checkpoint | None:
+def find_start(output_dir: Path, resume_from_checkpoint: str | None, extend: bool = False) -> Checkpoint | None:
     """
     Return the checkpoint that a run starts from; `None` for a new run.
 
     Raises:
-        ValueError: if the folder holds another run, or files that are not those of a run.
+        ValueError: if the folder holds another run, or files that are not those of a run, or there is no checkpoint
+            to extend.
         CheckpointError: if the checkpoint at the given path does not exist or is incomplete.
     """
     checkpoints, found = list_checkpoints(output_dir), None
     if resume_from_checkpoint is not None:
         found = find_checkpoint(output_dir, resume_from_checkpoint)
+        if found is None and extend:
+            raise ValueError(f"`extend` needs a checkpoint to train on from, but {output_dir} has no complete one.")
         if found is None:
             logger.info(f"{output_dir} has no complete checkpoint yet: starting from scratch.")
     else:
