@@ -79,7 +79,9 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
             fsdp_plugin=fsdp,
             mixed_precision=precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=arguments.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
+                num_steps=arguments.gradient_accumulation_steps or 1,
+                adjust_scheduler=False,
+                sync_with_dataloader=False,
             ),
             log_with=arguments.report_to,
             project_dir=arguments.output_dir,
@@ -258,6 +260,31 @@ def count_steps(arguments: TrainArguments, num_train_images: int | None) -> int:
             f"{arguments.num_train_epochs:g} times {num_train_images} for {arguments.train_batch_size}."
         )
     return steps
+
+
+def count_micro_batches(arguments: TrainArguments, start: Checkpoint | None, num_processes: int) -> int:
+    """
+    Return the number of micro-batches into which a process splits its share of a batch.
+
+    Unless the arguments give it, a resumed run takes the smallest number whose micro-batches have no more images than
+    those of the checkpoint, whose number of processes may have been another one.
+    """
+    given = arguments.gradient_accumulation_steps
+    if start is None or start.micro_batch_size is None:  # earlier releases did not record it
+        return given or 1
+    images, limit = arguments.train_batch_size // num_processes, start.micro_batch_size
+    number = given or next((n for n in range(1, images + 1) if images % n == 0 and images // n <= limit), 1)
+    if images // number > limit:
+        logger.warning(
+            f"micro-batches have {images // number} images, but had {limit} in {start.path}: if memory is short, "
+            "raise `gradient_accumulation_steps`, or leave it out to choose it automatically."
+        )
+    elif given is None and number > 1:
+        logger.info(
+            f"`gradient_accumulation_steps` is {number} on {num_processes} process(es), so that micro-batches have "
+            f"{images // number} images, no more than the {limit} in {start.path}."
+        )
+    return number
 
 
 def make_batches(
