@@ -78,6 +78,12 @@ class DatasetArguments:
     label_column: str | None = argument(
         "Column of the classes; detected if only one column qualifies.", None, decides="data"
     )
+    first_label: int | None = argument(
+        "Smallest class in the data; by default 1 for Chrabaszcz's batches, and 0 otherwise.",
+        None,
+        decides=OWN_VALUE,
+        at_least=0,
+    )
 
 
 @dataclass
@@ -105,7 +111,10 @@ class DataArguments(SourceArguments):
         "Split or slice to train on, such as train[:98%]; 'all' takes a whole folder.", "train", decides=OWN_VALUE
     )
     eval_split: str | None = argument(
-        "Split to evaluate on, or 'none'; by default validation, or else test.", None, decides=OWN_VALUE
+        "Split to evaluate on, or 'none'; by default validation, or else test, or else 5% of the training images, "
+        "which are held out.",
+        None,
+        decides=OWN_VALUE,
     )
     streaming: bool = argument("Decode the images during training instead of before it.", False, decides=OWN_VALUE)
     shuffle_buffer_size: int = argument(
@@ -364,7 +373,9 @@ class EvaluateArguments(DatasetArguments, BoundedArguments):
 
     model: str = argument("Folder of a saved model, or a name on the Hub.")
     dataset: str = argument("Path of images (a folder, parquet, tar or npz), or a name on the Hub.")
-    split: str | None = argument("Split to score; by default validation, or else test.", None)
+    split: str | None = argument(
+        "Split to score; by default validation, or else test, or else the images that training holds out.", None
+    )
     batch_size: int = argument("Images per batch of a process.", 64, at_least=1)
     num_noise_samples: int = argument(
         "Number of noise draws per image; more draws give a tighter bound.", 1, at_least=1

@@ -25,6 +25,7 @@ from .processes import on_main_process
 from .publishing import Publisher
 from .setup import (
     count_steps,
+    find_data,
     find_start,
     load_data,
     make_accelerator,
@@ -86,13 +87,22 @@ class TrainingRun:
                 place.
         """
         output_dir = Path(self.arguments.output_dir)
+        finished = written = False
         try:
             with self.signals.deferred():
                 finished = self._train()
                 if finished:
                     self.publisher.finish()
-            if finished and self.arguments.push_to_hub:
-                self._push_finished()
+                    written = True
+            if written and self.arguments.push_to_hub:
+                if self.signals.requested is not None:
+                    raise RunInterrupted(self.signals.requested)
+                self.publisher.push_finished()
+        except RunInterrupted as stop:
+            if not written:
+                raise
+            pushed = " was not pushed" if self.arguments.push_to_hub else " is complete"
+            raise RunInterrupted(stop.signal, f"the finished model in {output_dir}{pushed}") from None
         except DivergenceError as error:
             raise type(error)(f"{error} Last checkpoint: {last_checkpoint(output_dir)}.") from error
         except Exception as error:
@@ -159,17 +169,6 @@ class TrainingRun:
             "--resume_from_checkpoint latest"
         )
 
-    def _push_finished(self) -> None:
-        """Push the finished model, unless a signal comes before or meanwhile."""
-        try:
-            if self.signals.requested is not None:
-                raise RunInterrupted(self.signals.requested)
-            self.publisher.push_finished()
-        except RunInterrupted as stop:
-            raise RunInterrupted(
-                stop.signal, f"the finished model in {self.arguments.output_dir} was not pushed"
-            ) from None
-
 
 def build_run(
     arguments: TrainArguments, accelerator: Accelerator, lock: RunLock, signals: StopSignals, launcher: Launcher | None
@@ -185,12 +184,13 @@ def build_run(
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     sharding = BatchSharding(arguments.train_batch_size, arguments.gradient_accumulation_steps, rank, num_processes)
     start = on_main_process(lambda: find_start(output_dir, arguments.resume_from_checkpoint, arguments.extend))
+    source = find_data(arguments, accelerator)
     model = make_model(arguments)
     config = model.config
     # New weights follow from the seed.
     initial_weights = on_main_process(lambda: weights_digest(model)) if arguments.model_name_or_path else None
     processor = make_processor(config, arguments)
-    data = load_data(arguments, processor, accelerator, config.num_classes)
+    data = load_data(arguments, source, processor, accelerator, config.num_classes, start)
     num_steps = count_steps(arguments, data.num_train_images)
     trajectory = {
         "model": {name: config.to_dict()[name] for name in JetConfig.__annotations__},
@@ -202,6 +202,7 @@ def build_run(
         "mixed_precision": accelerator.mixed_precision,
         "extended": None,
         **arguments.own_trajectory(),
+        "train_split": data.train_split,
     }
     if start is not None:
         trajectory["extended"] = start.trajectory.get("extended")
