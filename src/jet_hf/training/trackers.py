@@ -64,13 +64,14 @@ class Trackers:
         arguments: Arguments of the run, which the trackers show.
         accelerator: Accelerator with the trackers.
         start_step: Optimizer steps already completed when resuming.
+        is_extended: Whether the steps after the checkpoint are others than before, so that all trackers receive them.
 
     Raises:
         ConnectionError: if a tracker cannot be started.
     """
 
-    def __init__(self, arguments: TrainArguments, accelerator: Accelerator, start_step: int):
-        self.arguments, self.accelerator = arguments, accelerator
+    def __init__(self, arguments: TrainArguments, accelerator: Accelerator, start_step: int, is_extended: bool):
+        self.arguments, self.accelerator, self.is_extended = arguments, accelerator, is_extended
         self.folder = Path(arguments.output_dir) / TRACKERS_DIR
         self.runs: dict[str, str] = {}  # names or ids that trackers gave this run at an earlier start
         on_main_process(lambda: self._start(start_step))
@@ -105,7 +106,7 @@ class Trackers:
 
     def _recipients(self, is_repeated: bool) -> list:
         """Return the trackers that a row or an image goes to."""
-        kept = self.runs.keys() - {"tensorboard"} if is_repeated else ()
+        kept = self.runs.keys() - {"tensorboard"} if is_repeated and not self.is_extended else ()
         return [tracker for tracker in self.accelerator.trackers if tracker.name not in kept]
 
     def _start(self, start_step: int) -> None:
