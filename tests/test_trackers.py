@@ -71,6 +71,21 @@ def trackio(monkeypatch, tmp_path):
     return module
 
 
+def forget_the_end(folder: Path) -> None:
+    """Leave a run as if it had been killed after its last step was logged, before its checkpoint."""
+    shutil.rmtree(folder / "checkpoint-6")
+    (folder / "config.json").unlink()
+
+
+def logged_steps(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return the steps and values that tensorboard shows."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in ("train/loss", "eval/bits_per_dim")
+    }
+
+
 def test_every_start_of_a_run_goes_on_in_the_same_run_of_each_tracker(tmp_path, wandb, trackio, monkeypatch):
     images, folder, elsewhere = write_images(tmp_path / "images"), tmp_path / "cat", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -80,11 +95,7 @@ def test_every_start_of_a_run_goes_on_in_the_same_run_of_each_tracker(tmp_path, 
     with like_a_process(tmp_path):
         train(parse_arguments(words))
         num_files = len(list((folder / "jet").rglob("*")))
-        # The run was killed after step 6 was logged.
-        shutil.rmtree(folder / "checkpoint-6")
-        (folder / "config.json").unlink()
-        for name in ("metrics.jsonl", "evaluations.jsonl"):  # as logged, in the order of time
-            assert [row["step"] for row in rows(folder, name)][-1] == 6
+        forget_the_end(folder)
         train(parse_arguments(words))
 
         assert [start["id"] for start in wandb.starts] == [None, "id-1"]
@@ -100,20 +111,27 @@ def test_every_start_of_a_run_goes_on_in_the_same_run_of_each_tracker(tmp_path, 
         assert {f"train/{name}": value for name, value in rows(folder)[0].items()}.keys() == logged.keys() - {"step"}
         assert wandb.starts[0]["dir"] == str(folder / "trackers")
 
-        (tensorboard,) = {path.parent for path in (folder / "jet").glob("events.*")}
-        events = EventAccumulator(str(tensorboard)).Reload()
-        assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-        assert [event.step for event in events.Scalars("eval/bits_per_dim")] == [0, 3, 6]
+        shown = logged_steps(folder / "jet")
+        assert [step for step, _ in shown["train/loss"]] == [1, 2, 3, 4, 5, 6]
+        assert [step for step, _ in shown["eval/bits_per_dim"]] == [0, 3, 6]
         assert len(list((folder / "jet").rglob("*"))) == num_files + 1
 
+        # Steps that are not the same as before are logged again.
+        forget_the_end(folder)
+        train(parse_arguments([*words, "--extend", "--lr_scheduler_type", "constant"]))
+        assert wandb.steps("train/loss") == trackio.steps("train/loss") == [1, 2, 3, 4, 5, 6, 5, 6]
+        losses = [(row["step"], pytest.approx(row["loss"])) for row in rows(folder)]
+        assert logged_steps(folder / "jet")["train/loss"] == losses
+
         # Another name is another run, which gets the rows of its own.
-        train(parse_arguments([*words, "--run_name", "dog", "--project", "pets"]))
-    assert (wandb.starts[2]["id"], wandb.starts[2]["name"], wandb.starts[2]["project"]) == (None, "dog", "pets")
-    assert (trackio.starts[2]["name"], trackio.starts[2]["resume"]) == ("dog", "never")
+        again = [*words, "--extend", "--lr_scheduler_type", "constant", "--run_name", "dog", "--project", "pets"]
+        train(parse_arguments(again))
+    assert (wandb.starts[3]["id"], wandb.starts[3]["name"], wandb.starts[3]["project"]) == (None, "dog", "pets")
+    assert (trackio.starts[3]["name"], trackio.starts[3]["resume"]) == ("dog", "never")
     assert json.loads((folder / "trackers" / "runs.json").read_text())["runs"] == {
         "tensorboard": "pets",
-        "trackio": "dog-new-3",
-        "wandb": "id-3",
+        "trackio": "dog-new-4",
+        "wandb": "id-4",
     }
     assert not list(elsewhere.iterdir())
 
