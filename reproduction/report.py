@@ -1,7 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """The report of a table in Markdown: results over seeds beside the paper's, verdicts on its claims, and a plot."""
 
-import inspect
 import math
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.training import TrainArguments
-from jet_hf.utils.files import replace_file, replace_text, strict_json
+from jet_hf.utils.files import replace_file, replace_text
 from jet_hf.utils.tables import markdown_table
 
 from .claims import Cell
@@ -73,7 +72,7 @@ def write_report(
         setting_text(table, rows, arguments),
         "## Bits per dimension",
         results_table(table, summary, bits),
-        results_legend(cells, rows, table.reference),
+        results_legend(cells, table.reference),
     ]
     if claims := table.claims(cells):
         judgments = [judge(claim, bits, summary["flops"], summary["paper"]) for claim in claims]
@@ -172,24 +171,11 @@ def plus_minus(mean: float, error: float, sign: str = "") -> str:
     return f"{mean:{sign}.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
 
 
-def results_legend(cells: list[Cell], rows: list[dict], reference: str | None) -> str:
-    """Return the explanation of the results: symbols, cells that are the same model here, remarks on the paper."""
+def results_legend(cells: list[Cell], reference: str | None) -> str:
+    """Return the explanation of the results: symbols, and remarks on the paper."""
     differences = [DIFFERENCES_LEGEND for cell in cells if cell.name == reference]
-    same = [f"Here `{'`, `'.join(names)}` are the same model." for names in same_models(cells, rows)]
     notes = [f"On `{cell.name}`: {cell.note}." for cell in cells if cell.note]
-    return " ".join([RESULTS_LEGEND, *differences, *same, *notes])
-
-
-def same_models(cells: list[Cell], rows: list[dict]) -> list[list[str]]:
-    """Return the cells that differ only in the paper: a few coupling layers do not reach the end of a long pattern."""
-    groups: dict[str, dict[str, None]] = {}
-    for row in rows:
-        names = {*inspect.get_annotations(JetConfig)} - {"permutation_seed"}
-        splits = JetConfig(**{name: row[name] for name in names}).layer_splits
-        others = {name: row[name] for cell in cells for name in cell.fields}
-        key = {name: row[name] for name in names} | others | {"coupling_kinds": splits, "spatial_couplings": None}
-        groups.setdefault(strict_json(key, sort_keys=True), {})[row["cell"]] = None
-    return [list(names) for names in groups.values() if len(names) > 1]
+    return " ".join([RESULTS_LEGEND, *differences, *notes])
 
 
 def claims_table(judgments: list[Judgment]) -> str:
@@ -223,16 +209,8 @@ def plot_compute(path: Path, title: str, cells: pd.DataFrame) -> None:
     figure = Figure(figsize=(7, 4.5), layout="tight")
     axes = figure.subplots()
     for i, (group, members) in enumerate(finished.groupby("group", sort=False)):
-        axes.errorbar(
-            members["flops"],
-            members["mean"],
-            members["sem"].fillna(0.0),
-            fmt=MARKERS[i % len(MARKERS)],
-            color=f"C{i % 10}",
-            markersize=5,
-            capsize=2,
-            label=group,
-        )
+        style = {"fmt": MARKERS[i % len(MARKERS)], "color": f"C{i % 10}", "markersize": 5, "capsize": 2}
+        axes.errorbar(members["flops"], members["mean"], members["sem"].fillna(0.0), label=group, **style)
     axes.plot(front["flops"], front["mean"], color="black", linewidth=1, alpha=0.6, label="Pareto front", zorder=0)
     for name, point in front.iterrows():
         axes.annotate(name, (point["flops"], point["mean"]), (4, -9), textcoords="offset points", fontsize=6)

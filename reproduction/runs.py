@@ -11,7 +11,6 @@ import inspect
 import itertools
 import logging
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +61,6 @@ class Run:
         """Return the command line of `scripts/launch.py` that starts or resumes the run."""
         options = ["--config_file", accelerate_config] if accelerate_config else []
         return [*options, script("train.py"), *self.flags]
-
-    def command(self, accelerate_config: str | None) -> str:
-        """Return a shell command that starts or resumes the run."""
-        return shlex.join(["python", script("launch.py"), *self.launch_arguments(accelerate_config)])
 
 
 def script(name: str) -> str:

@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import math
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ from jet_hf.utils.files import replace_text, strict_json
 from jet_hf.utils.tables import markdown_table
 
 from .arguments import SweepArguments
-from .runs import Run, base_flags, check_settings, make_runs, parse_assignments, run_all
+from .runs import Run, base_flags, check_settings, make_runs, parse_assignments, run_all, script
 from .tables import TABLES, Table, read_grid
 
 
@@ -57,7 +58,7 @@ def run_sweep(arguments: SweepArguments, command: str) -> int:
         return 0
     if arguments.print_commands:
         for run in left:
-            print(run.command(arguments.accelerate_config))
+            print(shlex.join(["python", script("launch.py"), *run.launch_arguments(arguments.accelerate_config)]))
         return 0
     if not arguments.report_only:
         run_all(left, arguments.accelerate_config)
@@ -162,8 +163,8 @@ def collect_rows(table: str, runs: list[Run]) -> list[dict]:
                 "num_steps": num_steps,
                 "train_batch_size": arguments.train_batch_size,
                 "learning_rate": arguments.learning_rate,
-                **run.cell.fields,
                 **{name: getattr(run.config, name) for name in inspect.get_annotations(JetConfig)},
+                **run.cell.fields,
             }
         )
     return rows

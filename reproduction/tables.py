@@ -180,16 +180,11 @@ def dequantization_cells(
     """Return pairs of cells with the same number of coupling layers: some in a dequantization flow, or none."""
     cells = {}
     for layers, extra in itertools.product(num_coupling_layers, dequantization_num_coupling_layers):
-        for name, kind, fields in (
-            (
-                f"flow-{layers}-and-{extra}",
-                "flow",
-                {"num_coupling_layers": layers, "dequantization_num_coupling_layers": extra},
-            ),
-            (f"uniform-{layers + extra}", "uniform", {"num_coupling_layers": layers + extra}),
-        ):
+        flow = {"num_coupling_layers": layers, "dequantization_num_coupling_layers": extra}
+        uniform = {"num_coupling_layers": layers + extra}
+        for kind, name, sizes in (("flow", f"{layers}-and-{extra}", flow), ("uniform", f"{layers + extra}", uniform)):
             labels = {"dequantization": kind, "total_layers": layers + extra}
-            cells[name] = Cell(name, labels, fields | {"dequantization": kind})
+            cells[kind, name] = Cell(f"{kind}-{name}", labels, sizes | {"dequantization": kind})
     return list(cells.values())
 
 
