@@ -248,7 +248,13 @@ class RunArguments:
         "Number of images in a grid; their latents stay the same during a run.", 16, decides=None, at_least=1
     )
     report_to: list[str] | None = argument(  # noqa: RUF009
-        "Trackers, such as tensorboard, trackio or wandb; 'all' for every installed one.", None, decides=None
+        "Trackers: tensorboard, trackio, wandb or others of accelerate; 'all' for every installed one, or 'none'.",
+        None,
+        decides=None,
+    )
+    project: str = argument("Project of the run in its trackers.", "jet", decides=None)
+    run_name: str | None = argument(
+        "Name of the run in its trackers; by default the name of output_dir.", None, decides=None
     )
     dry_run: bool = argument(
         "Print the sizes, steps, FLOPs, memory and time of the run, and exit.", False, decides=None
@@ -296,6 +302,10 @@ class TrainArguments(
     def __post_init__(self):
         super().__post_init__()
         resolve_precision(self.mixed_precision)
+        if "none" in (self.report_to or []) and len(self.report_to or []) > 1:
+            raise ValueError(f"`report_to` must be none alone or name trackers, got {' '.join(self.report_to or [])}.")
+        if not re.fullmatch(r"[\w-][\w.-]*", self.project):  # tensorboard's folder has this name
+            raise ValueError(f"`project` must consist of letters, digits, `-`, `_` and `.`, got {self.project!r}.")
         if self.streaming and self.random_crops_per_image:
             raise ValueError("`random_crops_per_image` cannot be combined with `streaming`.")
         if self.model_name_or_path and self.config_fields():

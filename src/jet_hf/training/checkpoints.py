@@ -255,11 +255,17 @@ def with_defaults(trajectory: dict) -> dict:
     return EARLIER_RELEASES | trajectory
 
 
-def changed_settings(theirs: dict, ours: Mapping[str, Any]) -> dict[str, str]:
-    """Return a sentence for each setting that two trajectories, an earlier one and ours, record differently."""
+def _comparable(theirs: dict, ours: Mapping[str, Any]) -> tuple[dict, dict]:
+    """Return the settings of two trajectories, an earlier one and ours, by flat names."""
     before, now = _flatten(with_defaults(theirs)), _flatten(dict(ours))
     if None in (before.get("eval_data"), now.get("eval_data")):
         now.pop("eval_data", None)  # the number of evaluations may change, also from or to none
+    return before, now
+
+
+def changed_settings(theirs: dict, ours: Mapping[str, Any]) -> dict[str, str]:
+    """Return a sentence for each setting that two trajectories, an earlier one and ours, record differently."""
+    before, now = _comparable(theirs, ours)
     changes = {
         name: f"`{name}` was {before[name]} and is now {now[name]}"
         for name in now
@@ -284,8 +290,8 @@ def compare_trajectories(checkpoint: Checkpoint, trajectory: dict, extend: bool 
     Raises:
         ValueError: if a setting differs from that of the checkpoint; the message names it.
     """
-    theirs = _flatten(with_defaults(checkpoint.trajectory))
-    if unknown := [name for name in _flatten(trajectory) if name not in theirs]:
+    theirs, ours = _comparable(checkpoint.trajectory, trajectory)
+    if unknown := [name for name in ours if name not in theirs]:
         logger.warning(
             f"{checkpoint.path} was written by an earlier release, which did not record {', '.join(unknown)}: changes "
             "of these settings cannot be detected."

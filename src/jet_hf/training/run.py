@@ -260,9 +260,10 @@ def build_run(
     if start is not None:
         checkpointer.load(start)
         logger.info(f"resuming from {start.path}, after {start.step} of {num_steps} steps.")
-        if extended != start.trajectory.get("extended"):
-            extend_schedule(trainer, arguments.lr_scheduler_type)
-    monitor = Monitor(arguments, config, accelerator, steps, data.num_train_images, window)
+    is_extended = start is not None and extended != start.trajectory.get("extended")
+    if is_extended:
+        extend_schedule(trainer, arguments.lr_scheduler_type)
+    monitor = Monitor(arguments, config, accelerator, steps, data.num_train_images, window, is_extended)
     return TrainingRun(
         arguments=arguments,
         lock=lock,

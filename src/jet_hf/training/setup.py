@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     FullyShardedDataParallelPlugin,
@@ -45,6 +44,8 @@ from ..utils.precision import resolve_precision
 from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints
 from .launcher import find_launcher, killable_join
 from .lock import LOCK_FILE
+from .processes import on_main_process
+from .trackers import check_installed, check_logins
 
 
 logger = logging.getLogger(__name__)
@@ -55,18 +56,13 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
     Build the accelerator of a run, which joins the processes of the launcher.
 
     Raises:
-        ValueError: for a precision other than `no` and `bf16`, a tracker that is unknown or not installed, or
-            processes that do not see each other.
+        ValueError: for a precision other than `no` and `bf16`, a tracker that is unknown, not installed or needs a
+            login, or processes that do not see each other.
         ConnectionError: if the launcher has ended.
     """
     precision = resolve_precision(arguments.mixed_precision)
-    installed = [str(tracker) for tracker in get_available_trackers()]
-    for tracker in arguments.report_to or []:
-        # accelerate silently skips trackers that are not installed.
-        if tracker != "all" and tracker not in installed:
-            raise ValueError(
-                f"`report_to` must name installed trackers ({', '.join(installed) or 'none is'}), got {tracker}."
-            )
+    trackers = None if arguments.report_to == ["none"] else arguments.report_to
+    check_installed(trackers)
     fsdp = None
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and precision == "bf16":
         # accelerate's own policy would cast the images to bfloat16 as well.
@@ -83,13 +79,26 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
                 adjust_scheduler=False,
                 sync_with_dataloader=False,
             ),
-            log_with=arguments.report_to,
+            log_with=trackers,
             project_dir=arguments.output_dir,
-            # The only buffers are permutations, which never change.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
     check_processes(accelerator)
+    warn_of_lone_process(accelerator)
+    on_main_process(lambda: check_logins([str(tracker) for tracker in accelerator.log_with]))
     return accelerator
+
+
+def warn_of_lone_process(accelerator: Accelerator) -> None:
+    """Warn if `accelerate launch` was asked for several processes and silently started one, as it does on CPUs."""
+    # It sets the address of the first process for several processes alone, and WORLD_SIZE only if it starts them.
+    variables = os.environ.keys()
+    asked_for_several = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= variables and "WORLD_SIZE" not in variables
+    if asked_for_several and accelerator.num_processes == 1:
+        logger.warning(
+            "`accelerate launch` was asked for several processes, but has started one. To start several on CPUs, set "
+            "ACCELERATE_USE_CPU=true and pass `--config_file recipes/accelerate/ddp.yaml --mixed_precision no`."
+        )
 
 
 def make_model(arguments: TrainArguments) -> JetForDensityEstimation:
@@ -214,26 +223,29 @@ def find_splits(source: DataSource, arguments: TrainArguments, start: Checkpoint
     Return the split to train on, and the one to evaluate on or `None`.
 
     By default the latter is the validation or test split. A dataset without them is divided, unless the run resumes
-    from a checkpoint of a run that was not.
+    from a checkpoint of a run that was not. An `eval_split` of `train[held_out]` divides any dataset.
     """
-    train, held_out, divided = arguments.train_split, arguments.eval_split, f"train{KEPT}"
+    train, held_out = arguments.train_split, arguments.eval_split
+    divided, part = f"train{KEPT}", f"train{HELD_OUT}"
+    if (train, held_out) == ("train", part):
+        train = divided
     began_divided = start is not None and start.trajectory.get("train_split") == divided
     if held_out == "none" or not (arguments.eval_steps or began_divided):
         return train, None
     if held_out is None:
         try:
             held_out = held_out_split(source)
-        except UnknownSplitError as error:
+        except UnknownSplitError:
             may_divide = began_divided if start is not None else can_hold_out(source)
             if train not in ("train", divided) or not may_divide:
                 logger.warning(
-                    f"no images are held out, so nothing is evaluated: {error} Images are only held out of a whole "
-                    "split `train` of 16 or more, and not of a stream."
+                    f"no images are held out, so nothing is evaluated: {source.where} has no validation or test "
+                    "split, and only a whole split `train` of 16 or more images that is not a stream is divided."
                 )
                 return train, None
-            train, held_out = divided, f"train{HELD_OUT}"
+            train, held_out = divided, part
             logger.info(
-                f"{source.where} has no validation or test split, so {held_out} is evaluated and not trained on; "
+                f"{source.where} has no validation or test split, so {part} is evaluated and not trained on; "
                 "`eval_split` none trains on all images."
             )
     return train, held_out if arguments.eval_steps else None
