@@ -25,7 +25,10 @@ from jet_hf.hub import CardFacts, EvaluationRecord, add_evaluation, check_login,
 
 DATA = "ImageNet 32 x 32, the PNG release of van den Oord et al."
 LARGE = {"model.safetensors", "samples.png", "samples/samples-00001000.png"}
-NOT_PUSHED = {"checkpoint-500/model.safetensors", "trackers/wandb/run.log", ".push.draft", "samples/.hidden"}
+NOT_PUSHED = {
+    *("checkpoint-500/model.safetensors", "best/model.safetensors", "trackers/wandb/run.log"),
+    *(".push.draft", "samples/.hidden"),
+}
 
 
 @pytest.fixture(scope="module")

@@ -138,8 +138,12 @@ class OptimizationArguments:
     train_batch_size: int = argument(
         "Images per optimizer step, over all processes together.", 1024, decides=OWN_VALUE, at_least=1
     )
-    gradient_accumulation_steps: int = argument(
-        "Micro-batches into which a process splits its share of a batch.", 1, decides=None, at_least=1
+    gradient_accumulation_steps: int | None = argument(
+        "Micro-batches into which a process splits its share of a batch; by default 1, or in a resumed run as many as "
+        "keep micro-batches from growing when the number of processes changes.",
+        None,
+        decides=None,
+        at_least=1,
     )
     num_train_epochs: float = argument(
         "Passes over the data, unless max_steps is given.", 200.0, decides="num_steps", above=0
@@ -221,6 +225,11 @@ class RunArguments:
     )
     save_total_limit: int | None = argument(
         "Number of checkpoints to keep, the newest ones.", 3, decides=None, at_least=1
+    )
+    save_best: bool = argument(
+        "Keep the model with the best evaluation so far in output_dir/best, in addition to the last one.",
+        False,
+        decides=None,
     )
     logging_steps: int = argument(
         "Optimizer steps between lines of metrics.jsonl, each with the means of these steps.",
@@ -468,6 +477,20 @@ class ConvertArguments(BoundedArguments):
     coupling_kinds: list[str] | None = argument(  # noqa: RUF009
         "Cycle of splits, which files of jet-pytorch do not show.", None, choices=("channels", "spatial")
     )
+
+
+@dataclass
+class AverageArguments(BoundedArguments):
+    """
+    Average the weights of models with the same configuration, such as several checkpoints of a run.
+
+        jet-hf average runs/jet/checkpoint-9000 runs/jet/checkpoint-10000 --output_dir averaged
+
+    The result is a folder for from_pretrained.
+    """
+
+    models: list[str] = argument("Two or more folders of saved models.", positional=True)  # noqa: RUF009
+    output_dir: str = argument("New or empty folder.")
 
 
 @dataclass

@@ -32,8 +32,8 @@ def describe(arguments: TrainArguments) -> str:
         config = JetConfig.from_pretrained(arguments.model_name_or_path)
     else:
         config = JetConfig(**arguments.config_fields())
-    num_processes = accelerator.num_processes
-    sharding = BatchSharding(arguments.train_batch_size, arguments.gradient_accumulation_steps, 0, num_processes)
+    num_processes, num_micro_batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
+    sharding = BatchSharding(arguments.train_batch_size, num_micro_batches, 0, num_processes)
     lines, pixels = [], None
     num_images = release_images(arguments)
     try:
@@ -58,7 +58,7 @@ def describe(arguments: TrainArguments) -> str:
     )
     lines += [
         f"{num_images or 'streamed'} training images, {estimate.num_steps} steps of {arguments.train_batch_size} "
-        f"images: {num_processes} process(es) x {arguments.gradient_accumulation_steps} x {sharding.size}.",
+        f"images: {num_processes} process(es) x {num_micro_batches} x {sharding.size}.",
         format_estimate(estimate),
     ]
     if pixels is not None:
@@ -95,7 +95,7 @@ def describe_step(arguments: TrainArguments, estimate: CostEstimate, accelerator
 
 def loader_throughput(arguments: TrainArguments, pixels: PixelSplit, seconds: float = 2.0) -> float:
     """Return the images per second that the loader delivers while nothing else runs."""
-    sharding = BatchSharding(max(1, arguments.train_batch_size // arguments.gradient_accumulation_steps))
+    sharding = BatchSharding(max(1, arguments.train_batch_size // (arguments.gradient_accumulation_steps or 1)))
     loader = train_batches(pixels.dataset, sharding, range(10**6), num_workers=arguments.dataloader_num_workers)
     batches = iter(loader)
     next(batches)

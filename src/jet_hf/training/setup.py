@@ -75,7 +75,9 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
             fsdp_plugin=fsdp,
             mixed_precision=precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=arguments.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
+                num_steps=arguments.gradient_accumulation_steps or 1,
+                adjust_scheduler=False,
+                sync_with_dataloader=False,
             ),
             log_with=trackers,
             project_dir=arguments.output_dir,
@@ -221,26 +223,29 @@ def find_splits(source: DataSource, arguments: TrainArguments, start: Checkpoint
     Return the split to train on, and the one to evaluate on or `None`.
 
     By default the latter is the validation or test split. A dataset without them is divided, unless the run resumes
-    from a checkpoint of a run that was not.
+    from a checkpoint of a run that was not. An `eval_split` of `train[held_out]` divides any dataset.
     """
-    train, held_out, divided = arguments.train_split, arguments.eval_split, f"train{KEPT}"
+    train, held_out = arguments.train_split, arguments.eval_split
+    divided, part = f"train{KEPT}", f"train{HELD_OUT}"
+    if (train, held_out) == ("train", part):
+        train = divided
     began_divided = start is not None and start.trajectory.get("train_split") == divided
     if held_out == "none" or not (arguments.eval_steps or began_divided):
         return train, None
     if held_out is None:
         try:
             held_out = held_out_split(source)
-        except UnknownSplitError as error:
+        except UnknownSplitError:
             may_divide = began_divided if start is not None else can_hold_out(source)
             if train not in ("train", divided) or not may_divide:
                 logger.warning(
-                    f"no images are held out, so nothing is evaluated: {error} Images are only held out of a whole "
-                    "split `train` of 16 or more, and not of a stream."
+                    f"no images are held out, so nothing is evaluated: {source.where} has no validation or test "
+                    "split, and only a whole split `train` of 16 or more images that is not a stream is divided."
                 )
                 return train, None
-            train, held_out = divided, f"train{HELD_OUT}"
+            train, held_out = divided, part
             logger.info(
-                f"{source.where} has no validation or test split, so {held_out} is evaluated and not trained on; "
+                f"{source.where} has no validation or test split, so {part} is evaluated and not trained on; "
                 "`eval_split` none trains on all images."
             )
     return train, held_out if arguments.eval_steps else None
@@ -264,6 +269,31 @@ def count_steps(arguments: TrainArguments, num_train_images: int | None) -> int:
             f"{arguments.num_train_epochs:g} times {num_train_images} for {arguments.train_batch_size}."
         )
     return steps
+
+
+def count_micro_batches(arguments: TrainArguments, start: Checkpoint | None, num_processes: int) -> int:
+    """
+    Return the number of micro-batches into which a process splits its share of a batch.
+
+    Unless the arguments give it, a resumed run takes the smallest number whose micro-batches have no more images than
+    those of the checkpoint, whose number of processes may have been another one.
+    """
+    given = arguments.gradient_accumulation_steps
+    if start is None or start.micro_batch_size is None:  # earlier releases did not record it
+        return given or 1
+    images, limit = arguments.train_batch_size // num_processes, start.micro_batch_size
+    number = given or next((n for n in range(1, images + 1) if images % n == 0 and images // n <= limit), 1)
+    if images // number > limit:
+        logger.warning(
+            f"micro-batches have {images // number} images, but had {limit} in {start.path}: if memory is short, "
+            "raise `gradient_accumulation_steps`, or leave it out to choose it automatically."
+        )
+    elif given is None and number > 1:
+        logger.info(
+            f"`gradient_accumulation_steps` is {number} on {num_processes} process(es), so that micro-batches have "
+            f"{images // number} images, no more than the {limit} in {start.path}."
+        )
+    return number
 
 
 def make_batches(
