@@ -13,8 +13,9 @@ class SweepArguments(BoundedArguments):
     """
     Run a grid of trainings over any fields and seeds, or a table of the paper, and compare the results.
 
-        python scripts/sweep.py --grid recipes/sweeps/widths.yaml --dry_run
-        python scripts/sweep.py --grid recipes/sweeps/widths.yaml --accelerate_config recipes/accelerate/cpu.yaml
+        python scripts/sweep.py --grid recipes/sweeps/rates_and_widths.yaml --dry_run
+        python scripts/sweep.py --grid recipes/sweeps/rates_and_widths.yaml \\
+            --accelerate_config recipes/accelerate/cpu.yaml
         python scripts/sweep.py --table glow_parts --config recipes/sweeps/photographs.yaml --seeds 0 1 2 \\
             --accelerate_config recipes/accelerate/cpu.yaml --report docs/sweeps/glow_parts.md
         python scripts/sweep.py --table coupling_layouts --config recipes/sweeps/imagenet1k_64.yaml \\
