@@ -22,6 +22,7 @@ from .decoding import (
     StoredImage,
     UndecodableImageError,
     decode_image,
+    file_name,
     image_name,
     pixel_converter,
     random_crops,
@@ -36,7 +37,7 @@ from .sources import DataSource, known_release, label_column_of, open_split
 
 logger = logging.getLogger(__name__)
 
-PIXELS, LABEL, DIGEST = "pixels", "label", "digest"
+PIXELS, LABEL, DIGEST, NAME = "pixels", "label", "digest", "name"
 LOSSY_FORMATS = {"AVIF", "JPEG", "JPEG2000", "MPO", "WEBP"}
 NUM_NAMES_LOGGED = 100
 
@@ -118,12 +119,15 @@ class PixelSplit:
         num_skipped: Number of images that could not be decoded.
         source_format: Encoding of the source, such as "JPEG", or "JPEG, PNG" if mixed; `None` for arrays.
         fingerprint: Short text that changes with the pixels, the labels and their order.
+        names: Column `name`: the file name, key or index in the split of the image of each row of `dataset`. Crops
+            have the name of their image; `None` for images that are stored as pixels.
     """
 
     dataset: datasets.Dataset
     num_skipped: int
     source_format: str | None
     fingerprint: str | None = None
+    names: datasets.Dataset | None = None
 
     @property
     def lossy(self) -> bool:
@@ -263,6 +267,7 @@ class _Decoder:
         """Features of the result."""
         text, binary = datasets.Value("string"), datasets.Value("binary")
         features = {PIXELS: datasets.Array3D(self.shape, "uint8"), "format": text, "error": text, DIGEST: binary}
+        features |= {NAME: text}
         return datasets.Features(features | ({LABEL: datasets.Value("int64")} if self.label_column else {}))
 
     @property
@@ -280,7 +285,8 @@ class _Decoder:
             except UndecodableImageError as reason:
                 arrays, kind, error = [np.zeros(self.shape, np.uint8)], None, f"{image_name(image, index)}: {reason}"
                 self.undecodable.append(error)
-            rows += [(array, kind, error, digest_of_row(array, label), label) for array in arrays]
+            name = file_name(image) or str(index)
+            rows += [(array, kind, error, digest_of_row(array, label), name, label) for array in arrays]
         if self.limit is not None:  # not only at the end, which may be hours away
             self.limit.check(self.undecodable)
         return dict(zip(self.features, map(list, zip(*rows, strict=True)), strict=False))
@@ -382,4 +388,10 @@ def _keep_decodable(decoded: datasets.Dataset, limit: UndecodableLimit) -> Pixel
     formats = [count["values"] for count in sorted(counts, key=lambda count: -count["counts"])]
     columns = [name for name in (PIXELS, LABEL) if name in decoded.column_names]
     fingerprint = fingerprint_of_rows(table[DIGEST].filter(decodable))
-    return PixelSplit(decoded.select_columns(columns), len(undecodable), ", ".join(formats) or None, fingerprint)
+    return PixelSplit(
+        decoded.select_columns(columns),
+        len(undecodable),
+        ", ".join(formats) or None,
+        fingerprint,
+        decoded.select_columns([NAME]),
+    )
