@@ -21,7 +21,6 @@ from train_process import (
     TrainProcess,
     command,
     environment,
-    flags,
     like_a_process,
     rows,
     run_to_end,
@@ -30,7 +29,7 @@ from train_process import (
 )
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.training import CheckpointError, NonFiniteLossError, parse_arguments
+from jet_hf.training import CheckpointError, NonFiniteLossError
 from jet_hf.training.checkpoints import clear_drafts, read_manifest
 
 
@@ -226,8 +225,6 @@ def test_fine_tuning_starts_from_the_given_weights(root, images, straight):
     AcceleratorState._reset_state(reset_partial_state=True)
     first, last = rows(root / "tuned", "evaluations.jsonl")[0], rows(straight, "evaluations.jsonl")[-1]
     assert first["bits_per_dim"] == pytest.approx(last["bits_per_dim"], abs=0.02)  # bfloat16
-    with pytest.raises(ValueError, match=r"`model_name_or_path` .* cannot be combined with image_size"):
-        parse_arguments(flags(**fields | {"image_size": 8}))
 
 
 def test_another_run_is_not_written_over_and_other_settings_are_refused(images, plain):

@@ -15,8 +15,9 @@ from ..data import Batch, BatchSharding, UndecodableImagesError
 from ..model.configuration_jet import JetConfig
 from ..utils.files import replace_text
 from .checkpoints import Checkpointer, CheckpointError, clear_drafts, compare_trajectories, list_checkpoints
-from .dry_run import describe
+from .dry_run import check_memory, describe
 from .evaluator import Evaluator, is_due
+from .fine_tuning import adapt_model, find_config, make_model
 from .launcher import Launcher, find_launcher
 from .lock import RunLock, RunLockedError
 from .monitor import Monitor
@@ -28,7 +29,6 @@ from .setup import (
     load_data,
     make_accelerator,
     make_batches,
-    make_model,
     make_processor,
     weights_digest,
 )
@@ -184,10 +184,12 @@ def build_run(
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     sharding = BatchSharding(arguments.train_batch_size, arguments.gradient_accumulation_steps, rank, num_processes)
     start = on_main_process(lambda: find_start(output_dir, arguments.resume_from_checkpoint))
-    model = make_model(arguments)
-    config = model.config
+    config = find_config(arguments)
+    on_main_process(lambda: check_memory(arguments, config, accelerator))
+    model = make_model(arguments, config)
     # New weights follow from the seed.
     initial_weights = on_main_process(lambda: weights_digest(model)) if arguments.model_name_or_path else None
+    model = adapt_model(model, config, arguments.seed)
     processor = make_processor(config, arguments)
     data = load_data(arguments, processor, accelerator, config.num_classes)
     num_steps = count_steps(arguments, data.num_train_images)
@@ -265,14 +267,14 @@ def train(arguments: TrainArguments) -> RunResult | None:
     """
     if arguments.dry_run:
         with StopSignals():
-            plan = describe(arguments)
+            plan = describe(arguments, find_launcher())
         if PartialState().is_main_process:
             print(plan)
         return None
     output_dir, launcher = Path(arguments.output_dir), find_launcher()
     try:
         with StopSignals() as signals:
-            accelerator = make_accelerator(arguments)
+            accelerator = make_accelerator(arguments, launcher)
             with RunLock(output_dir) as lock:
                 return build_run(arguments, accelerator, lock, signals, launcher).run()
     except RunInterrupted as stop:
