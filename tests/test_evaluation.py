@@ -331,6 +331,13 @@ def test_names_of_crops_and_of_images_without_files(place, tmp_path, pixels):
     processor = JetImageProcessor(size=4)
     crops = load_pixels(source, "validation", processor, ReadOptions(random_crops_per_image=2, max_images=2))
     assert image_names(source, crops) == [f"validation/{i}.png" for i in (0, 0, 1, 1)]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    stored = [(place / "images" / "train" / f"{i}.png").read_bytes() for i in range(3)]
+    rows = [{"bytes": data, "path": None} for data in (stored[0], b"broken", stored[1], stored[2])]
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "train.parquet")
+    source = DataSource(path=str(tmp_path / "train.parquet"))
+    options = ReadOptions(random_crops_per_image=2, max_undecodable_share=0.5)
+    assert image_names(source, load_pixels(source, "train", processor, options)) == ["0", "0", "2", "2", "3", "3"]
     write_scores(
         tmp_path / "s.csv", Evaluation(torch.ones(NUM_IMAGES).double()), source, "x", PixelSplit(pixels, 0, None)
     )

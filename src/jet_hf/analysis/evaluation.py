@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data import RELEASES, Batch, DataSource, PixelSplit, eval_batches, known_release
-from ..data.pixels import LABEL, NAME, check_classes
+from ..data.pixels import LABEL, check_classes
 from ..hub import EvaluationRecord
 from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
 from ..model.validation_jet import check_whole, trusted_values
@@ -239,10 +239,8 @@ def write_scores(
 
 def image_names(source: DataSource, pixels: PixelSplit) -> list[str]:
     """Return the name of each image: its path in the dataset, its name in a tar or table, or else its index."""
-    if pixels.names is None:
-        return list(map(str, range(len(pixels.dataset))))
     folder = "" if source.path is None else os.path.join(os.path.abspath(Path(source.path).expanduser()), "")
-    return [name.removeprefix(folder) for name in pixels.names[NAME]]
+    return [name.removeprefix(folder) for name in pixels.names()]
 
 
 def data_title(source: DataSource) -> str:

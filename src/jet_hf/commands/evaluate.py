@@ -18,7 +18,7 @@ from ..analysis.evaluation import (
 )
 from ..analysis.inference import prepared_for_inference
 from ..arguments import EvaluateArguments
-from ..data import DataSource, ReadOptions, UndecodableImagesError, held_out_split, load_pixels
+from ..data import DataSource, ReadOptions, UndecodableImagesError, load_pixels, split_to_score
 from ..hub import add_evaluation, load_config, read_card
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
@@ -31,7 +31,7 @@ EXPECTED_ERRORS = (StrictDataclassError, UndecodableImagesError)
 
 def run(arguments: EvaluateArguments) -> None:
     """Score a dataset; print the result, and write it to the requested files."""
-    columns = {name: getattr(arguments, name) for name in ("image_column", "label_column")}
+    columns = {name: getattr(arguments, name) for name in ("image_column", "label_column", "first_label")}
     source = DataSource.at(arguments.dataset, arguments.dataset_config, release=arguments.dataset_release, **columns)
     check_outputs(arguments, source)
     accelerator = Accelerator(mixed_precision=resolve_precision(arguments.mixed_precision))
@@ -41,7 +41,7 @@ def run(arguments: EvaluateArguments) -> None:
     selection = ("max_images", "max_undecodable_share", "random_crops_per_image", "seed")
     options = ReadOptions(num_classes=model.config.num_classes, **{n: getattr(arguments, n) for n in selection})
     with accelerator.main_process_first():
-        split = arguments.split or held_out_split(source)
+        split = arguments.split or split_to_score(source)
         pixels = load_pixels(source, split, processor, options)
     # Every process holds the whole model, whichever sharding the launcher configures for training.
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)

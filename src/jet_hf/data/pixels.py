@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import datasets
 import numpy as np
@@ -32,12 +33,12 @@ from .fingerprints import digest_of_row, fingerprint_of_rows
 from .layout import Images
 from .releases import check_release
 from .scan import NUM_EXAMPLES, name_some
-from .sources import DataSource, known_release, label_column_of, open_split
+from .sources import DataSource, first_label_of, known_release, label_column_of, open_split
 
 
 logger = logging.getLogger(__name__)
 
-PIXELS, LABEL, DIGEST, NAME = "pixels", "label", "digest", "name"
+PIXELS, LABEL, DIGEST = "pixels", "label", "digest"
 LOSSY_FORMATS = {"AVIF", "JPEG", "JPEG2000", "MPO", "WEBP"}
 NUM_NAMES_LOGGED = 100
 
@@ -119,15 +120,26 @@ class PixelSplit:
         num_skipped: Number of images that could not be decoded.
         source_format: Encoding of the source, such as "JPEG", or "JPEG, PNG" if mixed; `None` for arrays.
         fingerprint: Short text that changes with the pixels, the labels and their order.
-        names: Column `name`: the file name, key or index in the split of the image of each row of `dataset`. Crops
-            have the name of their image; `None` for images that are stored as pixels.
+        images: Images of the split as they are stored, of one column; `None` for those of a stream.
+        rows: Index into `images` of the image of each row of `dataset`; by default they are the same.
     """
 
     dataset: datasets.Dataset
     num_skipped: int
     source_format: str | None
     fingerprint: str | None = None
-    names: datasets.Dataset | None = None
+    images: datasets.Dataset | None = None
+    rows: np.ndarray | None = None
+
+    def names(self) -> list[str]:
+        """Return the file name, or else the index in the split, of the image of each row; crops share a name."""
+        rows = np.arange(len(self.dataset)) if self.rows is None else self.rows
+        if self.images is None or isinstance(next(iter(self.images.features.values())), datasets.Array3D):
+            return list(map(str, rows))
+        (column,) = self.images.column_names
+        tables = self.images.select(rows).with_format("arrow").iter(batch_size=1000)
+        names = [file_name(image) for table in tables for image in stored_images(table[column])]
+        return [name or str(row) for name, row in zip(names, rows, strict=True)]
 
     @property
     def lossy(self) -> bool:
@@ -170,6 +182,7 @@ def load_pixels(
         processor,
         find_image_column(dataset.features, source.image_column),
         None if options.num_classes is None else label_column_of(source, dataset.features),
+        0 if options.num_classes is None else first_label_of(source, options.num_classes),
         options,
     )
     where = f"split {split!r} of {source.where}"
@@ -183,19 +196,24 @@ def load_pixels(
         check_release(known_release(source), split, num_images + num_left_out)
     limit = UndecodableLimit(options.max_undecodable_share, num_images, where)
     if decoded is not None:
-        pixels = _keep_decodable(decoded, limit)
+        pixels = _keep_decodable(decoded, limit, decoder.num_crops or 1)
         if options.num_classes is not None:
             check_classes(_column(pixels.dataset, LABEL), options.num_classes, where)
     else:
         if options.num_classes is not None:  # before decoding, which may take hours
-            labels = _column(dataset, decoder.label_column)
+            labels = pc.subtract(_column(dataset, decoder.label_column), decoder.first_label)
             check_classes(labels, options.num_classes, where, lambda row: dataset[row][decoder.image_column])
+            if source.first_label is None and not decoder.first_label and pc.min(labels).as_py() > 0:
+                logger.warning(
+                    f"no image of {where} has the class 0: if the classes are numbered from 1, pass `first_label` 1."
+                )
         pixels = _decode_all(dataset, decoder, limit, num_proc, keep_in_memory)
     logger.info(_describe_use(where, num_images, num_found, pixels.num_skipped))
     return replace(
         pixels,
         num_skipped=pixels.num_skipped + num_left_out,
         source_format=pixels.source_format or prepared.get("source_format"),
+        images=None if is_stream else dataset.select_columns([decoder.image_column]),
     )
 
 
@@ -234,9 +252,10 @@ def check_classes(
         found = "none" if span["min"] is None else f"{span['min']} to {span['max']}"
         missing = f", {labels.null_count} missing" if labels.null_count else ""
         names = name_some([image_name(image(row), row) for row in rows[:NUM_EXAMPLES]], len(rows))
+        advice = " If the classes are numbered from 1, pass `first_label` 1." if span["max"] == num_classes else ""
         raise ValueError(
             f"the classes of {where} must lie from 0 to below `num_classes` {num_classes}, got {found}{missing}; the "
-            f"first wrong ones are of {names}."
+            f"first wrong ones are of {names}.{advice}"
         )
 
 
@@ -251,10 +270,19 @@ class _Decoder:
     `datasets` caches the result by the attributes, which is why the versions are among them.
     """
 
+    first_label = 0
+
     def __init__(
-        self, processor: JetImageProcessor, image_column: str, label_column: str | None, options: ReadOptions
+        self,
+        processor: JetImageProcessor,
+        image_column: str,
+        label_column: str | None,
+        first_label: int,
+        options: ReadOptions,
     ):
         self.processor, self.image_column, self.label_column = processor, image_column, label_column
+        if first_label:  # results that are cached without this attribute stay valid
+            self.first_label = first_label
         self.num_crops = options.random_crops_per_image
         self.seed = options.seed if self.num_crops else 0
         self.shape = (processor.num_channels, processor.size["height"], processor.size["width"])
@@ -267,7 +295,6 @@ class _Decoder:
         """Features of the result."""
         text, binary = datasets.Value("string"), datasets.Value("binary")
         features = {PIXELS: datasets.Array3D(self.shape, "uint8"), "format": text, "error": text, DIGEST: binary}
-        features |= {NAME: text}
         return datasets.Features(features | ({LABEL: datasets.Value("int64")} if self.label_column else {}))
 
     @property
@@ -277,7 +304,8 @@ class _Decoder:
 
     def __call__(self, table: pa.Table, indices: Sequence[int]) -> dict[str, list]:
         rows: list[tuple] = []
-        images, labels = stored_images(table[self.image_column]), _labels_of(table, self.label_column)
+        images = stored_images(table[self.image_column])
+        labels = _labels_of(table, self.label_column, self.first_label)
         for image, label, index in zip(images, labels, indices, strict=True):
             error = None
             try:
@@ -285,8 +313,7 @@ class _Decoder:
             except UndecodableImageError as reason:
                 arrays, kind, error = [np.zeros(self.shape, np.uint8)], None, f"{image_name(image, index)}: {reason}"
                 self.undecodable.append(error)
-            name = file_name(image) or str(index)
-            rows += [(array, kind, error, digest_of_row(array, label), name, label) for array in arrays]
+            rows += [(array, kind, error, digest_of_row(array, label), label) for array in arrays]
         if self.limit is not None:  # not only at the end, which may be hours away
             self.limit.check(self.undecodable)
         return dict(zip(self.features, map(list, zip(*rows, strict=True)), strict=False))
@@ -304,14 +331,18 @@ class _Decoder:
         return [array], kind
 
 
-def _digests(table: pa.Table, indices: list[int]) -> dict[str, list[bytes]]:
-    """Return the digests of pixels and their labels, for `Dataset.map`."""
+def _digests(table: pa.Table, indices: list[int], first_label: int = 0) -> dict[str, list]:
+    """Return the digests of pixels and their labels, and labels that change, for `Dataset.map`."""
     arrays = (np.asarray(image) for image in stored_images(table[PIXELS]))
-    return {DIGEST: list(map(digest_of_row, arrays, _labels_of(table, LABEL)))}
+    labels = _labels_of(table, LABEL, first_label)
+    digests = {DIGEST: list(map(digest_of_row, arrays, labels))}
+    return digests | {LABEL: labels} if first_label else digests
 
 
-def _labels_of(table: pa.Table, label_column: str | None) -> list[int | None]:
-    return table[label_column].to_pylist() if label_column in table.column_names else [None] * len(table)
+def _labels_of(table: pa.Table, label_column: str | None, first_label: int) -> list[int | None]:
+    if label_column not in table.column_names:
+        return [None] * len(table)
+    return pc.subtract(table[label_column], first_label).to_pylist()
 
 
 def _decode_all(
@@ -326,12 +357,18 @@ def _decode_all(
     is_pixels = dataset.features[decoder.image_column] == decoder.features[PIXELS] and not decoder.num_crops
     if is_pixels and not dataset.data[decoder.image_column].null_count:  # without a second copy on the disk
         dataset = dataset.rename_columns(dict(zip(decoder.columns, (PIXELS, LABEL), strict=False)))
-        features = datasets.Features({DIGEST: datasets.Value("binary")})
-        digests = _map(dataset, _digests, features, f"reading {limit.where}", **options)
+        function, features = _digests, datasets.Features({DIGEST: datasets.Value("binary")})
+        if decoder.first_label:
+            function = partial(_digests, first_label=decoder.first_label)
+            features[LABEL] = datasets.Value("int64")
+        digests = _map(dataset, function, features, f"reading {limit.where}", **options)
+        if decoder.first_label:
+            columns = [dataset.select_columns([PIXELS]), digests.select_columns([LABEL])]
+            dataset = datasets.concatenate_datasets(columns, axis=1)
         return PixelSplit(dataset, 0, None, fingerprint_of_rows(_column(digests, DIGEST)))
     decoder.limit = limit
     decoded = _map(dataset, decoder, decoder.features, f"decoding {limit.where}", **options)
-    return _keep_decodable(decoded.with_format(None), limit)
+    return _keep_decodable(decoded.with_format(None), limit, decoder.num_crops or 1)
 
 
 def _map(
@@ -371,7 +408,7 @@ def _read_stream(dataset: datasets.IterableDataset, decoder: _Decoder) -> tuple[
     return datasets.concatenate_datasets(parts or [datasets.Dataset.from_dict(empty, decoder.features)]), num_images
 
 
-def _keep_decodable(decoded: datasets.Dataset, limit: UndecodableLimit) -> PixelSplit:
+def _keep_decodable(decoded: datasets.Dataset, limit: UndecodableLimit, num_crops: int) -> PixelSplit:
     """Drop, count and log the images that could not be decoded."""
     table = decoded.with_format("arrow").select_columns(["format", "error", DIGEST])[:]
     undecodable = table["error"].drop_null().to_pylist()
@@ -393,5 +430,12 @@ def _keep_decodable(decoded: datasets.Dataset, limit: UndecodableLimit) -> Pixel
         len(undecodable),
         ", ".join(formats) or None,
         fingerprint,
-        decoded.select_columns([NAME]),
+        rows=_image_rows(decodable.to_numpy(), num_crops) if undecodable or num_crops > 1 else None,
     )
+
+
+def _image_rows(decodable: np.ndarray, num_crops: int) -> np.ndarray:
+    """Return the index of the image of each decodable row: an image has `num_crops` such rows, or one other row."""
+    rows = np.flatnonzero(decodable)
+    num_skipped = np.cumsum(~decodable)[rows]
+    return num_skipped + np.arange(len(rows)) // num_crops

@@ -22,7 +22,7 @@ from ..data.releases import RELEASES
 from ..model.configuration_jet import JetConfig
 from .fine_tuning import adapt_model, find_config, make_model
 from .launcher import Launcher
-from .setup import count_steps, load_data, make_accelerator, make_processor
+from .setup import count_steps, find_data, load_data, make_accelerator, make_processor
 from .trainer import Trainer
 
 
@@ -42,7 +42,8 @@ def describe(arguments: TrainArguments, launcher: Launcher | None) -> str:
     lines, pixels = [], None
     num_images = release_images(arguments)
     try:
-        data = load_data(arguments, make_processor(config, arguments), accelerator)
+        source = find_data(arguments, accelerator)
+        data = load_data(arguments, source, make_processor(config, arguments), accelerator)
         pixels, num_images = data.train, data.num_train_images
     except (ValueError, OSError) as error:
         if num_images is None:
