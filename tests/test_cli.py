@@ -209,6 +209,14 @@ def test_contradictions_and_unwritable_outputs_are_refused_before_the_work(run, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_messages_of_the_configuration_stand_alone(run, tmp_path):
+    """Strict dataclasses put the name of their validator before them."""
+    words = ["--output_dir", tmp_path / "run", "--dataset_path", tmp_path / "none", "--hidden_size", 15]
+    code, _, stderr = run("train", *words)
+    message = "`hidden_size` must be divisible by `num_attention_heads`, got hidden_size=15 and num_attention_heads=8"
+    assert (code, stderr) == (1, f"error: {message}.\n")
+
+
 def test_a_missing_package_is_named(run, monkeypatch):
     monkeypatch.delitem(sys.modules, "jet_hf.commands.evaluate")
     monkeypatch.setitem(sys.modules, "accelerate", None)
@@ -239,7 +247,7 @@ def test_a_signal_during_imports_ends_with_one_line(without_torch, tmp_path, num
     (tmp_path / "transformers.py").write_text(STUCK)
     for rank, expected in ("0", f"stopped by {number.name}.\n"), ("1", ""):
         process = subprocess.Popen(
-            [sys.executable, "-m", "jet_hf.train", "--output_dir", str(tmp_path / "run")],
+            [sys.executable, "-m", "jet_hf.train", "--hidden_size", "16", "--output_dir", str(tmp_path / "run")],
             env=without_torch | {"RANK": rank},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -346,7 +354,8 @@ def test_a_conversion_passes_every_flag_on_and_refuses_in_one_line(run, tmp_path
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     for (source, checkpoint, *flags), folder, message in (
-        (["big_vision", tmp_path / "none.npz"], "out", "none.npz"),
+        (["big_vision", tmp_path / "none.npz"], "out", f"but {tmp_path / 'none.npz'} does not exist"),
+        (["jet_pytorch", tmp_path], "out", f"`checkpoint` must be a file, but {tmp_path} is a folder"),
         (["big_vision", tmp_path / "half.npz"], "out", "half.npz"),
         (["jet_pytorch", JET_PYTORCH], "out", "num_attention_heads"),
         (["big_vision", BIG_VISION, "--image-size", "32"], "out", "image_size"),

@@ -25,7 +25,6 @@ from train_process import (
     TrainProcess,
     command,
     environment,
-    flags,
     like_a_process,
     rows,
     run_to_end,
@@ -36,7 +35,7 @@ from train_process import (
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.evaluation import evaluate
 from jet_hf.data import DataSource, load_pixels
-from jet_hf.training import CheckpointError, NonFiniteLossError, TrainArguments, Trainer, parse_arguments
+from jet_hf.training import CheckpointError, NonFiniteLossError, TrainArguments, Trainer
 from jet_hf.training.checkpoints import Checkpoint, clear_drafts, read_manifest
 from jet_hf.training.environment import checkout_commit
 from jet_hf.training.setup import count_micro_batches
@@ -436,8 +435,6 @@ def test_fine_tuning_starts_from_the_given_weights(root, images, straight):
     AcceleratorState._reset_state(reset_partial_state=True)
     first, last = rows(root / "tuned", "evaluations.jsonl")[0], rows(straight, "evaluations.jsonl")[-1]
     assert first["bits_per_dim"] == pytest.approx(last["bits_per_dim"], abs=0.02)  # bfloat16
-    with pytest.raises(ValueError, match=r"`model_name_or_path` .* cannot be combined with image_size"):
-        parse_arguments(flags(**fields | {"image_size": 8}))
 
 
 def test_another_run_is_not_written_over_and_other_settings_are_refused(images, plain):

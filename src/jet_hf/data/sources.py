@@ -84,17 +84,23 @@ class DataSource:
             release=arguments.dataset_release,
         )
 
-    def check_output(self, output_dir: str | os.PathLike) -> None:
+    def check_output(
+        self, output: str | os.PathLike, argument: str = "output_dir", dataset: str = "dataset_path"
+    ) -> None:
         """
-        Check that an output folder is not part of the dataset, where images written to it would become data.
+        Check that an output is not part of the dataset, where files written to it would become data.
+
+        Args:
+            output: Folder or file to write.
+            argument, dataset: Names of the arguments of the output and of the dataset, for messages.
 
         Raises:
-            ValueError: if `output_dir` lies inside the source's path.
+            ValueError: if `output` lies inside the source's path.
         """
         if self.path is not None:
-            folder, output = (Path(path).expanduser().resolve() for path in (self.path, output_dir))
-            if output.is_relative_to(folder):
-                raise ValueError(f"`output_dir` {output_dir} must not lie inside `dataset_path` {self.path}.")
+            inside, outside = (Path(path).expanduser().resolve() for path in (output, self.path))
+            if inside.is_relative_to(outside):
+                raise ValueError(f"`{argument}` {output} must not lie inside `{dataset}` {self.path}.")
 
     @property
     def where(self) -> str:

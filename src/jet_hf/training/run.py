@@ -23,9 +23,10 @@ from .checkpoints import (
     delete_folder,
     list_checkpoints,
 )
-from .dry_run import describe
+from .dry_run import check_memory, describe
 from .evaluator import Evaluator, is_due
 from .extension import check_later_checkpoints, extension_of
+from .fine_tuning import adapt_model, find_config, make_model
 from .launcher import Launcher, find_launcher
 from .lock import RunLock, RunLockedError
 from .monitor import MetricsWindow, Monitor
@@ -39,7 +40,6 @@ from .setup import (
     load_data,
     make_accelerator,
     make_batches,
-    make_model,
     make_processor,
     weights_digest,
 )
@@ -196,11 +196,13 @@ def build_run(
     start = on_main_process(lambda: find_start(output_dir, arguments.resume_from_checkpoint, arguments.extend))
     accelerator.gradient_accumulation_steps = num_micro_batches = count_micro_batches(arguments, start, num_processes)
     sharding = BatchSharding(arguments.train_batch_size, num_micro_batches, rank, num_processes)
+    config = find_config(arguments)
+    on_main_process(lambda: check_memory(arguments, config, accelerator))
     source = find_data(arguments, accelerator)
-    model = make_model(arguments)
-    config = model.config
+    model = make_model(arguments, config)
     # New weights follow from the seed.
     initial_weights = on_main_process(lambda: weights_digest(model)) if arguments.model_name_or_path else None
+    model = adapt_model(model, config, arguments.seed)
     processor = make_processor(config, arguments)
     data = load_data(arguments, source, processor, accelerator, config.num_classes, start)
     if arguments.save_best and data.eval is None:
@@ -307,14 +309,14 @@ def train(arguments: TrainArguments) -> RunResult | None:
     """
     if arguments.dry_run:
         with StopSignals():
-            plan = describe(arguments)
+            plan = describe(arguments, find_launcher())
         if PartialState().is_main_process:
             print(plan)
         return None
     output_dir, launcher = Path(arguments.output_dir), find_launcher()
     try:
         with StopSignals() as signals:
-            accelerator = make_accelerator(arguments)
+            accelerator = make_accelerator(arguments, launcher)
             with RunLock(output_dir) as lock:
                 return build_run(arguments, accelerator, lock, signals, launcher).run()
     except RunInterrupted as stop:

@@ -15,7 +15,6 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
-    set_seed,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -42,7 +41,7 @@ from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 from ..utils.precision import resolve_precision
 from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints
-from .launcher import find_launcher, killable_join
+from .launcher import Launcher, killable_join
 from .lock import LOCK_FILE
 from .processes import on_main_process
 from .trackers import check_installed, check_logins
@@ -51,7 +50,7 @@ from .trackers import check_installed, check_logins
 logger = logging.getLogger(__name__)
 
 
-def make_accelerator(arguments: TrainArguments) -> Accelerator:
+def make_accelerator(arguments: TrainArguments, launcher: Launcher | None) -> Accelerator:
     """
     Build the accelerator of a run, which joins the processes of the launcher.
 
@@ -70,7 +69,7 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         fsdp = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
-    with killable_join(find_launcher()):
+    with killable_join(launcher):
         accelerator = Accelerator(
             fsdp_plugin=fsdp,
             mixed_precision=precision,
@@ -99,26 +98,6 @@ def warn_of_lone_process(accelerator: Accelerator) -> None:
             "`accelerate launch` was asked for several processes, but has started one. To start several on CPUs, set "
             "ACCELERATE_USE_CPU=true and pass `--config_file recipes/accelerate/ddp.yaml --mixed_precision no`."
         )
-
-
-def make_model(arguments: TrainArguments) -> JetForDensityEstimation:
-    """
-    Build a new model, or load the one to fine-tune, with float32 weights.
-
-    Raises:
-        ValueError: for a model with a context, which datasets of images do not have.
-    """
-    if arguments.model_name_or_path is None:
-        set_seed(arguments.seed)
-        model = JetForDensityEstimation(JetConfig(**arguments.config_fields()))
-    else:
-        model = JetForDensityEstimation.from_pretrained(arguments.model_name_or_path, dtype="float32")
-    if model.config.context_size is not None:
-        raise ValueError(
-            f"`context_size` must be None, since datasets of images have no context tokens, got "
-            f"{model.config.context_size}: train a model with a context in a training loop of your own."
-        )
-    return model
 
 
 def weights_digest(model: JetForDensityEstimation) -> str:
