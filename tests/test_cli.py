@@ -24,6 +24,7 @@ SCRIPTS = {
     "train": "train",
     "evaluate": "evaluate",
     "sample": "sample",
+    "average": "average",
     "convert": "convert_checkpoint",
     "prepare": "prepare_imagenet",
 }
@@ -130,7 +131,7 @@ def test_help_of_training_reads_like_documentation(run):
 def test_usage_errors_are_one_line_with_the_nearest_name(run, monkeypatch):
     for words, message in (
         ("smaple", "unknown command smaple, did you mean sample? (see jet-hf --help)"),
-        ("xyz", "unknown command xyz, expected one of train, evaluate, sample, convert, prepare"),
+        ("xyz", "unknown command xyz, expected one of train, evaluate, sample, average, convert, prepare"),
         ("sample --modle x", "unknown flag --modle, did you mean --model? (see jet-hf sample --help)"),
         (
             "evaluate --model x --num-noise-sample=3",
@@ -143,6 +144,8 @@ def test_usage_errors_are_one_line_with_the_nearest_name(run, monkeypatch):
         ("sample", "--model is required (see jet-hf sample --help)"),
         ("sample --model x --label one", "argument --label: invalid int value: 'one'"),
         ("prepare --output_dir x --streaming perhaps", "argument --streaming: expected true or false, got 'perhaps'"),
+        ("average", "the following arguments are required: models"),
+        ("average a b", "--output_dir is required (see jet-hf average --help)"),
         ("convert tarflow a b", "argument source: invalid choice: 'tarflow'"),
         ("convert big_vision a", "the following arguments are required: output_dir"),
         ("convert big_vision a b --coupling-kinds chanels", "argument --coupling_kinds: invalid choice: 'chanels'"),
@@ -322,6 +325,21 @@ def test_a_float16_model_is_sampled_as_it_is(run, tmp_path):
     JetImageProcessor(size=8).save_pretrained(tmp_path / "model")
     code, _, stderr = run("sample", "--model", tmp_path / "model", "--num_images", 2, "--output_dir", tmp_path / "out")
     assert code == 0 and len(list((tmp_path / "out").iterdir())) == 3, stderr
+
+
+def test_an_average_is_written_whole_or_refused_in_one_line(run, model, tmp_path):
+    code, stdout, _ = run("average", model, model, model, "--output-dir", tmp_path / "averaged")
+    assert (code, stdout) == (0, f"wrote the average of 3 models to {tmp_path / 'averaged'}\n")
+    assert run("sample", "--model", tmp_path / "averaged", "--output_dir", tmp_path / "samples")[0] == 0
+    before = sorted(tmp_path.rglob("*"))
+    for models, output, message in (
+        ([model, model], "averaged", "already exists and is not an empty folder"),
+        ([model], "new", "`models` must name at least two folders, got 1"),
+        ([model, tmp_path / "nothing"], "new", f"there is no {tmp_path}/nothing/config.json"),
+    ):
+        code, stdout, stderr = run("average", *models, "--output_dir", tmp_path / output)
+        assert (code, stdout) == (1, "") and message in stderr and stderr.count("\n") == 1, models
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_conversion_passes_every_flag_on_and_refuses_in_one_line(run, tmp_path):

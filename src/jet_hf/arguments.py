@@ -160,8 +160,12 @@ class OptimizationArguments:
     train_batch_size: int = argument(
         "Images per optimizer step, over all processes together.", 1024, decides=OWN_VALUE, at_least=1
     )
-    gradient_accumulation_steps: int = argument(
-        "Micro-batches into which a process splits its share of a batch.", 1, decides=None, at_least=1
+    gradient_accumulation_steps: int | None = argument(
+        "Micro-batches into which a process splits its share of a batch; by default 1, or in a resumed run as many as "
+        "keep micro-batches from growing when the number of processes changes.",
+        None,
+        decides=None,
+        at_least=1,
     )
     num_train_epochs: float = argument(
         "Passes over the data, unless max_steps is given.", 200.0, decides="num_steps", above=0
@@ -244,6 +248,11 @@ class RunArguments:
     save_total_limit: int | None = argument(
         "Number of checkpoints to keep, the newest ones.", 3, decides=None, at_least=1
     )
+    save_best: bool = argument(
+        "Keep the model with the best evaluation so far in output_dir/best, in addition to the last one.",
+        False,
+        decides=None,
+    )
     logging_steps: int = argument(
         "Optimizer steps between lines of metrics.jsonl, each with the means of these steps.",
         50,
@@ -261,7 +270,13 @@ class RunArguments:
         "Number of images in a grid; their latents stay the same during a run.", 16, decides=None, at_least=1
     )
     report_to: list[str] | None = argument(  # noqa: RUF009
-        "Trackers, such as tensorboard, trackio or wandb; 'all' for every installed one.", None, decides=None
+        "Trackers: tensorboard, trackio, wandb or others of accelerate; 'all' for every installed one, or 'none'.",
+        None,
+        decides=None,
+    )
+    project: str = argument("Project of the run in its trackers.", "jet", decides=None)
+    run_name: str | None = argument(
+        "Name of the run in its trackers; by default the name of output_dir.", None, decides=None
     )
     dry_run: bool = argument(
         "Print the sizes, steps, FLOPs, memory and time of the run, and exit.", False, decides=None
@@ -313,6 +328,10 @@ class TrainArguments(
     def __post_init__(self):
         super().__post_init__()
         resolve_precision(self.mixed_precision)
+        if "none" in (self.report_to or []) and len(self.report_to or []) > 1:
+            raise ValueError(f"`report_to` must be none alone or name trackers, got {' '.join(self.report_to or [])}.")
+        if not re.fullmatch(r"[\w-][\w.-]*", self.project):  # tensorboard's folder has this name
+            raise ValueError(f"`project` must consist of letters, digits, `-`, `_` and `.`, got {self.project!r}.")
         if self.streaming and self.random_crops_per_image:
             raise ValueError("`random_crops_per_image` cannot be combined with `streaming`.")
         if self.extend and self.resume_from_checkpoint is None:
@@ -503,6 +522,20 @@ class ConvertArguments(BoundedArguments):
     coupling_kinds: list[str] | None = argument(  # noqa: RUF009
         "Cycle of splits, which files of jet-pytorch do not show.", None, choices=("channels", "spatial")
     )
+
+
+@dataclass
+class AverageArguments(BoundedArguments):
+    """
+    Average the weights of models with the same configuration, such as several checkpoints of a run.
+
+        jet-hf average runs/jet/checkpoint-9000 runs/jet/checkpoint-10000 --output_dir averaged
+
+    The result is a folder for from_pretrained.
+    """
+
+    models: list[str] = argument("Two or more folders of saved models.", positional=True)  # noqa: RUF009
+    output_dir: str = argument("New or empty folder.")
 
 
 @dataclass

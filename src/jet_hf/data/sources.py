@@ -3,6 +3,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -62,12 +63,12 @@ class DataSource:
     @classmethod
     def at(cls, path_or_name: str, config: str | None = None, **fields) -> "DataSource":
         """Return the dataset at a path, unless there is none and it may be the name of a dataset on the Hub."""
-        try:
-            validate_repo_id(path_or_name)
-            is_name = not Path(path_or_name).expanduser().exists()
-        except HFValidationError:
-            is_name = False
-        return cls(config=config, **{"name" if is_name else "path": path_or_name}, **fields)
+        if not Path(path_or_name).expanduser().exists():
+            with suppress(HFValidationError):
+                validate_repo_id(path_or_name)
+                logger.info(f"there is no path {path_or_name}: looking for a dataset of this name on the Hub.")
+                return cls(name=path_or_name, config=config, **fields)
+        return cls(path=path_or_name, config=config, **fields)
 
     @classmethod
     def from_arguments(cls, arguments) -> "DataSource":

@@ -54,7 +54,7 @@ def describe(arguments: TrainArguments, launcher: Launcher | None) -> str:
     estimate = estimate_run(arguments, config, accelerator, count_steps(arguments, num_images))
     lines += [
         f"{num_images or 'streamed'} training images, {estimate.num_steps} steps of {arguments.train_batch_size} "
-        f"images: {accelerator.num_processes} process(es) x {arguments.gradient_accumulation_steps} x "
+        f"images: {accelerator.num_processes} process(es) x {accelerator.gradient_accumulation_steps} x "
         f"{estimate.micro_batch_size}.",
         format_estimate(estimate),
     ]
@@ -67,8 +67,8 @@ def estimate_run(
     arguments: TrainArguments, config: JetConfig, accelerator: Accelerator, num_steps: int
 ) -> CostEstimate:
     """Estimate the cost of a run of a number of optimizer steps."""
-    num_processes = accelerator.num_processes
-    sharding = BatchSharding(arguments.train_batch_size, arguments.gradient_accumulation_steps, 0, num_processes)
+    num_processes, num_micro_batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
+    sharding = BatchSharding(arguments.train_batch_size, num_micro_batches, 0, num_processes)
     return estimate_cost(
         config,
         batch_size=arguments.train_batch_size,
@@ -89,7 +89,8 @@ def check_memory(arguments: TrainArguments, config: JetConfig, accelerator: Acce
         ValueError: if they do not fit; the message names the arguments to change.
     """
     available = device_memory(accelerator)
-    micro_batch_size = arguments.train_batch_size // arguments.gradient_accumulation_steps // accelerator.num_processes
+    num_micro_batches = accelerator.gradient_accumulation_steps
+    micro_batch_size = arguments.train_batch_size // num_micro_batches // accelerator.num_processes
     # The estimate takes a second, for which a run that fits by far need not wait.
     if available is None or most_memory(config, micro_batch_size) <= available:
         return
@@ -102,7 +103,7 @@ def check_memory(arguments: TrainArguments, config: JetConfig, accelerator: Acce
     if estimate.total_bytes - estimate.memory["activation"] < available:
         advice = (
             f"lower `train_batch_size` ({arguments.train_batch_size}), raise `gradient_accumulation_steps` "
-            f"({arguments.gradient_accumulation_steps}), set `gradient_checkpointing` true, or {advice}"
+            f"({num_micro_batches}), set `gradient_checkpointing` true, or {advice}"
         )
     raise ValueError(
         f"a training step needs {needed / 2**30:,.1f} GiB in each process, {activations:,.1f} of them for "
@@ -169,7 +170,7 @@ def describe_step(arguments: TrainArguments, estimate: CostEstimate, accelerator
 
 def loader_throughput(arguments: TrainArguments, pixels: PixelSplit, seconds: float = 2.0) -> float:
     """Return the images per second that the loader delivers while nothing else runs."""
-    sharding = BatchSharding(max(1, arguments.train_batch_size // arguments.gradient_accumulation_steps))
+    sharding = BatchSharding(max(1, arguments.train_batch_size // (arguments.gradient_accumulation_steps or 1)))
     loader = train_batches(pixels.dataset, sharding, range(10**6), num_workers=arguments.dataloader_num_workers)
     batches = iter(loader)
     next(batches)

@@ -18,6 +18,11 @@ import psutil
 from ..utils.console import handle_signals
 
 
+# The launcher of torch waits this long for its training processes to save a checkpoint, unless the user sets another
+# time.
+PATIENCE_SECONDS = 3600
+
+
 @dataclass(frozen=True)
 class Launcher:
     """
@@ -92,7 +97,8 @@ def launch(arguments: list[str]) -> int:
 
     accelerate's own launcher ends with a traceback when it receives one of these signals, and torch's kills the
     training processes 30 seconds later, whether or not they have saved. Here the launcher receives neither signal and
-    ends when the training processes have ended.
+    ends when the training processes have ended. A scheduler that sends the signal to every process of a job reaches
+    it all the same, so its patience is extended to `PATIENCE_SECONDS`.
 
     Args:
         arguments: Command line of `accelerate launch`.
@@ -119,7 +125,8 @@ def launch(arguments: list[str]) -> int:
     with handle_signals(forward):
         # In a session of its own, it does not receive the terminal's Ctrl-C.
         command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
-        process = subprocess.Popen(command, start_new_session=True)
+        variables = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(PATIENCE_SECONDS), **os.environ}
+        process = subprocess.Popen(command, start_new_session=True, env=variables)
         if ended_by:
             process.terminate()
         code = process.wait()
