@@ -19,7 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.training import TrainArguments, parse_arguments
-from jet_hf.training.launcher import launch
+from jet_hf.utils.launch import launch
 
 from .claims import Cell
 

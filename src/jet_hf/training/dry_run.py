@@ -67,8 +67,8 @@ def estimate_run(
     arguments: TrainArguments, config: JetConfig, accelerator: Accelerator, num_steps: int
 ) -> CostEstimate:
     """Estimate the cost of a run of a number of optimizer steps."""
-    num_processes, num_micro_batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
-    sharding = BatchSharding(arguments.train_batch_size, num_micro_batches, 0, num_processes)
+    num_processes = accelerator.num_processes
+    sharding = BatchSharding(arguments.train_batch_size, accelerator.gradient_accumulation_steps, 0, num_processes)
     return estimate_cost(
         config,
         batch_size=arguments.train_batch_size,
