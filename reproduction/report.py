@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.training import TrainArguments
+from jet_hf.training.fine_tuning import find_config
 from jet_hf.utils.files import replace_file, replace_text
 from jet_hf.utils.tables import markdown_table
 
@@ -116,7 +116,7 @@ def setting_text(table: Table, rows: list[dict], arguments: TrainArguments) -> s
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     if table.setting is None:
         return f"Each cell names the fields that it sets; the recipe of the grid sets all others. Seeds: {seeds}."
-    config = JetConfig(**arguments.config_fields())
+    config = find_config(arguments)
     steps, images = (sorted({row[key] for row in rows if row[key]}) for key in ("num_steps", "num_eval_images"))
     return SETTING.format(
         paper=table.setting,
