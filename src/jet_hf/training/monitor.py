@@ -71,6 +71,12 @@ class Monitor:
         num_images: int | None,
     ):
         self.accelerator, self.batch_size, self.num_images = accelerator, arguments.train_batch_size, num_images
+        # The loss of a model with `noise_std` is no bits per dimension.
+        self.loss_name, self.metric_name, self.metric_text = (
+            ("bpd", "bits_per_dim", "bits per dimension of {} held-out images")
+            if config.noise_std is None
+            else ("nats", "noisy_nats_per_dim", "nats per dimension of {} held-out noisy images")
+        )
         self.flops_per_image, output_dir = training_flops(config), Path(arguments.output_dir)
         is_cuda = accelerator.device.type == "cuda"
         self.peak_flops = peak_flops(torch.cuda.get_device_name()) if is_cuda else None
@@ -108,7 +114,7 @@ class Monitor:
         self._images += self.batch_size
         self.images_seen += self.batch_size
         self.bar.update()
-        self.bar.set_postfix(bpd=f"{metrics.loss:.3f}", refresh=False)
+        self.bar.set_postfix({self.loss_name: f"{metrics.loss:.3f}"}, refresh=False)
         if not write:
             return
         seconds = time.monotonic() - self._start - self._paused
@@ -122,7 +128,8 @@ class Monitor:
         if self.peak_flops:
             peak = self.peak_flops * self.accelerator.num_processes
             row["model_flops_utilization"] = throughput * self.flops_per_image / peak
-        self.bar.set_postfix(bpd=f"{metrics.loss:.3f}", images=f"{throughput:.3g}/s", refresh=False)
+        postfix = {self.loss_name: f"{metrics.loss:.3f}", "images": f"{throughput:.3g}/s"}
+        self.bar.set_postfix(postfix, refresh=False)
         if self.accelerator.is_main_process:
             self.metrics.append(row)
         self.accelerator.log({f"train/{key}": value for key, value in row.items() if value is not None}, metrics.step)
@@ -133,10 +140,11 @@ class Monitor:
         if self.accelerator.is_main_process:
             self.evaluations.append(row)
         self.log(
-            f"step {row['step']}: {row['bits_per_dim']:.4f} ± {row['standard_error']:.4f} bits per dimension of "
-            f"{row['num_images']} held-out images"
+            f"step {row['step']}: {row[self.metric_name]:.4f} ± {row['standard_error']:.4f} "
+            + self.metric_text.format(row["num_images"])
         )
-        self.accelerator.log({f"eval/{key}": row[key] for key in ("bits_per_dim", "standard_error")}, step=row["step"])
+        logged = {f"eval/{key}": row[key] for key in (self.metric_name, "standard_error")}
+        self.accelerator.log(logged, step=row["step"])
 
     def image_path(self, name: str, step: int) -> Path:
         """Return the path of an image of a step."""

@@ -135,7 +135,7 @@ class Publisher:
         evaluations = [
             evaluation_record(data.source, data.eval_split, row)
             for row in monitor.evaluations.read()[-1:]
-            if row["step"] == step and data.eval_split is not None
+            if row["step"] == step and data.eval_split is not None and "bits_per_dim" in row
         ]
         return CardFacts(
             dataset_title=data_title(data.source),

@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data import Batch
-from ..model.modeling_jet import JetForDensityEstimation, dequantize, scale_bytes
+from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
 from ..model.validation_jet import trusted_values
-from ..utils.noise import uniform_noise
+from ..utils.noise import normal_noise, uniform_noise
 from .optim import FUSED_DEVICES, build_optimizer, build_scheduler
 
 
@@ -26,7 +26,7 @@ class StepMetrics:
 
     Args:
         step: Number of optimizer steps completed, this one included.
-        loss: Mean bits per dimension of the whole batch, before the update.
+        loss: Mean bits per dimension of the whole batch, or nats per dimension with `noise_std`, before the update.
         grad_norm: Norm of the gradient of the whole batch, before clipping.
         learning_rate: Learning rate of the step.
     """
@@ -100,8 +100,8 @@ class Trainer:
 
         Args:
             batches: Micro-batches of this process, as many as the accelerator has gradient accumulation steps.
-            noise: Dequantization noise of each micro-batch, float32 (B, C, S, S) in [0, 1). By default it is drawn
-                from the seed and the indices of the images.
+            noise: Noise of each micro-batch, as the model takes it, float32 (B, C, S, S). By default it is drawn from
+                the seed and the indices of the images.
 
         Raises:
             NonFiniteLossError: before the weights are updated.
@@ -114,7 +114,7 @@ class Trainer:
         for i, batch in enumerate(batches):
             drawn = self._draw_noise(batch) if noise is None else noise[i]
             with self.accelerator.accumulate(self.model), trusted_values():
-                loss = self.model(scale_bytes(batch.pixels), labels=batch.labels, noise=drawn).loss
+                loss = self.model(self._scale(batch), labels=batch.labels, noise=drawn).loss
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
@@ -148,13 +148,18 @@ class Trainer:
         return batch.to(self.accelerator.device, non_blocking=True)
 
     def _draw_noise(self, batch: Batch) -> torch.Tensor:
-        return uniform_noise(self.seed, batch.indices, tuple(batch.pixels.shape[1:]))
+        draw = uniform_noise if self.base_model.config.noise_std is None else normal_noise
+        return draw(self.seed, batch.indices, tuple(batch.pixels.shape[1:]))
+
+    def _scale(self, batch: Batch) -> torch.Tensor:
+        return scale_bytes(batch.pixels, self.base_model.config.num_levels)
 
     @torch.no_grad()
     def _initialize_actnorm(self, batches: Sequence[Batch]) -> None:
         """Initialize ActNorm from all images of the first step, whatever the number of processes."""
         gather = self.accelerator.gather
-        images = [gather(dequantize(scale_bytes(batch.pixels), self._draw_noise(batch))) for batch in batches]
+        add_noise = self.base_model.add_noise
+        images = [gather(add_noise(self._scale(batch), self._draw_noise(batch))) for batch in batches]
         labels = [gather(batch.labels) for batch in batches if batch.labels is not None]
         self.base_model.jet.initialize_actnorm(torch.cat(images), labels=torch.cat(labels) if labels else None)
         for name, parameter in self.base_model.named_parameters():
