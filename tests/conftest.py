@@ -29,12 +29,16 @@ def pytest_addoption(parser):
 
 
 # Files with few but long tests start early, so that two processes finish at the same time.
-LONGEST = ("test_parity", "test_stopping", "test_space_server", "test_kills", "test_train_script", "test_benchmark")
+LONGEST = (
+    *("test_parity", "test_stopping", "test_space_server", "test_variants", "test_kills", "test_benchmark"),
+    *("test_train_script", "test_space_browser", "test_transformers"),
+)
 
 
 def pytest_collection_modifyitems(items):
     """Run the parity tests first, because nothing else counts if they fail."""
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture

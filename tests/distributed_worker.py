@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from jet_hf import JetForDensityEstimation
 from jet_hf.analysis.evaluation import evaluate
 from jet_hf.data import BatchSharding, train_batches
-from jet_hf.training import Trainer
+from jet_hf.training import Trainer, UpdateGuard
 
 
 # The settings of recipes/accelerate/fsdp2.yaml under the names of accelerate's plugin.
@@ -135,10 +135,27 @@ def score_in_bfloat16() -> dict:
     return {"bfloat16_steps": steps, "bfloat16_latents": str(latents.dtype)}
 
 
+def skip_a_step(accelerator: Accelerator) -> list[list]:
+    """Take three steps, in the second of which the noise of one process is infinite."""
+    trainer = make_trainer(tiny_model(), accelerator)
+    trainer.guard = UpdateGuard(max_skipped_steps=1)
+    shares = BatchSharding(8, MICRO_BATCHES, accelerator.process_index, accelerator.num_processes)
+    batches = iter(train_batches(pixels(11, seed=1), shares, range(3), seed=5))
+    measured = []
+    for step in range(3):
+        micro_batches = [next(batches) for _ in range(MICRO_BATCHES)]
+        value = float("inf") if step == 1 and accelerator.is_main_process else 0.5
+        noise = [torch.full(batch.pixels.shape, value) for batch in micro_batches]
+        metrics = trainer.step(micro_batches, noise=noise)
+        measured.append([metrics.skipped, metrics.loss])
+    return measured
+
+
 def main(folder: Path) -> None:
     accelerator = make_accelerator()
     rank = accelerator.process_index
     _, results = measure(accelerator)
+    results["skipped_step"] = skip_a_step(make_accelerator())
     (folder / f"ddp-{rank}.json").write_text(json.dumps(results))
 
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**SHARDING)
@@ -148,6 +165,7 @@ def main(folder: Path) -> None:
     results |= describe_sharding(trainer)
     trainer.save_model(folder / "model")
     results |= save_and_resume(trainer, folder / "checkpoint")
+    results["skipped_step"] = skip_a_step(make_accelerator())
     results |= score_in_bfloat16()
     (folder / f"fsdp2-{rank}.json").write_text(json.dumps(results))
     accelerator.end_training()

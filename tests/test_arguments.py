@@ -102,6 +102,15 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path):
             parse_arguments(["--config", str(path)])
 
 
+def test_flags_that_need_another_one_name_it():
+    with pytest.raises(ValueError, match="`extend` must be given with `resume_from_checkpoint`"):
+        parse_arguments(["--extend", "--max_steps", "3"])
+    with pytest.raises(ValueError, match="`spike_factor` must be given with `max_skipped_steps`"):
+        parse_arguments(["--spike_factor", "3"])
+    with pytest.raises(UsageError, match="--lr_scheduler_type: invalid choice: 'linear'"):
+        parse_arguments(["--lr_scheduler_type", "linear"])
+
+
 def test_a_flag_that_is_unknown_or_of_the_wrong_type_is_refused_by_name():
     for flags in (["--max_steps", "1.5"], ["--use_ema", "perhaps"], ["--max_step", "3"]):  # no guessing
         with pytest.raises(UsageError, match=flags[0]):

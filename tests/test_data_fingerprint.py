@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from train_process import TINY, write_images
+from train_process import TINY, rows, write_images
 
 from jet_hf import JetImageProcessor
 from jet_hf.data import DataSource, ReadOptions, load_pixels, stream_fingerprint
@@ -80,6 +80,31 @@ def test_a_run_resumes_on_moved_data_with_the_same_weights(begun, tmp_path, capl
         run(tmp_path / "renamed", folder, **options)
     assert "after 2 of 4 steps" in caplog.text
     assert (folder / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+
+
+def test_a_folder_without_a_held_out_split_is_divided_and_resumes_divided(tmp_path):
+    images = write_images(tmp_path / "images", num_train=20, num_validation=0)
+    run(images, tmp_path / "straight", eval_steps=2)
+    assert [row["num_images"] for row in rows(tmp_path / "straight", "evaluations.jsonl")] == [4, 4, 4]
+    assert rows(tmp_path / "straight")[-1]["epoch"] == 4 * 8 / 16
+    stopped = Path(shutil.copytree(tmp_path / "straight", tmp_path / "run"))
+    stop_halfway(stopped)
+    run(images, stopped, eval_steps=0)  # without evaluations, it still does not train on the held-out images
+    assert (stopped / "model.safetensors").read_bytes() == (tmp_path / "straight" / "model.safetensors").read_bytes()
+    run(images, tmp_path / "whole", eval_split="none")
+    assert rows(tmp_path / "whole")[-1]["epoch"] == 4 * 8 / 20
+    assert not (tmp_path / "whole" / "evaluations.jsonl").exists()
+
+
+def test_a_run_that_began_on_the_whole_folder_resumes_on_it(tmp_path, caplog):
+    """Earlier commits did not divide folders."""
+    images = write_images(tmp_path / "images", num_train=20, num_validation=0)
+    run(images, tmp_path / "straight")
+    stopped = Path(shutil.copytree(tmp_path / "straight", tmp_path / "run"))
+    stop_halfway(stopped)
+    run(images, stopped, eval_steps=2)
+    assert "no images are held out, so nothing is evaluated" in caplog.text
+    assert (stopped / "model.safetensors").read_bytes() == (tmp_path / "straight" / "model.safetensors").read_bytes()
 
 
 def test_another_dataset_of_as_many_images_is_refused_if_the_checkpoint_records_data(tmp_path, caplog):

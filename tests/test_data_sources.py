@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -17,6 +18,7 @@ from PIL import Image
 from jet_hf import JetImageProcessor
 from jet_hf.data import (
     RELEASES,
+    BatchSharding,
     DataSource,
     ReadOptions,
     UnknownSplitError,
@@ -25,6 +27,7 @@ from jet_hf.data import (
     known_release,
     load_pixels,
     open_split,
+    stream_batches,
 )
 from jet_hf.data.chrabaszcz import read_batch
 
@@ -180,16 +183,52 @@ def test_batches_of_chrabaszcz(tmp_path, pickled):
         np.testing.assert_array_equal(rows_of(dataset, "image"), chw(images_of(split)))
         assert dataset["label"][:] == labels
     assert load_pixels(source, "validation", PROCESSOR, ReadOptions(max_images=1)).dataset.num_rows == 1
+    stated = DataSource(path=source.path, release="imagenet1k_chrabaszcz")
     with pytest.raises(ValueError, match=r"imagenet1k_chrabaszcz .* 50,000 images, but the split 'validation' has 2,"):
-        load_pixels(source, "validation", PROCESSOR)
+        load_pixels(stated, "validation", PROCESSOR)
     with pytest.raises(UnknownSplitError, match="no split 'test'; it has train, validation"):
         open_split(source, "test")
     other = DataSource(path=source.path, release="imagenet1k_vandenoord")
     with pytest.raises(ValueError, match=r"`dataset_release` is imagenet1k_vandenoord, but .* holds imagenet1k_chrab"):
         open_split(other, "train")
-    (tmp_path / "data" / ("train_data_batch_1" + ".npz" * (not pickled))).unlink()
-    with pytest.raises(ValueError, match="has a gap in its train batches, found only train_data_batch_2"):
-        open_split(DataSource(path=source.path), "train")
+
+
+def test_a_subset_of_the_batches_is_read_but_not_named_after_the_release(tmp_path, caplog):
+    chrabaszcz_batches(tmp_path / "data")
+    (tmp_path / "data" / "train_data_batch_1.npz").unlink()
+    source = DataSource(path=str(tmp_path / "data"))
+    for split, images in (("train", images_of("train")[2:]), ("validation", images_of("validation"))):
+        caplog.clear()
+        pixels = load_pixels(source, split, PROCESSOR)
+        np.testing.assert_array_equal(rows_of(pixels.dataset, "pixels"), chw(images))
+        assert f"the split '{split}' has {len(images)} images in " in caplog.text and known_release(source) is None
+    assert open_split(DataSource(path=source.path, release="imagenet1k_chrabaszcz"), "train").num_rows == 3
+
+
+def read_labels(source: DataSource, split: str, num_classes: int) -> list[int]:
+    """Return the labels of a split, which are the same from a stream."""
+    options, count = ReadOptions(num_classes=num_classes), COUNTS[split]
+    labels = load_pixels(source, split, PROCESSOR, options).dataset["label"][:]
+    stream = stream_batches(source, split, PROCESSOR, options, BatchSharding(count), range(1), shuffle_buffer_size=1)
+    assert [batch.labels.tolist() for batch in stream] == [labels]
+    return labels
+
+
+def test_classes_that_are_numbered_from_1(tmp_path):
+    chrabaszcz_batches(tmp_path / "batches")
+    batches = DataSource(path=str(tmp_path / "batches"))
+    assert read_labels(batches, "train", num_classes=3) == [0, 1, 0, 1, 2]
+    assert read_labels(batches, "train", num_classes=1001) == [1, 2, 1, 2, 3]  # as earlier commits read them
+    assert read_labels(replace(batches, first_label=0), "train", num_classes=4) == [1, 2, 1, 2, 3]
+
+    def number_from_1(row: dict) -> dict:
+        return row | {"label": row["label"] + 1}
+
+    as_dataset("train").map(number_from_1).to_parquet(tmp_path / "train.parquet")  # encoded files
+    column = DataSource(path=str(tmp_path / "train.parquet"))
+    with pytest.raises(ValueError, match=r"got 1 to 5; .* If the classes are numbered from 1, pass `first_label` 1"):
+        read_labels(column, "train", num_classes=5)
+    assert read_labels(replace(column, first_label=1), "train", num_classes=5) == [0, 1, 2, 3, 4]
 
 
 def test_changed_batches_are_read_again(tmp_path):

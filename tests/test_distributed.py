@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, tiny_model
-from distributed_worker import NUM_EVAL_IMAGES, SHARDING, make_accelerator, measure, pixels
+from distributed_worker import NUM_EVAL_IMAGES, SHARDING, make_accelerator, measure, pixels, skip_a_step
 from train_process import environment
 
 from jet_hf import JetForDensityEstimation
@@ -49,6 +49,16 @@ def test_losses_and_gradient_norms_are_those_of_one_process(kind, results, alone
     assert losses[0] - losses[-1] > 0.1  # the steps changed the weights
     for rank in range(2):
         np.testing.assert_allclose(results[kind][rank]["steps"], alone["steps"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_processes_skip_a_step_that_one_of_them_spoils(kind, results):
+    alone = skip_a_step(make_accelerator())
+    for rank in range(2):
+        steps = results[kind][rank]["skipped_step"]
+        assert [skipped for skipped, _ in steps] == [False, True, False]
+        for step in (0, 2):
+            assert steps[step][1] == pytest.approx(alone[step][1], rel=1e-5)
 
 
 def test_sharding_changes_no_number(results):

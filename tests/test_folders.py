@@ -26,9 +26,12 @@ from jet_hf.data import (
     held_out_split,
     load_pixels,
     open_split,
+    split_to_score,
     stream_batches,
     stream_fingerprint,
 )
+from jet_hf.data.scan import FolderScan
+from jet_hf.data.splits import held_out_rows
 
 
 PROCESSOR = JetImageProcessor(size=2)
@@ -171,6 +174,23 @@ def test_subfolders_with_whole_names_of_splits_are_the_splits(tmp_path, monkeypa
         assert levels(folder, "all", streaming, 7) == list(range(7))
 
 
+def test_a_folder_without_a_held_out_split_can_be_divided(tmp_path, caplog):
+    names = [f"{album}/{i:02d}.png" for album in "abcd" for i in range(25)]
+    folder = write_images(tmp_path / "photos", *names)
+    held_out = [10, 30, 50, 70, 90]
+    for streaming in (False, True):
+        assert levels(folder, "train[held_out]", streaming, 5) == held_out
+        assert levels(folder, "train[kept]", streaming, 95) == sorted(set(range(100)) - set(held_out))
+    assert split_to_score(DataSource(path=str(folder))) == "train[held_out]"
+    assert "scoring train[held_out], the images that training holds out by default" in caplog.text
+    for count, expected in ((15, 0), (16, 4), (50, 4), (200, 10), (14_000_000, 5000)):
+        rows = held_out_rows(count)
+        assert len(set(rows)) == len(rows) == expected and all(0 <= row < count for row in rows)
+    few = write_images(tmp_path / "few", *numbered(15))
+    with pytest.raises(UnknownSplitError, match="neither a validation nor a test split"):
+        split_to_score(DataSource(path=str(few)))
+
+
 def test_an_ambiguous_folder_is_refused_unless_all_images_are_requested(tmp_path):
     cases = {
         r"train/ may be a split, or hold images like the 1 beside it \(plane/b\.png": ["train/a.png", "plane/b.png"],
@@ -219,6 +239,8 @@ def test_every_script_reports_which_images_it_uses(tmp_path, monkeypatch, caplog
         "train": {"output_dir": tmp_path / "run"} | sizes | short,
     }
     used = {"prepare_imagenet": ["3 as train"], "evaluate": ["1 as validation"]}
+    scan, scanned = FolderScan.of, []
+    monkeypatch.setattr(FolderScan, "of", lambda path: scanned.append(path) or scan(path))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     caplog.set_level(logging.NOTSET, "jet_hf")  # the scripts set it, and it is restored
     for script, flags in runs.items():
@@ -226,6 +248,8 @@ def test_every_script_reports_which_images_it_uses(tmp_path, monkeypatch, caplog
         caplog.clear()
         monkeypatch.setattr(sys, "argv", [script, *(f"--{name}={value}" for name, value in flags.items())])
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
+        assert scanned == [folder], script
+        scanned.clear()
         for part in used.get(script, ["3 as train", "1 as validation"]):
             found = f"found 5 images in {folder} (3 in train/, 1 in val/), using {part}; skipped 1 file without an "
             assert f"{found}image suffix (1 .txt): notes.txt." in caplog.messages, script
@@ -484,6 +508,7 @@ def test_labels_in_a_tar(tmp_path, streaming):
     }
     tar = write_tar(tmp_path / "train.tar", members)
     assert labels(tar, "train", streaming, 3, 4, label_column="cls") == [3, 0, 1]
+    assert labels(tar, "train", streaming, 3, 4) == [3, 0, 1]  # found as in preparation
     with pytest.raises(ValueError, match=r"got (2 to 2, 2|none, 1) missing; the first wrong ones are of 0\.png"):
         labels(tar, "train", streaming, 3, 4, label_column="kind")
     broken = write_tar(tmp_path / "broken.tar", {"0.png": 0, "0.cls": b"cat"})

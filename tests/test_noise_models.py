@@ -244,6 +244,8 @@ def test_a_run_trains_evaluates_and_samples(tmp_path, capsys):
     assert evaluations[-1]["noisy_nats_per_dim"] < evaluations[0]["noisy_nats_per_dim"]
     text = capsys.readouterr().err
     assert "nats per dimension of 5 held-out noisy images" in text and "bits per dimension" not in text
+    (row,) = rows(tmp_path / "run")[-1:]
+    assert row["loss"] == pytest.approx(row["loss_prior"] + row["loss_log_det"], abs=1e-5), "there is no constant"
     card = (tmp_path / "run" / "README.md").read_text()
     assert "no bits per dimension" in card
     command = ["sample.py", "--model", tmp_path / "run", "--num_images", 2, "--output_dir"]

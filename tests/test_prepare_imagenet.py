@@ -366,3 +366,18 @@ def test_images_that_were_left_out_count_for_the_release(tmp_path, monkeypatch):
             result = load_pixels(data, "validation", PROCESSOR)
             assert (len(result.dataset), result.num_skipped) == (1, 1)
         assert load_pixels(data, "validation", PROCESSOR, ReadOptions(max_images=1)).num_skipped == 0
+
+
+def test_classes_count_from_0_unless_the_folder_was_begun_otherwise(tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(4, 3 * SIZE * SIZE), dtype=np.uint8)
+    (tmp_path / "batches").mkdir()
+    np.savez(tmp_path / "batches" / "train_data_batch_1.npz", data=images, labels=np.arange(1, 5))
+    for name, options, expected in (("new", {}, [0, 1, 2, 3]), ("begun", {"first_label": 0}, [1, 2, 3, 4])):
+        prepare_folder(tmp_path / "batches", tmp_path / name, **options)
+        next((tmp_path / name / "data").iterdir()).unlink()
+        prepare_folder(tmp_path / "batches", tmp_path / name)  # an earlier commit recorded no `first_label`
+        assert open_split(DataSource(path=str(tmp_path / name)), "train")["label"][:] == expected
+    with pytest.raises(ValueError, match="`first_label` was 1 and is now 2"):
+        prepare_folder(tmp_path / "batches", tmp_path / "new", first_label=2)
+    with pytest.raises(ValueError, match="`first_label` is 2, but `label` has the class 1"):
+        prepare_folder(tmp_path / "batches", tmp_path / "other", first_label=2)

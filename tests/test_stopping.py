@@ -169,15 +169,15 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_checkpoint_that_counts(root,
 def test_a_save_that_outlasts_the_launchers_patience_is_warned_of_and_leaves_only_whole_checkpoints(root, fields):
     """torch's launcher kills its workers some seconds after SIGTERM; the one of this project waits for them."""
     folder = root / "killed"
-    variables = slow_saves(root / "slow", 4) | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2"}
+    variables = slow_saves(root / "slow", 2.5) | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
     options = fields | {"save_steps": 3, "output_dir": folder}
-    process = TrainProcess(root, 2, variables=variables, **options)
+    process = TrainProcess(root, 2, "torchrun", variables=variables, **options)
     process.wait_until(lambda: 3 in saved_steps(folder))
     process.wait_until(lambda: list(folder.glob(".checkpoint-6.draft")))
     process.process.terminate()
     process.process.wait()
     process.wait_for_all()
-    assert "the launcher kills its processes 2 seconds after SIGTERM" in process.output
+    assert "the launcher kills its processes 1 seconds after SIGTERM" in process.output
     assert "set TORCH_ELASTIC_SHUTDOWN_TIMEOUT to more than" in process.output
     assert saved_steps(folder) == [3]
     process = TrainProcess(root, 2, "jet", variables=variables, **options, resume_from_checkpoint="latest")

@@ -30,8 +30,9 @@ from train_process import (
 )
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.training import CheckpointError, NonFiniteLossError, parse_arguments
+from jet_hf.training import CheckpointError, NonFiniteLossError, Trainer, parse_arguments
 from jet_hf.training.checkpoints import clear_drafts, read_manifest
+from jet_hf.training.environment import checkout_commit
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +55,17 @@ def straight(root, images):
     return output_dir
 
 
+def without_speeds(logged: list[dict]) -> list[dict]:
+    return [{key: row[key] for key in row if key not in ("images_per_second", "peak_memory_gib")} for row in logged]
+
+
 def assert_same_run(folder, straight):
     """Compare the finished weights, those of the last checkpoint, and every logged number but speeds."""
     for name in ("model.safetensors", "checkpoint-12/model.safetensors"):
         ours, theirs = load_file(folder / name), load_file(straight / name)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
     for name in ("metrics.jsonl", "evaluations.jsonl"):
-        ours, theirs = rows(folder, name), rows(straight, name)
-        for row in (*ours, *theirs):
-            for speed in ("images_per_second", "peak_memory_gib"):
-                row.pop(speed, None)
-        assert ours == theirs, name
+        assert without_speeds(rows(folder, name)) == without_speeds(rows(straight, name)), name
 
 
 def test_a_run_leaves_a_model_a_log_images_and_checkpoints(straight):
@@ -190,6 +191,41 @@ def test_processes_and_accumulation_do_not_change_the_losses(root, images, plain
     assert rows(folder)[-1]["loss"] == pytest.approx(rows(plain)[-1]["loss"], rel=2e-5)
 
 
+def test_a_row_of_the_log_describes_all_steps_since_the_last_one(root, images, plain, monkeypatch):
+    """The checkpoint of step 9 cuts the second window."""
+    folder, steps = root / "windows", rows(plain)
+    fields = {"dataset_path": images, "output_dir": folder, "logging_steps": 5}
+    train_here(**fields)
+    logged = rows(folder)
+    assert [row["step"] for row in logged] == [5, 10, 12]
+    for row, window in zip(logged, (steps[:5], steps[5:10], steps[10:]), strict=True):
+        for name in ("loss", "grad_norm", "loss_prior", "loss_log_det"):
+            assert row[name] == pytest.approx(np.mean([step[name] for step in window]))
+        assert row["largest_grad_norm"] == max(step["grad_norm"] for step in window)
+        assert row["clipped_share"] == np.mean([step["grad_norm"] > 1 for step in window])
+        assert row["learning_rate"] == window[-1]["learning_rate"] and row["skipped_steps"] == 0
+    assert logged[1]["largest_grad_norm"] > logged[1]["grad_norm"]
+    shutil.rmtree(folder / "checkpoint-12")
+    monkeypatch.setattr("jet_hf.training.environment.__version__", "0.0.1")
+    train_here(**fields, resume_from_checkpoint="latest")
+    assert without_speeds(rows(folder)) == without_speeds(logged)
+    # The versions are logged once, and again where a resumed run goes on with others.
+    environments = rows(folder, "environments.jsonl")
+    assert [(row["step"], row["jet_hf"] == "0.0.1") for row in environments] == [(0, False), (9, True)]
+    assert {"python", "torch", "transformers", "accelerate", "commit", "device"} < environments[0].keys()
+
+
+def test_only_a_checkout_of_jet_hf_has_a_commit(tmp_path):
+    """The package may also be installed below the checkout of another project."""
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    (tmp_path / "lib").mkdir()
+    assert checkout_commit(tmp_path / "lib") is None
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", "-C", tmp_path, *identity, "commit", "-qm", "A", "--allow-empty"], check=True)
+    head = subprocess.run(["git", "-C", tmp_path, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert checkout_commit(tmp_path) == head
+
+
 def test_every_json_file_of_a_run_is_strict_and_files_of_earlier_releases_are_read(root, images):
     """The standard error of one image is not a number."""
     folder = root / "one-image"
@@ -216,6 +252,87 @@ def test_a_killed_run_on_a_stream_resumes_bit_for_bit(root, images):
     process.when(process.logged(6), signal.SIGKILL).process.wait()
     train_here(**fields)
     assert_same_run(root / "stream-killed", root / "stream")
+
+
+def test_an_extended_run_is_the_longer_one(root, images):
+    """With a constant rate the weights are those of a run that was as long from the start."""
+    fields = {"dataset_path": images, "lr_scheduler_type": "constant"}
+    train_here(**fields, warmup_ratio=1 / 6, output_dir=root / "long")
+    short = fields | {"warmup_ratio": 1 / 3, "output_dir": root / "extended"}
+    train_here(**short, max_steps=6)
+    finished = (root / "extended" / "model.safetensors").read_bytes()
+    resumed = short | {"resume_from_checkpoint": "latest"}
+    with pytest.raises(ValueError, match=r"`num_steps` was 6 and is now 12\..* add --extend\."):
+        train_here(**resumed)
+    with pytest.raises(ValueError, match=r"`learning_rate` was 0\.01 and is now 0.1") as error:
+        train_here(**resumed, extend=True, learning_rate=0.1)
+    assert "--extend" not in str(error.value)
+    train_here(**resumed, extend=True)
+    assert_same_run(root / "extended", root / "long")
+    assert (root / "extended" / "model.safetensors").read_bytes() != finished
+    # After an interruption, the run resumes with or without the flag.
+    last = root / "extended" / "checkpoint-12"
+    expected = (last / "optimizer.bin").read_bytes(), (last / "checkpoint.json").read_bytes()
+    for extend in (True, False):
+        shutil.rmtree(last)
+        train_here(**resumed, extend=extend)
+        assert ((last / "optimizer.bin").read_bytes(), (last / "checkpoint.json").read_bytes()) == expected
+    assert_same_run(root / "extended", root / "long")
+
+
+def test_a_schedule_changes_from_a_checkpoint_on(root, images, plain, caplog):
+    fields = {"dataset_path": images, "output_dir": root / "cooled", "extend": True}
+    with pytest.raises(ValueError, match=r"`extend` needs a checkpoint .*/cooled has no complete one"):
+        train_here(**fields, resume_from_checkpoint="latest")
+    fields |= {"resume_from_checkpoint": plain / "checkpoint-6", "lr_scheduler_type": "wsd", "cooldown_ratio": 0.5}
+    with pytest.raises(ValueError, match=r"`max_steps` must be above the 6 steps of .*checkpoint-6 .* got 6"):
+        train_here(**fields, max_steps=6)
+    with pytest.raises(ValueError, match=r"later checkpoints .* move checkpoint-12 away"):
+        train_here(**fields | {"output_dir": plain}, max_steps=8)
+    with caplog.at_level("INFO", "jet_hf"):
+        train_here(**fields, max_steps=10)
+    logged = rows(root / "cooled")
+    assert [row["step"] for row in logged] == [7, 8, 9, 10]
+    cooled = [0.01 * (1 - (step / 5) ** 0.5) for step in (1, 2, 3, 4)]
+    assert [row["learning_rate"] for row in logged] == pytest.approx(cooled)
+    before = rows(plain)[6]["learning_rate"]
+    assert (
+        f"extended to 10 steps of the schedule wsd: the learning rate of the next step is {cooled[0]:.4g}"
+        in caplog.text
+    )
+    assert f"in place of {before:.4g}" in caplog.text
+    assert logged[0]["loss"] == rows(plain)[6]["loss"]  # the data go on
+    trajectory = read_manifest(root / "cooled" / "checkpoint-10")["trajectory"]
+    assert trajectory["extended"] == {"at_steps": [6], "warmup_steps": 1}
+
+
+def test_a_run_goes_on_after_steps_that_are_not_finite(root, images, monkeypatch):
+    def draw_noise(self, batch):
+        """Spoil the fifth and the sixth step."""
+        noise = draw(self, batch)
+        noise[(batch.indices >= 4 * 8) & (batch.indices < 6 * 8)] = float("inf")
+        return noise
+
+    draw = Trainer._draw_noise
+    monkeypatch.setattr(Trainer, "_draw_noise", draw_noise)
+    fields = {"dataset_path": images, "save_steps": 5, "sample_steps": 0, "use_ema": True}
+    train_here(**fields, max_skipped_steps=2, output_dir=root / "skipped")
+    logged = rows(root / "skipped")
+    assert [row["skipped_steps"] for row in logged] == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert logged[4]["loss"] is None and logged[6]["loss"] < logged[0]["loss"]
+
+    fields |= {"output_dir": root / "stopped", "resume_from_checkpoint": "latest"}
+    for _ in range(2):
+        with pytest.raises(NonFiniteLossError, match=r"^step 5 .* those of step 4"):
+            train_here(**fields)
+    # The checkpoint after the first skipped step counts it.
+    with pytest.raises(NonFiniteLossError, match=r"^step 6 .* those of step 4"):
+        train_here(**fields, max_skipped_steps=1)
+    assert (root / "stopped" / "checkpoint-5").exists()
+    with pytest.raises(NonFiniteLossError, match=r"^step 6 .* those of step 4"):
+        train_here(**fields, max_skipped_steps=1)
+    train_here(**fields, max_skipped_steps=2)
+    assert_same_run(root / "stopped", root / "skipped")
 
 
 def test_fine_tuning_starts_from_the_given_weights(root, images, straight):
@@ -247,7 +364,8 @@ def test_another_run_is_not_written_over_and_other_settings_are_refused(images, 
     ("fields", "message"),
     [
         ({"dataset_path": None}, "`dataset_name` and `dataset_path`, got neither"),
-        ({"dataset_path": "/nowhere"}, "/nowhere"),
+        ({"dataset_path": "typo/", "hidden_size": 15}, "typo does not exist"),  # before a model is built
+        ({"dataset_path": ROOT / "README.md"}, r"README\.md must be a folder or a parquet, tar or npz file"),
         ({"train_split": "trian"}, "trian"),
         ({"image_column": "picture"}, "picture"),
         ({"train_batch_size": 10, "gradient_accumulation_steps": 4}, "train_batch_size"),

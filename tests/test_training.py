@@ -1,17 +1,25 @@
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
-from conftest import FIXTURES, random_bytes, tiny_config
+from conftest import FIXTURES, random_bytes, tiny_config, tiny_model
 
 from jet_hf import JetForDensityEstimation
 from jet_hf.data import Batch
 from jet_hf.importers import convert_big_vision
 from jet_hf.importers.big_vision import read_big_vision
-from jet_hf.training import NonFiniteLossError, Trainer, build_optimizer, build_scheduler
+from jet_hf.training import (
+    DivergenceError,
+    NonFiniteLossError,
+    Trainer,
+    UpdateGuard,
+    build_optimizer,
+    build_scheduler,
+)
 
 
 def test_parity_of_forty_steps_of_the_original_trainer(tmp_path, within):
@@ -71,16 +79,30 @@ def test_weight_decay_does_not_depend_on_the_learning_rate():
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in layer.parameters()}
 
 
-def test_schedule_rises_from_zero_and_falls_to_exactly_zero():
+def learning_rates(num_training_steps: int, **options) -> list[float]:
+    """Return the rates of all steps of a schedule with a peak of 1, and that after the last one."""
     optimizer = build_optimizer(torch.nn.Linear(1, 1), learning_rate=1.0)
-    scheduler = build_scheduler(optimizer, num_training_steps=100, warmup_ratio=0.2)
+    scheduler = build_scheduler(optimizer, num_training_steps, **options)
     rates = []
-    for _ in range(101):
+    for _ in range(num_training_steps + 1):
         rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
+    return rates
+
+
+def test_schedule_rises_from_zero_and_falls_to_exactly_zero():
+    rates = learning_rates(100, warmup_ratio=0.2)
     assert rates[0] == 0 and rates[10] == 0.5 and max(rates) == rates[20] == 1 and rates[60] == pytest.approx(0.5)
     assert rates[100] == 0 and all(rate > 0 for rate in rates[1:100])
+
+
+def test_constant_and_wsd_stay_after_the_warm_up_and_wsd_cools_down_at_the_end():
+    constant = learning_rates(20, warmup_ratio=0.2, lr_scheduler_type="constant")
+    assert constant == [0, 0.25, 0.5, 0.75] + 17 * [1]
+    wsd = learning_rates(20, warmup_ratio=0.2, lr_scheduler_type="wsd", cooldown_ratio=0.4)
+    assert wsd[:13] == constant[:13] and wsd[20] == 0
+    assert wsd[12:] == pytest.approx([1 - math.sqrt(step / 8) for step in range(9)])
 
 
 def test_the_optimizer_and_the_schedule_name_a_bad_argument():
@@ -88,7 +110,14 @@ def test_the_optimizer_and_the_schedule_name_a_bad_argument():
     for arguments in ({"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"weight_decay": -1.0}):
         with pytest.raises(ValueError, match=next(iter(arguments))):
             build_optimizer(layer, **arguments)
-    for arguments in ({"num_training_steps": 0}, {"warmup_ratio": 1.0}, {"warmup_ratio": -0.1}):
+    for arguments in (
+        {"num_training_steps": 0},
+        {"warmup_ratio": 1.0},
+        {"warmup_ratio": -0.1},
+        {"lr_scheduler_type": "linear"},
+        {"cooldown_ratio": 0.95, "lr_scheduler_type": "wsd"},
+        {"cooldown_ratio": 0.0, "lr_scheduler_type": "wsd"},
+    ):
         with pytest.raises(ValueError, match=next(iter(arguments))):
             build_scheduler(build_optimizer(layer), **{"num_training_steps": 10} | arguments)
 
@@ -159,3 +188,69 @@ def test_a_non_finite_loss_stops_before_the_weights_change():
     with pytest.raises(NonFiniteLossError, match="step 1"):
         trainer.step([random_batch(2, model.config)])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dequantization", ["uniform", "flow"])
+def test_the_terms_of_the_loss_add_up_and_the_prior_is_that_of_the_latents(dequantization):
+    model = tiny_model(dequantization=dequantization, dequantization_num_coupling_layers=2)
+    batches = [random_batch(2, model.config, start=2 * i) for i in range(2)]
+    plugin = GradientAccumulationPlugin(num_steps=2, sync_with_dataloader=False)
+    trainer = Trainer(model, 3, accelerator=Accelerator(gradient_accumulation_plugin=plugin))
+    noise = [torch.full(batch.pixels.shape, 0.5) for batch in batches]
+    with torch.no_grad():
+        latents = torch.cat(
+            [model(batch.pixels / 127.5 - 1, noise=u).latents for batch, u in zip(batches, noise, strict=True)]
+        )
+    metrics = trainer.step(batches, noise=noise)
+    prior = -torch.distributions.Normal(0.0, 1.0).log_prob(latents).mean() / math.log(2)
+    assert metrics.loss_prior == pytest.approx(prior.item(), rel=1e-5)
+    assert metrics.loss == pytest.approx(metrics.loss_prior + metrics.loss_log_det + math.log2(127.5), abs=1e-5)
+    assert abs(metrics.loss_log_det) > 0.01
+
+
+def test_a_skipped_step_changes_only_the_place_in_data_and_schedule():
+    trainer = new_trainer(ema_decay=0.9, warmup_ratio=0.0, guard=UpdateGuard(max_skipped_steps=2))
+    batch = random_batch(4, trainer.base_model.config)
+    bad = [torch.full(batch.pixels.shape, float("inf"))]
+
+    def state() -> list[torch.Tensor]:
+        moments = [tensor for state in trainer.optimizer.state.values() for tensor in state.values()]
+        return [tensor.clone() for tensor in (*trainer.base_model.parameters(), *trainer.ema.values(), *moments)]
+
+    trainer.step([batch])
+    before = state()
+    skipped = [trainer.step([batch], noise=bad) for _ in range(2)]
+    assert all(metrics.skipped for metrics in skipped)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(), before, strict=True))
+    assert skipped[1].step == 3 and skipped[1].learning_rate < skipped[0].learning_rate
+    assert not trainer.step([batch]).skipped
+    assert not all(torch.equal(ours, theirs) for ours, theirs in zip(state(), before, strict=True))
+    # The steps that may be skipped in a row are counted from the last update.
+    assert all(trainer.step([batch], noise=bad).skipped for _ in range(2))
+    with pytest.raises(NonFiniteLossError, match=r"step 7 .* weights are still those of step 4.*`max_skipped_steps`"):
+        trainer.step([batch], noise=bad)
+
+
+def test_a_spike_is_a_gradient_norm_far_above_those_before():
+    guard = UpdateGuard(max_skipped_steps=1, spike_factor=4.0)
+    norms = [50.0, *99 * [1.0]]  # the first steps may be anything
+    assert all(guard.accept(step, 3.0, norm) for step, norm in enumerate(norms, 1))
+    assert guard.mean_grad_norm == pytest.approx(np.mean(norms))
+    mean = guard.mean_grad_norm
+    assert guard.accept(101, 3.0, 3.9 * mean) and guard.mean_grad_norm == pytest.approx(1.029 * mean)
+    mean = guard.mean_grad_norm
+    assert not guard.accept(102, 3.0, 4.1 * mean) and guard.mean_grad_norm == mean
+    # A checkpoint keeps the mean and the number of skipped steps.
+    resumed = UpdateGuard(1, 4.0, **json.loads(json.dumps(guard.state_dict())))
+    with pytest.raises(DivergenceError, match=r"step 103 has the loss 3.0 and the gradient norm 20.0 .*mean is"):
+        resumed.accept(103, 3.0, 20.0)
+    assert guard.accept(103, 3.0, 1.0) and guard.num_skipped == 0
+
+
+def test_a_batch_that_spikes_is_skipped():
+    trainer = new_trainer(guard=UpdateGuard(max_skipped_steps=1, spike_factor=5.0, num_updates=99))
+    batch = random_batch(4, trainer.base_model.config)
+    trainer.step([batch])
+    trainer.guard.mean_grad_norm = 1.0
+    wild = trainer.step([batch], noise=[torch.full(batch.pixels.shape, 1e4)])
+    assert wild.skipped and math.isfinite(wild.loss) and math.isfinite(wild.grad_norm)

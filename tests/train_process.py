@@ -1,8 +1,12 @@
 """Tiny training runs, in this process and in processes of their own."""
 
+import atexit
 import json
+import multiprocessing
 import os
+import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,10 +89,11 @@ def slow_saves(folder: Path, seconds: float) -> dict[str, str]:
 
 
 def launch_command(num_processes: int, launcher: str | None) -> list[str]:
-    """Return the start of a command line: `None` stands for torchrun, or for no launcher of one process."""
-    if launcher is None and num_processes == 1:
-        return [sys.executable]
+    """Return the start of a command line: `None` starts one process without a launcher."""
     if launcher is None:
+        assert num_processes == 1
+        return [sys.executable]
+    if launcher == "torchrun":
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     program = {"accelerate": ["-m", "accelerate.commands.launch"], "jet": [str(ROOT / "scripts" / "launch.py")]}
     settings = ROOT / "recipes" / "accelerate" / ("cpu.yaml" if num_processes == 1 else "ddp.yaml")
@@ -126,8 +131,69 @@ def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_forked(arguments: list[str], cache: Path, log: Path, variables: dict[str, str]) -> None:
+    """Be the process of a run: in a session of its own, with the settings of [`environment`]."""
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.environ.update(environment(cache, **variables))
+    torch.set_num_threads(1)
+    datasets.config.HF_DATASETS_CACHE = cache
+    datasets.disable_progress_bars()
+    sys.argv = [str(ROOT / "scripts" / "train.py"), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+class ForkedRun:
+    """
+    A process that is forked from one with all imports done, which saves the seconds that they take.
+
+    It has the part of the interface of `subprocess.Popen` that the tests need.
+    """
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train_process", "jet_hf.commands.train"])
+
+    def __init__(self, arguments: list[str], cache: Path, log: Path, variables: dict[str, str]):
+        with pytest.MonkeyPatch.context() as patch:
+            # The server imports by this variable alone.
+            patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+            self.process = self.context.Process(target=run_forked, args=(arguments, cache, log, variables))
+            self.process.start()
+        self.pid = self.process.pid
+        # At its end, Python would wait for a run that a failed test left behind.
+        atexit.register(self.process.kill)
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, f"still running after {timeout} seconds"
+        return self.process.exitcode
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+
 class TrainProcess:
-    """A run in progress, whose output goes to a file."""
+    """
+    A run in progress, whose output goes to a file.
+
+    Args:
+        cache: Folder for the output and for the cache of `datasets`.
+        num_processes: Number of training processes.
+        launcher: See [`launch_command`]; without one, several processes join by themselves.
+        variables: Environment variables that the process must have from its start.
+        fields: See [`flags`].
+    """
 
     def __init__(
         self,
@@ -139,19 +205,31 @@ class TrainProcess:
     ):
         self.log = cache / f"log-{time.monotonic_ns()}.txt"
         self.folder = Path(fields["output_dir"])
-        self.process = subprocess.Popen(
-            command(num_processes, launcher, **fields),
-            env=environment(cache, ACCELERATE_USE_CPU="true", **(variables or {})),
-            stdout=self.log.open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # A background job of a shell would ignore Ctrl-C, and pass that on.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        common = {"ACCELERATE_USE_CPU": "true"}
+        if launcher is None and variables is None:
+            if num_processes > 1:
+                common |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
+                common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+            ranks = [common | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(num_processes)]
+            self.log.touch()
+            self.processes = [
+                ForkedRun(flags(**fields), cache, self.log, rank if num_processes > 1 else common) for rank in ranks
+            ]
+        else:
+            with self.log.open("wb") as log:
+                process = subprocess.Popen(
+                    command(num_processes, launcher, **fields),
+                    env=environment(cache, **common, **(variables or {})),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            self.processes = [process]
+        self.process = self.processes[0]
 
     def wait(self, code: int = 0) -> str:
         """Wait for the end of the run, check its exit code and return its output."""
-        assert self.process.wait(timeout=300) == code, self.output
+        assert [process.wait(timeout=300) for process in self.processes] == [code] * len(self.processes), self.output
         return self.output
 
     @property
@@ -159,9 +237,10 @@ class TrainProcess:
         return self.log.read_text()
 
     def when(self, happens: Callable[[], bool], send: signal.Signals) -> "TrainProcess":
-        """Send a signal to the process and its children as soon as something happens."""
+        """Send a signal to the processes and their children as soon as something happens."""
         self.wait_until(happens)
-        os.killpg(self.process.pid, send)
+        for process in self.processes:
+            os.killpg(process.pid, send)
         return self
 
     def wait_until(self, happens: Callable[[], bool]) -> "TrainProcess":
@@ -177,20 +256,25 @@ class TrainProcess:
         return lambda: path.exists() and f'"step": {step},' in path.read_text()
 
     def running(self) -> list[psutil.Process]:
-        """Return all processes that have the run's folder in their command line: launchers, trainers, loaders."""
-        found = []
+        """Return all processes of the run: launchers, trainers, loaders, those in sessions of their own too."""
+        sessions, found = {process.pid for process in self.processes}, []
         for process in psutil.process_iter(["cmdline", "status"]):
-            words = process.info["cmdline"] or []
-            if any(word == f"--output_dir={self.folder}" for word in words):
-                found.append(process)
-        return [process for process in found if process.info["status"] != psutil.STATUS_ZOMBIE]
+            if process.info["status"] == psutil.STATUS_ZOMBIE:
+                continue
+            with suppress(ProcessLookupError):
+                if os.getsid(process.pid) in sessions or f"--output_dir={self.folder}" in (
+                    process.info["cmdline"] or []
+                ):
+                    found.append(process)
+        return found
 
     def kill_all(self) -> None:
-        """Kill every process of the run at once, those in sessions of their own too."""
+        """Kill every process of the run at once."""
         for process in self.running():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        self.process.wait()
+        for process in self.processes:
+            process.wait()
 
     def wait_for_all(self) -> None:
         """Wait until no process of the run is left."""

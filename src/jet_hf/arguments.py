@@ -20,6 +20,8 @@ from .utils.precision import resolve_precision
 # argument's own name and value, or None if it changes the numbers of a run by rounding at most.
 JOINT_ENTRIES = ("model", "initial_weights", "data", "num_steps", "mixed_precision")
 OWN_VALUE = "own value"
+# Learning rate schedules, see `jet_hf.training.build_scheduler`.
+SCHEDULES = ("cosine", "constant", "wsd")
 # The generators of PyTorch take no larger seed.
 LAST_SEED = 2**63 - 1
 
@@ -76,6 +78,12 @@ class DatasetArguments:
     label_column: str | None = argument(
         "Column of the classes; detected if only one column qualifies.", None, decides="data"
     )
+    first_label: int | None = argument(
+        "Smallest class in the data; by default 1 for Chrabaszcz's batches, and 0 otherwise.",
+        None,
+        decides=OWN_VALUE,
+        at_least=0,
+    )
 
 
 @dataclass
@@ -103,7 +111,10 @@ class DataArguments(SourceArguments):
         "Split or slice to train on, such as train[:98%]; 'all' takes a whole folder.", "train", decides=OWN_VALUE
     )
     eval_split: str | None = argument(
-        "Split to evaluate on, or 'none'; by default validation, or else test.", None, decides=OWN_VALUE
+        "Split to evaluate on, or 'none'; by default validation, or else test, or else 5% of the training images, "
+        "which are held out.",
+        None,
+        decides=OWN_VALUE,
     )
     streaming: bool = argument("Decode the images during training instead of before it.", False, decides=OWN_VALUE)
     shuffle_buffer_size: int = argument(
@@ -141,9 +152,33 @@ class OptimizationArguments:
         "Decay per step, scaled by the schedule but not by the learning rate.", 1e-5, decides=OWN_VALUE, at_least=0
     )
     warmup_ratio: float = argument(
-        "Fraction of steps with linear warm-up before the cosine.", 0.1, decides=OWN_VALUE, at_least=0, below=1
+        "Fraction of steps with linear warm-up from 0.", 0.1, decides=OWN_VALUE, at_least=0, below=1
+    )
+    lr_scheduler_type: str = argument(
+        "Learning rate after the warm-up: cosine falls to 0; constant stays; wsd stays, and falls to 0 as 1 - sqrt in "
+        "a cool-down at the end.",
+        "cosine",
+        decides=OWN_VALUE,
+        choices=SCHEDULES,
+    )
+    cooldown_ratio: float = argument(
+        "Fraction of steps in the cool-down of wsd.", 0.2, decides=OWN_VALUE, above=0, at_most=1
     )
     max_grad_norm: float = argument("Global norm for gradient clipping.", 1.0, decides=OWN_VALUE, above=0)
+    max_skipped_steps: int = argument(
+        "Steps in a row that may be skipped because the loss or the gradient is not finite, or the gradient spikes; "
+        "the next one ends the run. A skipped step changes no weights, moments or averages. Data and schedule go on.",
+        0,
+        decides=None,
+        at_least=0,
+    )
+    spike_factor: float | None = argument(
+        "Skip steps whose gradient norm exceeds this multiple of its running mean, from the 101st update on. Needs "
+        "max_skipped_steps.",
+        None,
+        decides=OWN_VALUE,
+        above=1,
+    )
     use_ema: bool = argument(
         "Evaluate, sample and save an exponential moving average of the weights.", False, decides=OWN_VALUE
     )
@@ -175,13 +210,24 @@ class RunArguments:
     resume_from_checkpoint: str | None = argument(
         "Checkpoint to resume from, or 'latest' for the newest one, if any.", None, decides=None
     )
+    extend: bool = argument(
+        "Train on from the checkpoint to another number of steps, or with another lr_scheduler_type, cooldown_ratio "
+        "or spike_factor. The warm-up keeps its length.",
+        False,
+        decides=None,
+    )
     save_steps: int = argument(
         "Optimizer steps between checkpoints; 0 saves at the end only.", 1000, decides=None, at_least=0
     )
     save_total_limit: int | None = argument(
         "Number of checkpoints to keep, the newest ones.", 3, decides=None, at_least=1
     )
-    logging_steps: int = argument("Optimizer steps between lines of metrics.jsonl.", 50, decides=None, at_least=1)
+    logging_steps: int = argument(
+        "Optimizer steps between lines of metrics.jsonl, each with the means of these steps.",
+        50,
+        decides=None,
+        at_least=1,
+    )
     eval_steps: int = argument(
         "Optimizer steps between evaluations, from step 0 on; 0 disables them.", 5000, decides=None, at_least=0
     )
@@ -247,6 +293,13 @@ class TrainArguments(
             raise ValueError(
                 "`model_name_or_path` determines the fields of the model and cannot be combined with "
                 f"{', '.join(self.config_fields())}."
+            )
+        if self.extend and self.resume_from_checkpoint is None:
+            raise ValueError("`extend` must be given with `resume_from_checkpoint`, the checkpoint to train on from.")
+        if self.spike_factor is not None and not self.max_skipped_steps:
+            raise ValueError(
+                "`spike_factor` must be given with `max_skipped_steps`, the number of steps in a row that may be "
+                "skipped, of at least 1, got 0."
             )
 
     def config_fields(self) -> dict[str, Any]:
@@ -320,7 +373,9 @@ class EvaluateArguments(DatasetArguments, BoundedArguments):
 
     model: str = argument("Folder of a saved model, or a name on the Hub.")
     dataset: str = argument("Path of images (a folder, parquet, tar or npz), or a name on the Hub.")
-    split: str | None = argument("Split to score; by default validation, or else test.", None)
+    split: str | None = argument(
+        "Split to score; by default validation, or else test, or else the images that training holds out.", None
+    )
     batch_size: int = argument("Images per batch of a process.", 64, at_least=1)
     num_noise_samples: int = argument(
         "Number of noise draws per image; more draws give a tighter bound.", 1, at_least=1

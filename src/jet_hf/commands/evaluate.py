@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ..analysis.evaluation import check_scores_file, describe_evaluation, evaluate, evaluation_record, write_scores
 from ..analysis.inference import prepared_for_inference
 from ..arguments import EvaluateArguments
-from ..data import DataSource, ReadOptions, UndecodableImagesError, held_out_split, load_pixels
+from ..data import DataSource, ReadOptions, UndecodableImagesError, load_pixels, split_to_score
 from ..hub import add_evaluation
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
@@ -28,12 +28,12 @@ def run(arguments: EvaluateArguments) -> None:
     accelerator = Accelerator(mixed_precision=resolve_precision(arguments.mixed_precision))
     model = JetForDensityEstimation.from_pretrained(arguments.model)
     processor = JetImageProcessor.from_pretrained(arguments.model)
-    columns = {name: getattr(arguments, name) for name in ("image_column", "label_column")}
+    columns = {name: getattr(arguments, name) for name in ("image_column", "label_column", "first_label")}
     source = DataSource.at(arguments.dataset, arguments.dataset_config, release=arguments.dataset_release, **columns)
     selection = {name: getattr(arguments, name) for name in ("max_images", "random_crops_per_image", "seed")}
     options = ReadOptions(num_classes=model.config.num_classes, **selection)
     with accelerator.main_process_first():
-        split = arguments.split or held_out_split(source)
+        split = arguments.split or split_to_score(source)
         pixels = load_pixels(source, split, processor, options)
     # Every process holds the whole model, whichever sharding the launcher configures for training.
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)

@@ -5,12 +5,22 @@ from .batches import Batch, BatchSharding, eval_batches, read_pixels, train_batc
 from .columns import find_image_column
 from .pixels import PixelSplit, ReadOptions, UndecodableImagesError, load_pixels
 from .releases import RELEASES, Release, check_release
-from .sources import DataSource, held_out_split, known_release, open_split, stream_fingerprint
-from .splits import UnknownSplitError
+from .sources import (
+    DataSource,
+    can_hold_out,
+    held_out_split,
+    known_release,
+    open_split,
+    split_to_score,
+    stream_fingerprint,
+)
+from .splits import HELD_OUT, KEPT, UnknownSplitError
 from .streaming import stream_batches
 
 
 __all__ = [
+    "HELD_OUT",
+    "KEPT",
     "RELEASES",
     "Batch",
     "BatchSharding",
@@ -20,6 +30,7 @@ __all__ = [
     "Release",
     "UndecodableImagesError",
     "UnknownSplitError",
+    "can_hold_out",
     "check_release",
     "eval_batches",
     "find_image_column",
@@ -28,6 +39,7 @@ __all__ = [
     "load_pixels",
     "open_split",
     "read_pixels",
+    "split_to_score",
     "stream_batches",
     "stream_fingerprint",
     "train_batches",

@@ -14,6 +14,7 @@ from .cache import Stamp, stamp_of
 
 
 CHRABASZCZ = "imagenet1k_chrabaszcz"
+FIRST_LABEL, NUM_CLASSES = 1, 1000
 BATCH_NAMES = {"train": [f"train_data_batch_{i}" for i in range(1, 11)], "validation": ["val_data"]}
 # Everything that pickles of arrays, lists and numbers refer to, under the old and the new name of NumPy's core.
 PICKLED_GLOBALS = {
@@ -27,14 +28,14 @@ PICKLED_GLOBALS = {
 
 def batches_of_splits(names: list[str], where: str) -> dict[str, list[str]]:
     """
-    Return the batches of each split in order.
+    Return the batches of each split in order. Some of the ten training batches may be missing.
 
     Args:
         names: Names of the batches in a folder and its subfolders.
         where: Name of the folder, for messages.
 
     Raises:
-        ValueError: if a split is spread over two folders, or one of its batches is missing.
+        ValueError: if a split is spread over two folders.
     """
     splits = {}
     for split, known in BATCH_NAMES.items():
@@ -50,10 +51,7 @@ def batches_of_splits(names: list[str], where: str) -> dict[str, list[str]]:
                 f"{where} holds {split} batches in the folders {' and '.join(folders)}: pass one of them."
             )
         for batches in folders.values():
-            found = [name for name in known if name in batches]
-            if found != known[: len(found)]:
-                raise ValueError(f"{where} has a gap in its {split} batches, found only {', '.join(found)}.")
-            splits[split] = [batches[name] for name in found]
+            splits[split] = [batches[name] for name in known if name in batches]
     return splits
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
+LABEL_COLUMNS = ("label", "labels", "cls")
 # Pillow recognizes files of these formats but has no decoder for them.
 FORMATS_WITHOUT_DECODER = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -29,6 +30,8 @@ def find_label_column(features: datasets.Features, label_column: str | None = No
     """
     Return the column of integer labels: the given one, or the only one of type ClassLabel.
 
+    Without columns of this type, it is the one with a usual name, such as `cls` in webdatasets.
+
     Args:
         features: Features of the dataset.
         label_column: Name of the column, of type ClassLabel or an integer.
@@ -38,18 +41,24 @@ def find_label_column(features: datasets.Features, label_column: str | None = No
     """
     if label_column is None:
         typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        if not typed:
+            typed = [name for name in LABEL_COLUMNS if holds_labels(features.get(name))][:1]
         if len(typed) != 1:
             found = ", ".join(typed) or "none"
             raise ValueError(
                 f"expected one column of classes, got {found} among {list(features)}: pass `label_column`."
             )
         return typed[0]
-    feature = features.get(label_column)
-    if not isinstance(feature, datasets.Value | datasets.ClassLabel) or "int" not in feature.dtype:
+    if not holds_labels(features.get(label_column)):
         raise ValueError(
             f"`label_column` {label_column!r} must hold integer labels, got the columns {dict(features)}."
         )
     return label_column
+
+
+def holds_labels(feature) -> bool:
+    """Return whether the feature of a column is ClassLabel or an integer."""
+    return isinstance(feature, datasets.Value | datasets.ClassLabel) and "int" in feature.dtype
 
 
 def find_image_column(features: datasets.Features, image_column: str | None = None) -> str:

@@ -19,10 +19,11 @@ from datasets.fingerprint import Hasher
 from huggingface_hub import metadata_load
 
 from .cache import Stamp, stamp_of
-from .chrabaszcz import CHRABASZCZ, batches_of_splits, read_batches
+from .chrabaszcz import CHRABASZCZ, FIRST_LABEL, batches_of_splits, read_batches
 from .fingerprints import StoredFile, stored_files
 from .image_folder import ImageFolder
 from .layout import Images, Layout
+from .releases import RELEASES
 from .scan import CHRABASZCZ_BATCH, TAR_SUFFIXES, Examples, FolderScan, counted, may_hold_images
 from .splits import check_shards, split_of_file
 from .tars import open_tars
@@ -97,7 +98,9 @@ class Shards(Layout):
         self.root, self.names, self.source = root, names, source
         first = next(chain.from_iterable(names.values()), "").lower()
         self.is_parquet, self.is_tar = first.endswith(".parquet"), first.endswith(TAR_SUFFIXES)
-        self.release = CHRABASZCZ if first and not self.is_parquet and not self.is_tar else None
+        self.is_batches = bool(first) and not self.is_parquet and not self.is_tar
+        if self.is_batches:
+            self.release, self.first_label = CHRABASZCZ, FIRST_LABEL
 
     def open(self, split: str, streaming: bool) -> Images:
         paths = [os.path.join(self.root, name) for name in self.names[split]]
@@ -105,10 +108,18 @@ class Shards(Layout):
             return _open_parquet(paths, streaming)
         if self.is_tar:
             return open_tars(paths, self.source.image_column, self.source.label_column, streaming)
-        return read_batches(paths)
+        dataset, known = read_batches(paths), RELEASES[CHRABASZCZ]
+        expected = known.num_train_images if split == "train" else known.num_validation_images
+        if self.source.release is None and len(dataset) != expected:
+            self.release = None  # a subset must not be reported under the name of the release
+            logger.warning(
+                f"{self.where}: the split {split!r} has {len(dataset):,} images in {', '.join(self.names[split])}, "
+                f"but that of {known.title} has {expected:,}: results are not reported as results on this release."
+            )
+        return dataset
 
     def files(self, split: str) -> Iterator[StoredFile]:
-        is_single = self.release != CHRABASZCZ and Path(self.where).is_file()
+        is_single = not self.is_batches and Path(self.where).is_file()
         for name, path, size in stored_files(self.root, self.names[split]):
             yield "" if is_single else name, path, size  # the name of a single file may change
 

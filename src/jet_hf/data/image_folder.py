@@ -111,6 +111,9 @@ class ImageFolder(Layout):
         classes = {os.path.basename(os.path.dirname(name)) for name in names}
         return sorted(classes) if depths and min(depths) > depth and len(classes) > 1 else []
 
+    def num_images(self, split: str, streaming: bool) -> int:
+        return len(self.rows[split])
+
     def files(self, split: str) -> Iterator[StoredFile]:
         for row in self.rows[split]:
             name = self.scan.images[row]

@@ -30,6 +30,7 @@ class Layout:
     split_folders = False  # whether splits are named after folders, so that two aliases of a split are ambiguous
     unlabeled_reason = ""  # why folders are not classes
     problem: str | None = None  # why the splits cannot be determined
+    first_label = 0  # smallest class as the files number it
 
     def __init__(self, where: str, splits: Collection[str]):
         self.where = where
@@ -38,6 +39,11 @@ class Layout:
     def open(self, split: str, streaming: bool) -> Images:
         """Return the images of a split, as a stream or not."""
         raise NotImplementedError
+
+    def num_images(self, split: str, streaming: bool) -> int | None:
+        """Return the number of images of a split; `None` for a stream."""
+        dataset = self.open(split, streaming)
+        return len(dataset) if isinstance(dataset, datasets.Dataset) else None
 
     def files(self, split: str) -> Iterator[StoredFile]:
         """Yield the stored files of a split, for its fingerprint."""

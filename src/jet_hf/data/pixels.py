@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import datasets
 import numpy as np
@@ -31,7 +32,7 @@ from .fingerprints import digest_of_row, fingerprint_of_rows
 from .layout import Images
 from .releases import check_release
 from .scan import NUM_EXAMPLES, name_some
-from .sources import DataSource, known_release, label_column_of, open_split
+from .sources import DataSource, first_label_of, known_release, label_column_of, open_split
 
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ def load_pixels(
         processor,
         find_image_column(dataset.features, source.image_column),
         None if options.num_classes is None else label_column_of(source, dataset.features),
+        0 if options.num_classes is None else first_label_of(source, options.num_classes),
         options,
     )
     where = f"split {split!r} of {source.where}"
@@ -184,8 +186,12 @@ def load_pixels(
             check_classes(_column(pixels.dataset, LABEL), options.num_classes, where)
     else:
         if options.num_classes is not None:  # before decoding, which may take hours
-            labels = _column(dataset, decoder.label_column)
+            labels = pc.subtract(_column(dataset, decoder.label_column), decoder.first_label)
             check_classes(labels, options.num_classes, where, lambda row: dataset[row][decoder.image_column])
+            if source.first_label is None and not decoder.first_label and pc.min(labels).as_py() > 0:
+                logger.warning(
+                    f"no image of {where} has the class 0: if the classes are numbered from 1, pass `first_label` 1."
+                )
         pixels = _decode_all(dataset, decoder, limit, num_proc, keep_in_memory)
     logger.info(_describe_use(where, num_images, num_found, pixels.num_skipped))
     return replace(
@@ -230,9 +236,10 @@ def check_classes(
         found = "none" if span["min"] is None else f"{span['min']} to {span['max']}"
         missing = f", {labels.null_count} missing" if labels.null_count else ""
         names = name_some([image_name(image(row), row) for row in rows[:NUM_EXAMPLES]], len(rows))
+        advice = " If the classes are numbered from 1, pass `first_label` 1." if span["max"] == num_classes else ""
         raise ValueError(
             f"the classes of {where} must lie from 0 to below `num_classes` {num_classes}, got {found}{missing}; the "
-            f"first wrong ones are of {names}."
+            f"first wrong ones are of {names}.{advice}"
         )
 
 
@@ -247,10 +254,19 @@ class _Decoder:
     `datasets` caches the result by the attributes, which is why the versions are among them.
     """
 
+    first_label = 0
+
     def __init__(
-        self, processor: JetImageProcessor, image_column: str, label_column: str | None, options: ReadOptions
+        self,
+        processor: JetImageProcessor,
+        image_column: str,
+        label_column: str | None,
+        first_label: int,
+        options: ReadOptions,
     ):
         self.processor, self.image_column, self.label_column = processor, image_column, label_column
+        if first_label:  # results that are cached without this attribute stay valid
+            self.first_label = first_label
         self.num_crops = options.random_crops_per_image
         self.seed = options.seed if self.num_crops else 0
         self.shape = (processor.num_channels, processor.size["height"], processor.size["width"])
@@ -272,7 +288,8 @@ class _Decoder:
 
     def __call__(self, table: pa.Table, indices: Sequence[int]) -> dict[str, list]:
         rows: list[tuple] = []
-        images, labels = stored_images(table[self.image_column]), _labels_of(table, self.label_column)
+        images = stored_images(table[self.image_column])
+        labels = _labels_of(table, self.label_column, self.first_label)
         for image, label, index in zip(images, labels, indices, strict=True):
             error = None
             try:
@@ -298,14 +315,18 @@ class _Decoder:
         return [array], kind
 
 
-def _digests(table: pa.Table, indices: list[int]) -> dict[str, list[bytes]]:
-    """Return the digests of pixels and their labels, for `Dataset.map`."""
+def _digests(table: pa.Table, indices: list[int], first_label: int = 0) -> dict[str, list]:
+    """Return the digests of pixels and their labels, and labels that change, for `Dataset.map`."""
     arrays = (np.asarray(image) for image in stored_images(table[PIXELS]))
-    return {DIGEST: list(map(digest_of_row, arrays, _labels_of(table, LABEL)))}
+    labels = _labels_of(table, LABEL, first_label)
+    digests = {DIGEST: list(map(digest_of_row, arrays, labels))}
+    return digests | {LABEL: labels} if first_label else digests
 
 
-def _labels_of(table: pa.Table, label_column: str | None) -> list[int | None]:
-    return table[label_column].to_pylist() if label_column in table.column_names else [None] * len(table)
+def _labels_of(table: pa.Table, label_column: str | None, first_label: int) -> list[int | None]:
+    if label_column not in table.column_names:
+        return [None] * len(table)
+    return pc.subtract(table[label_column], first_label).to_pylist()
 
 
 def _decode_all(
@@ -320,8 +341,14 @@ def _decode_all(
     is_pixels = dataset.features[decoder.image_column] == decoder.features[PIXELS] and not decoder.num_crops
     if is_pixels and not dataset.data[decoder.image_column].null_count:  # without a second copy on the disk
         dataset = dataset.rename_columns(dict(zip(decoder.columns, (PIXELS, LABEL), strict=False)))
-        features = datasets.Features({DIGEST: datasets.Value("binary")})
-        digests = _map(dataset, _digests, features, f"reading {limit.where}", **options)
+        function, features = _digests, datasets.Features({DIGEST: datasets.Value("binary")})
+        if decoder.first_label:
+            function = partial(_digests, first_label=decoder.first_label)
+            features[LABEL] = datasets.Value("int64")
+        digests = _map(dataset, function, features, f"reading {limit.where}", **options)
+        if decoder.first_label:
+            columns = [dataset.select_columns([PIXELS]), digests.select_columns([LABEL])]
+            dataset = datasets.concatenate_datasets(columns, axis=1)
         return PixelSplit(dataset, 0, None, fingerprint_of_rows(_column(digests, DIGEST)))
     decoder.limit = limit
     decoded = _map(dataset, decoder, decoder.features, f"decoding {limit.where}", **options)

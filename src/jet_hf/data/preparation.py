@@ -19,6 +19,7 @@ import filelock
 import numpy as np
 import PIL
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
@@ -28,24 +29,23 @@ from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
 from ..utils.files import check_is_free, replace_file, replace_text, strict_json
 from ..utils.tables import markdown_table
-from .columns import find_image_column, find_label_column
+from .columns import LABEL_COLUMNS, find_image_column, find_label_column, holds_labels
 from .decoding import UndecodableImageError, decode_image, image_name, pixel_converter, stored_images
 from .formats import PREPARATION_FILE, preparation_record
 from .layout import Images
 from .pixels import LOSSY_FORMATS, UndecodableLimit
 from .releases import RELEASES, check_release
-from .sources import DataSource, open_split, stream_fingerprint
+from .sources import DataSource, first_label_of, open_split, stream_fingerprint
 from .splits import canonical_split
 
 
 logger = logging.getLogger(__name__)
 
 IMAGE, LABEL = "image", "label"
-LABEL_COLUMNS = ("label", "labels", "cls")
 ROWS_READ = 512
 METADATA_KEY = b"jet_hf"
 # Parameters that all splits of a prepared folder share.
-COMMON_PARAMETERS = ("image_size", "center_crop", "dataset_release")
+COMMON_PARAMETERS = ("image_size", "center_crop", "dataset_release", "first_label")
 SECONDS_TO_LOCK = 10
 
 
@@ -90,9 +90,14 @@ def prepare(arguments: PreparationArguments) -> Prepared:
         check_release(arguments.dataset_release, arguments.split, num_images)
     folder = Path(arguments.output_dir)
     paths = [folder / "data" / f"{arguments.split}-{i:05d}-of-{num_shards:05d}.parquet" for i in range(num_shards)]
-    writer = _ShardWriter(dataset, paths, arguments)
+    first_label = _first_label(source, folder)
+    writer = _ShardWriter(dataset, paths, arguments, first_label)
     fingerprint = stream_fingerprint(source, arguments.split, labels=writer.label_column is not None)
-    parameters = _parameters(arguments) | {"num_shards": num_shards, "num_source_images": num_images}
+    parameters = _parameters(arguments) | {
+        "num_shards": num_shards,
+        "num_source_images": num_images,
+        "first_label": first_label or None,
+    }
     with _locked(folder):
         _begin(folder, arguments, parameters, fingerprint)
         records = {i: record for i, path in enumerate(paths) if (record := _read_record(path))}
@@ -114,6 +119,14 @@ def _parameters(arguments: PreparationArguments) -> dict:
     """Return the arguments that determine the bytes of the shards."""
     others = ("output_dir", "num_proc", "max_undecodable_share")
     return {name: value for name, value in asdict(arguments).items() if name not in others}
+
+
+def _first_label(source: DataSource, folder: Path) -> int:
+    """Return the smallest class in the source, by default the one that the folder was begun with."""
+    begun = preparation_record(folder).get("splits")
+    if source.first_label is None and begun:
+        return next(iter(begun.values()))["parameters"].get("first_label") or 0
+    return first_label_of(source)
 
 
 @contextmanager
@@ -172,8 +185,8 @@ def _write_record(folder: Path, record: dict) -> None:
 class _ShardWriter:
     """Writer of the shards of a split. The bytes of a shard do not depend on the process that writes it."""
 
-    def __init__(self, dataset: Images, paths: list[Path], arguments: PreparationArguments):
-        self.dataset, self.paths = dataset, paths
+    def __init__(self, dataset: Images, paths: list[Path], arguments: PreparationArguments, first_label: int):
+        self.dataset, self.paths, self.first_label = dataset, paths, first_label
         self.image_column = find_image_column(dataset.features, arguments.image_column)
         self.label_column = _find_label_column(dataset.features, arguments.label_column)
         size = arguments.image_size
@@ -221,8 +234,16 @@ class _ShardWriter:
             if kept:
                 columns: dict = {IMAGE: np.stack(pixels)}
                 if self.label_column:
-                    columns[LABEL] = stored[self.label_column].take(kept).to_pylist()
+                    columns[LABEL] = self._labels(stored[self.label_column].take(kept))
                 yield datasets.Dataset.from_dict(columns, features=self.features).with_format("arrow")[:]
+
+    def _labels(self, stored: pa.ChunkedArray) -> list[int | None]:
+        """Return labels that count from 0."""
+        if self.first_label and (smallest := pc.min(stored).as_py()) is not None and smallest < self.first_label:
+            raise ValueError(
+                f"`first_label` is {self.first_label}, but `{self.label_column}` has the class {smallest}."
+            )
+        return pc.subtract(stored, self.first_label).to_pylist()
 
 
 def _find_label_column(features: datasets.Features, label_column: str | None) -> str | None:
@@ -235,7 +256,7 @@ def _find_label_column(features: datasets.Features, label_column: str | None) ->
 def _holds_labels(feature) -> bool:
     if isinstance(feature, datasets.ClassLabel):  # `datasets` takes the folders of splits for classes
         return not all(map(canonical_split, feature.names))
-    return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
+    return holds_labels(feature)
 
 
 def _read_record(path: Path) -> dict | None:

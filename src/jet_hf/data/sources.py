@@ -9,13 +9,15 @@ from itertools import chain
 from pathlib import Path
 
 import datasets
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from .chrabaszcz import NUM_CLASSES
 from .columns import find_image_column, find_label_column, merge_image_columns
 from .fingerprints import fingerprint_of_files
 from .formats import READ_ERRORS, find_layout, read_error
 from .layout import Images, Layout
 from .releases import RELEASES
-from .splits import UnknownSplitError, other_names, take_slices
+from .splits import HELD_OUT, UnknownSplitError, held_out_rows, other_names, take_slices
 
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class DataSource:
             wrote; of npz or pickle batches as Chrabaszcz et al. publish them; or of a parquet, tar or npz file.
         image_column: Column of the images; detected by default.
         label_column: Column of the labels; detected by default, where labels are read.
+        first_label: Smallest class in the data, see [`first_label_of`].
         streaming: Whether to read the dataset sequentially instead of copying it to the disk first.
         release: Key of [`RELEASES`], if the dataset is one of them.
 
@@ -45,6 +48,7 @@ class DataSource:
     path: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    first_label: int | None = None
     streaming: bool = False
     release: str | None = None
 
@@ -57,10 +61,13 @@ class DataSource:
 
     @classmethod
     def at(cls, path_or_name: str, config: str | None = None, **fields) -> "DataSource":
-        """Return the dataset at a path, if it exists, or else the dataset of that name on the Hub."""
-        if Path(path_or_name).expanduser().exists():
-            return cls(path=path_or_name, config=config, **fields)
-        return cls(name=path_or_name, config=config, **fields)
+        """Return the dataset at a path, unless there is none and it may be the name of a dataset on the Hub."""
+        try:
+            validate_repo_id(path_or_name)
+            is_name = not Path(path_or_name).expanduser().exists()
+        except HFValidationError:
+            is_name = False
+        return cls(config=config, **{"name" if is_name else "path": path_or_name}, **fields)
 
     @classmethod
     def from_arguments(cls, arguments) -> "DataSource":
@@ -71,6 +78,7 @@ class DataSource:
             path=arguments.dataset_path,
             image_column=arguments.image_column,
             label_column=arguments.label_column,
+            first_label=arguments.first_label,
             streaming=arguments.streaming,
             release=arguments.dataset_release,
         )
@@ -166,6 +174,35 @@ def held_out_split(source: DataSource) -> str:
     raise UnknownSplitError(f"there is neither a validation nor a test split, pass the one to score: {reason}")
 
 
+def split_to_score(source: DataSource) -> str:
+    """
+    Return the default split for scoring a model: the held-out one, or else the images that training holds out.
+
+    Raises:
+        UnknownSplitError, ValueError: see [`held_out_split`].
+    """
+    try:
+        return held_out_split(source)
+    except UnknownSplitError:
+        if not can_hold_out(source):
+            raise
+    split = f"train{HELD_OUT}"
+    logger.warning(
+        f"{source.where} has no validation or test split: scoring {split}, the images that training holds out by "
+        "default. A model that was trained with another `train_split` or by an earlier version has seen them."
+    )
+    return split
+
+
+def can_hold_out(source: DataSource) -> bool:
+    """Return whether the split `train` has enough images to hold some out, which is unknown of a stream."""
+    try:
+        (train,) = source.layout.splits_in(source.layout.resolve("train"))
+    except UnknownSplitError:
+        return False
+    return len(held_out_rows(source.layout.num_images(train, source.streaming) or 0)) > 0
+
+
 def stream_fingerprint(source: DataSource, split: str, labels: bool | None = None) -> str:
     """
     Return a fingerprint of the names, the sizes and a sample of the bytes of a split's files.
@@ -194,6 +231,18 @@ def label_column_of(source: DataSource, features: datasets.Features) -> str:
         return find_label_column(features, source.label_column)
     except ValueError as error:
         raise ValueError(f"{error} {source.layout.unlabeled_reason}".strip()) from None
+
+
+def first_label_of(source: DataSource, num_classes: int = NUM_CLASSES) -> int:
+    """
+    Return the smallest class in the data, as given or as implied by their format.
+
+    It is subtracted from the labels. A model of more classes than Chrabaszcz's batches have was trained by an earlier
+    version, which did not subtract it.
+    """
+    if source.first_label is not None:
+        return source.first_label
+    return source.layout.first_label if num_classes <= NUM_CLASSES else 0
 
 
 def known_release(source: DataSource) -> str | None:

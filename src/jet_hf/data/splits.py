@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Mapping
 
 import datasets
+import numpy as np
 
 
 SPLIT_ALIASES = {
@@ -12,6 +13,10 @@ SPLIT_ALIASES = {
     "validation": {"validation", "valid", "val", "dev"},
     "test": {"test", "testing", "eval", "evaluation"},
 }
+# Slices that divide a split without held-out images into a small part to evaluate on and the rest.
+HELD_OUT, KEPT = "[held_out]", "[kept]"
+LEAST_DIVIDED = 16
+LEAST_HELD_OUT, MOST_HELD_OUT = 4, 5000
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})")
 _SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}")
 _PART = re.compile(r"\s*([^\[\]+]+?)\s*(\[[^\]]*\])?\s*")
@@ -133,7 +138,28 @@ def take_slices(spec: str, splits: Mapping[str, datasets.Dataset]) -> datasets.D
     """Return the rows of map-style splits that a resolved `spec` selects."""
     if spec in splits:
         return splits[spec]
-    lengths = {name: len(split) for name, split in splits.items()}
-    rows = datasets.ReadInstruction.from_spec(spec).to_absolute(lengths)
-    parts = [splits[part.splitname].select(range(part.from_, part.to)) for part in rows]
+    parts = [_take_slice(part, splits) for part in spec.split("+")]
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def _take_slice(part: str, splits: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
+    name = next((name for name in splits if part in (name + HELD_OUT, name + KEPT)), None)
+    if name is not None:
+        rows = held_out_rows(len(splits[name]))
+        return splits[name].select(np.delete(np.arange(len(splits[name])), rows) if part.endswith(KEPT) else rows)
+    lengths = {name: len(split) for name, split in splits.items()}
+    (rows,) = datasets.ReadInstruction.from_spec(part).to_absolute(lengths)
+    return splits[rows.splitname].select(range(rows.from_, rows.to))
+
+
+def held_out_rows(num_images: int) -> np.ndarray:
+    """
+    Return the rows of a split that `[held_out]` selects: 5 % of the images, at least 4 and at most 5,000.
+
+    They are evenly spaced, so that they come from all folders of a sorted split. The number of images alone determines
+    them. A split of fewer than 16 images has none.
+    """
+    if num_images < LEAST_DIVIDED:
+        return np.arange(0)
+    count = min(max(LEAST_HELD_OUT, num_images // 20), MOST_HELD_OUT)
+    return (np.arange(count) * num_images + num_images // 2) // count  # the middle of each of `count` equal parts

@@ -17,6 +17,7 @@ import datasets
 import fsspec.asyn
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -25,7 +26,7 @@ from .batches import Batch, BatchSharding, outlive_termination
 from .columns import find_image_column
 from .decoding import StoredImage, UndecodableImageError, decode_image, image_name, pixel_converter, stored_images
 from .pixels import ReadOptions, UndecodableImagesError, UndecodableLimit, check_classes
-from .sources import DataSource, label_column_of, open_split
+from .sources import DataSource, first_label_of, label_column_of, open_split
 
 
 logger = logging.getLogger(__name__)
@@ -100,14 +101,16 @@ def stream_batches(
             # A buffer alone does not mix the folders. The rows are paths, so shuffling all of them is cheap.
             dataset = dataset.shuffle(seed=options.seed, keep_in_memory=True)
         dataset = dataset.to_iterable_dataset(num_shards=min(MAX_SHARDS, len(dataset)))
-    labels = [] if options.num_classes is None else [label_column_of(source, dataset.features)]
+    labels, first_label = [], 0
+    if options.num_classes is not None:
+        labels, first_label = [label_column_of(source, dataset.features)], first_label_of(source, options.num_classes)
     dataset = dataset.select_columns([column, *labels])
     if shuffle_buffer_size > 1:
         dataset = dataset.shuffle(seed=options.seed, buffer_size=shuffle_buffer_size)
     if isinstance(dataset.features[column], datasets.Array3D):
         dataset = dataset.with_format("arrow")  # lists of Python integers would be very slow
     return StreamBatches(
-        _Stream(dataset, where, processor, options, sharding, steps),
+        _Stream(dataset, where, processor, options, first_label, sharding, steps),
         batch_size=None,
         num_workers=1,
         prefetch_factor=NUM_PREFETCHED,
@@ -134,11 +137,12 @@ class _Stream(IterableDataset):
         where: str,
         processor: JetImageProcessor,
         options: ReadOptions,
+        first_label: int,
         sharding: BatchSharding,
         steps: range,
     ):
         self.dataset, self.where, self.convert = dataset, where, pixel_converter(processor)
-        self.options, self.sharding, self.steps = options, sharding, steps
+        self.options, self.first_label, self.sharding, self.steps = options, first_label, sharding, steps
         self.num_images = 0
         self.undecodable: list[str] = []
 
@@ -201,8 +205,9 @@ class _Stream(IterableDataset):
     def _decode(self, example: StoredExample) -> Example:
         image, label = example
         if self.options.num_classes is not None:
-            labels = pa.array([label], pa.int64())
+            labels = pc.subtract(pa.array([label], pa.int64()), self.first_label)
             check_classes(labels, self.options.num_classes, self.where, lambda row: image)
+            label = labels[0].as_py()
         return decode_image(image, self.convert)[0], label
 
     def _finish(self, step: _Step) -> Iterator[Batch]:

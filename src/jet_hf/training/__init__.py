@@ -7,12 +7,13 @@ from .lock import RunLockedError
 from .optim import build_optimizer, build_scheduler
 from .run import EXPECTED_ERRORS, RunResult, TrainingRun, train
 from .signals import RunInterrupted
-from .trainer import NonFiniteLossError, StepMetrics, Trainer
+from .trainer import DivergenceError, NonFiniteLossError, StepMetrics, Trainer, UpdateGuard
 
 
 __all__ = [
     "EXPECTED_ERRORS",
     "CheckpointError",
+    "DivergenceError",
     "NonFiniteLossError",
     "RunInterrupted",
     "RunLockedError",
@@ -21,6 +22,7 @@ __all__ = [
     "TrainArguments",
     "Trainer",
     "TrainingRun",
+    "UpdateGuard",
     "build_optimizer",
     "build_scheduler",
     "parse_arguments",

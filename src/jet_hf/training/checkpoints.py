@@ -7,9 +7,10 @@ import logging
 import re
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -18,6 +19,7 @@ from safetensors.torch import load_model
 from ..arguments import TrainArguments
 from ..model.image_processing_jet import JetImageProcessor
 from ..utils.files import publish_folder, strict_json
+from .monitor import MetricsWindow
 from .trainer import Trainer
 
 
@@ -26,6 +28,16 @@ logger = logging.getLogger(__name__)
 MANIFEST = "checkpoint.json"
 # The names of all folders that a run writes or deletes in part, and no others.
 DRAFTS = re.compile(r"\.(checkpoint-\d+(\.draft|\.old|\.draft\.old)|model\.draft|push\.draft)")
+# Entries of a trajectory that may change from a checkpoint on, with `extend`.
+EXTENDABLE = {"num_steps", "lr_scheduler_type", "cooldown_ratio", "spike_factor"}
+# Entries that earlier releases did not record, with the values for what they did.
+EARLIER_RELEASES = {
+    "first_label": None,
+    "lr_scheduler_type": "cosine",
+    "cooldown_ratio": 0.2,
+    "spike_factor": None,
+    "extended": None,
+}
 
 
 class CheckpointError(RuntimeError):
@@ -33,11 +45,16 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoint(NamedTuple):
-    """A complete checkpoint: its folder, the number of optimizer steps completed, and the settings of its run."""
+    """
+    A complete checkpoint: its folder, the number of optimizer steps completed, the settings of its run, and the states
+    of its update guard and metrics window, which earlier releases did not have.
+    """
 
     path: Path
     step: int
     trajectory: dict
+    guard: dict
+    window: dict
 
 
 @dataclass
@@ -47,6 +64,7 @@ class Checkpointer:
 
     Args:
         trajectory: Settings that must match for a resumed run to be bit-identical.
+        window: Metrics since the last row of `metrics.jsonl`.
         grace_seconds: Seconds after which the launcher kills a run that is still saving; `None` if it never does.
     """
 
@@ -54,6 +72,7 @@ class Checkpointer:
     trainer: Trainer
     processor: JetImageProcessor
     trajectory: dict
+    window: MetricsWindow
     grace_seconds: float | None
 
     def __post_init__(self) -> None:
@@ -114,6 +133,8 @@ class Checkpointer:
             "step": self.trainer.step_count,
             "trajectory": self.trajectory,
             "num_processes": self.accelerator.num_processes,
+            "guard": self.trainer.guard.state_dict(),
+            "window": asdict(self.window),
             "files": {path.relative_to(draft).as_posix(): _checksum(path) for path in files},
         }
         (draft / MANIFEST).write_text(strict_json(manifest, indent=2) + "\n")
@@ -185,7 +206,8 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Checkpoint | None:
     for path in paths:
         try:
             manifest = read_manifest(path)
-            return Checkpoint(path, manifest["step"], manifest["trajectory"])
+            guard, window = manifest.get("guard", {}), manifest.get("window", {})
+            return Checkpoint(path, manifest["step"], manifest["trajectory"], guard, window)
         except CheckpointError as error:
             if wanted != "latest":
                 raise
@@ -193,32 +215,54 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Checkpoint | None:
     return None
 
 
-def compare_trajectories(checkpoint: Checkpoint, trajectory: dict) -> None:
+def with_defaults(trajectory: dict) -> dict:
+    """Return the trajectory of a checkpoint, with the entries that earlier releases did not record."""
+    return EARLIER_RELEASES | trajectory
+
+
+def changed_settings(theirs: dict, ours: Mapping[str, Any]) -> dict[str, str]:
+    """Return a sentence for each setting that two trajectories, an earlier one and ours, record differently."""
+    before, now = _flatten(with_defaults(theirs)), _flatten(dict(ours))
+    if None in (before.get("eval_data"), now.get("eval_data")):
+        now.pop("eval_data", None)  # the number of evaluations may change, also from or to none
+    changes = {
+        name: f"`{name}` was {before[name]} and is now {now[name]}"
+        for name in now
+        if name in before and now[name] != before[name]
+    }
+    # Fingerprints mean nothing to a reader.
+    for name, images in (("data", "training"), ("eval_data", "held-out")):
+        if name in changes:
+            changes[name] = f"the {images} images are not the same ones in the same order"
+    return changes
+
+
+def compare_trajectories(checkpoint: Checkpoint, trajectory: dict, extend: bool = False) -> None:
     """
     Make sure that a run can resume from a checkpoint.
 
     Args:
         checkpoint: Checkpoint to resume from.
         trajectory: Settings of this run that must match for a resumed run to be bit-identical.
+        extend: Whether the settings in `EXTENDABLE` may differ.
 
     Raises:
         ValueError: if a setting differs from that of the checkpoint; the message names it.
     """
-    ours, theirs = _flatten(trajectory), _flatten(checkpoint.trajectory)
-    if unknown := [name for name in ours if name not in theirs]:
+    theirs = _flatten(with_defaults(checkpoint.trajectory))
+    if unknown := [name for name in _flatten(trajectory) if name not in theirs]:
         logger.warning(
             f"{checkpoint.path} was written by an earlier release, which did not record {', '.join(unknown)}: changes "
             "of these settings cannot be detected."
         )
-    if changed := [name for name in ours if name in theirs and ours[name] != theirs[name]]:
-        changes = {name: f"`{name}` was {theirs[name]} and is now {ours[name]}" for name in changed}
-        # Fingerprints mean nothing to a reader.
-        for name, images in (("data", "training"), ("eval_data", "held-out")):
-            if name in changes:
-                changes[name] = f"the {images} images are not the same ones in the same order"
+    changes = changed_settings(checkpoint.trajectory, trajectory)
+    if extend:
+        changes = {name: sentence for name, sentence in changes.items() if name not in EXTENDABLE}
+    if changes:
+        hint = " To train on from it with another length or schedule, add --extend."
         raise ValueError(
             f"cannot resume from {checkpoint.path}: {'; '.join(changes.values())}. To start a new run from its "
-            "weights, give it as `model_name_or_path`."
+            f"weights, give it as `model_name_or_path`.{hint if changes.keys() <= EXTENDABLE else ''}"
         )
 
 

@@ -12,7 +12,7 @@ from ..arguments import TrainArguments
 from ..data import Batch, BatchSharding, PixelSplit, train_batches
 from ..data.releases import RELEASES
 from ..model.configuration_jet import JetConfig
-from .setup import count_steps, load_data, make_accelerator, make_model, make_processor
+from .setup import count_steps, find_data, load_data, make_accelerator, make_model, make_processor
 from .trainer import Trainer
 
 
@@ -37,7 +37,8 @@ def describe(arguments: TrainArguments) -> str:
     lines, pixels = [], None
     num_images = release_images(arguments)
     try:
-        data = load_data(arguments, make_processor(config, arguments), accelerator)
+        source = find_data(arguments, accelerator)
+        data = load_data(arguments, source, make_processor(config, arguments), accelerator)
         pixels, num_images = data.train, data.num_train_images
     except (ValueError, OSError) as error:
         if num_images is None:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..analysis.cost import peak_flops, training_flops
 from ..arguments import TrainArguments
 from ..model.configuration_jet import JetConfig
 from ..utils.files import replace_file, replace_text, strict_json
+from .environment import describe_environment
 from .trainer import StepMetrics
 
 
@@ -50,6 +51,52 @@ class JsonLines:
             replace_text(self.path, "".join(strict_json(row) + "\n" for row in self.read() if row["step"] <= step))
 
 
+# Metrics of a step whose means a row of metrics.jsonl holds.
+AVERAGED = ("loss", "grad_norm", "loss_prior", "loss_log_det")
+
+
+@dataclass
+class MetricsWindow:
+    """
+    Sums of metrics over the optimizer steps since the last row of `metrics.jsonl`. Skipped steps are only counted.
+
+    A checkpoint keeps them, so that rows do not depend on interruptions.
+
+    Args:
+        num_updates, num_clipped, num_skipped: Numbers of steps that updated the weights, of those whose gradient was
+            clipped, and of skipped steps.
+        largest_grad_norm: Largest gradient norm of an update.
+        sums: Sums over the updates, by the names in `AVERAGED`.
+    """
+
+    num_updates: int = 0
+    num_clipped: int = 0
+    num_skipped: int = 0
+    largest_grad_norm: float = 0.0
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(AVERAGED, 0.0))
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Add a step."""
+        if metrics.skipped:
+            self.num_skipped += 1
+            return
+        self.num_updates += 1
+        self.num_clipped += metrics.clipped
+        self.largest_grad_norm = max(self.largest_grad_norm, metrics.grad_norm)
+        for name in AVERAGED:
+            self.sums[name] += getattr(metrics, name)
+
+    def close(self) -> dict[str, float | None]:
+        """Return the metrics of the steps, unknown ones if all were skipped, and begin anew."""
+        count = self.num_updates
+        row: dict[str, float | None] = {name: total / count if count else None for name, total in self.sums.items()}
+        row["largest_grad_norm"] = self.largest_grad_norm if count else None
+        row["clipped_share"] = self.num_clipped / count if count else None
+        row["skipped_steps"] = self.num_skipped
+        vars(self).update(vars(MetricsWindow()))
+        return row
+
+
 class Monitor:
     """
     Show and log a run. The main process writes; the others only measure times.
@@ -60,6 +107,7 @@ class Monitor:
         accelerator: Accelerator whose trackers are logged to.
         steps: Optimizer steps to take, from the checkpoint of a resumed run to the end of the schedule.
         num_images: Images of an epoch; `None` if unknown.
+        window: Metrics since the last row of `metrics.jsonl`, from the checkpoint of a resumed run.
     """
 
     def __init__(
@@ -69,6 +117,7 @@ class Monitor:
         accelerator: Accelerator,
         steps: range,
         num_images: int | None,
+        window: MetricsWindow,
     ):
         self.accelerator, self.batch_size, self.num_images = accelerator, arguments.train_batch_size, num_images
         # The loss of a model with `noise_std` is no bits per dimension.
@@ -77,15 +126,18 @@ class Monitor:
             if config.noise_std is None
             else ("nats", "noisy_nats_per_dim", "nats per dimension of {} held-out noisy images")
         )
+        self.window = window
         self.flops_per_image, output_dir = training_flops(config), Path(arguments.output_dir)
         is_cuda = accelerator.device.type == "cuda"
         self.peak_flops = peak_flops(torch.cuda.get_device_name()) if is_cuda else None
         self.metrics = JsonLines(output_dir / "metrics.jsonl")
         self.evaluations = JsonLines(output_dir / "evaluations.jsonl")
+        self.environments = JsonLines(output_dir / "environments.jsonl")
         self.images_dir = output_dir / "samples"
         if accelerator.is_main_process:
-            for lines in (self.metrics, self.evaluations):
+            for lines in (self.metrics, self.evaluations, self.environments):
                 lines.truncate(steps.start or -1)  # a new run evaluates step 0
+            self._log_environment(steps.start)
         settings = {name: value for name, value in asdict(arguments).items() if isinstance(value, int | float | str)}
         accelerator.init_trackers("jet", settings)
         interval = 0.5 if sys.stderr.isatty() else 30
@@ -94,6 +146,12 @@ class Monitor:
         self.data_seconds = self.step_seconds = 0.0
         # Since the last logged step:
         self._start, self._images, self._paused = time.monotonic(), 0, 0.0
+
+    def _log_environment(self, step: int) -> None:
+        """Write a row of `environments.jsonl`, unless a resumed run continues in the environment of the last row."""
+        environment, rows = describe_environment(self.accelerator), self.environments.read()
+        if not rows or rows[-1] != {"step": rows[-1]["step"], **environment}:
+            self.environments.append({"step": step, **environment})
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -115,12 +173,20 @@ class Monitor:
         self.images_seen += self.batch_size
         self.bar.update()
         self.bar.set_postfix({self.loss_name: f"{metrics.loss:.3f}"}, refresh=False)
+        self.window.add(metrics)
+        if metrics.skipped:
+            self.log(
+                f"step {metrics.step} was skipped: its loss was {metrics.loss}, its gradient norm {metrics.grad_norm}"
+            )
         if not write:
             return
         seconds = time.monotonic() - self._start - self._paused
         self.step_seconds += seconds
         throughput = self._images / seconds
-        row = asdict(metrics) | {
+        row = {
+            "step": metrics.step,
+            "learning_rate": metrics.learning_rate,
+            **self.window.close(),
             "epoch": self.num_images and metrics.step * self.batch_size / self.num_images,
             "images_per_second": throughput,
             "peak_memory_gib": peak_memory(self.accelerator.device) / 2**30,

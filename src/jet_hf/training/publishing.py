@@ -123,7 +123,7 @@ class Publisher:
         step, precision, release = trainer.step_count, self.accelerator.mixed_precision, known_release(data.source)
         flops = training_flops(trainer.base_model.config) * arguments.train_batch_size * step
         notes = [RELEASES[release].note] if release else []
-        for split, pixels in ((arguments.train_split, data.train), (data.eval_split, data.eval)):
+        for split, pixels in ((data.train_split, data.train), (data.eval_split, data.eval)):
             if pixels and pixels.lossy:
                 notes.append(
                     f"The {split} images come from lossy {pixels.source_format} files: their bits per dimension are "
@@ -146,6 +146,7 @@ class Publisher:
                 "batch size": arguments.train_batch_size,
                 "training images": data.num_train_images or "streamed",
                 "learning rate": arguments.learning_rate,
+                "learning rate schedule": arguments.lr_scheduler_type,
                 "weight decay": arguments.weight_decay,
                 "gradient norm clipped to": arguments.max_grad_norm,
                 "weight averaging (EMA)": arguments.ema_decay if arguments.use_ema else "no",

@@ -17,13 +17,15 @@ from ..utils.files import replace_text
 from .checkpoints import Checkpointer, CheckpointError, clear_drafts, compare_trajectories, list_checkpoints
 from .dry_run import describe
 from .evaluator import Evaluator, is_due
+from .extension import check_later_checkpoints, extension_of
 from .launcher import Launcher, find_launcher
 from .lock import RunLock, RunLockedError
-from .monitor import Monitor
+from .monitor import MetricsWindow, Monitor
 from .processes import on_main_process
 from .publishing import Publisher
 from .setup import (
     count_steps,
+    find_data,
     find_start,
     load_data,
     make_accelerator,
@@ -33,13 +35,13 @@ from .setup import (
     weights_digest,
 )
 from .signals import RunInterrupted, StopSignals
-from .trainer import NonFiniteLossError, Trainer
+from .trainer import DivergenceError, Trainer, UpdateGuard
 
 
 logger = logging.getLogger(__name__)
 
 # Errors whose messages are meant for the user, whatever signal came before them.
-EXPECTED_ERRORS = (ValueError, OSError, UndecodableImagesError, CheckpointError, NonFiniteLossError, RunLockedError)
+EXPECTED_ERRORS = (ValueError, OSError, UndecodableImagesError, CheckpointError, DivergenceError, RunLockedError)
 
 
 @dataclass(frozen=True)
@@ -81,19 +83,28 @@ class TrainingRun:
 
         Raises:
             RunInterrupted: for a second SIGINT, or for a signal while the finished model is pushed.
-            CheckpointError, NonFiniteLossError, RunLockedError, UndecodableImagesError: with the last checkpoint in
+            CheckpointError, DivergenceError, RunLockedError, UndecodableImagesError: with the last checkpoint in
                 place.
         """
         output_dir = Path(self.arguments.output_dir)
+        finished = written = False
         try:
             with self.signals.deferred():
                 finished = self._train()
                 if finished:
                     self.publisher.finish()
-            if finished and self.arguments.push_to_hub:
-                self._push_finished()
-        except NonFiniteLossError as error:
-            raise NonFiniteLossError(f"{error} Last checkpoint: {last_checkpoint(output_dir)}.") from error
+                    written = True
+            if written and self.arguments.push_to_hub:
+                if self.signals.requested is not None:
+                    raise RunInterrupted(self.signals.requested)
+                self.publisher.push_finished()
+        except RunInterrupted as stop:
+            if not written:
+                raise
+            pushed = " was not pushed" if self.arguments.push_to_hub else " is complete"
+            raise RunInterrupted(stop.signal, f"the finished model in {output_dir}{pushed}") from None
+        except DivergenceError as error:
+            raise type(error)(f"{error} Last checkpoint: {last_checkpoint(output_dir)}.") from error
         except Exception as error:
             # A process that was told to stop may be gone before the last exchange of another process with it.
             if self.signals.requested is None or isinstance(error, EXPECTED_ERRORS):
@@ -158,17 +169,6 @@ class TrainingRun:
             "--resume_from_checkpoint latest"
         )
 
-    def _push_finished(self) -> None:
-        """Push the finished model, unless a signal comes before or meanwhile."""
-        try:
-            if self.signals.requested is not None:
-                raise RunInterrupted(self.signals.requested)
-            self.publisher.push_finished()
-        except RunInterrupted as stop:
-            raise RunInterrupted(
-                stop.signal, f"the finished model in {self.arguments.output_dir} was not pushed"
-            ) from None
-
 
 def build_run(
     arguments: TrainArguments, accelerator: Accelerator, lock: RunLock, signals: StopSignals, launcher: Launcher | None
@@ -183,13 +183,14 @@ def build_run(
     output_dir = Path(arguments.output_dir)
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     sharding = BatchSharding(arguments.train_batch_size, arguments.gradient_accumulation_steps, rank, num_processes)
-    start = on_main_process(lambda: find_start(output_dir, arguments.resume_from_checkpoint))
+    start = on_main_process(lambda: find_start(output_dir, arguments.resume_from_checkpoint, arguments.extend))
+    source = find_data(arguments, accelerator)
     model = make_model(arguments)
     config = model.config
     # New weights follow from the seed.
     initial_weights = on_main_process(lambda: weights_digest(model)) if arguments.model_name_or_path else None
     processor = make_processor(config, arguments)
-    data = load_data(arguments, processor, accelerator, config.num_classes)
+    data = load_data(arguments, source, processor, accelerator, config.num_classes, start)
     num_steps = count_steps(arguments, data.num_train_images)
     trajectory = {
         "model": {name: config.to_dict()[name] for name in JetConfig.__annotations__},
@@ -199,10 +200,16 @@ def build_run(
         "data": data.fingerprint,
         "eval_data": data.eval and data.eval.fingerprint,
         "mixed_precision": accelerator.mixed_precision,
+        "extended": None,
         **arguments.own_trajectory(),
+        "train_split": data.train_split,
     }
     if start is not None:
-        compare_trajectories(start, trajectory)
+        trajectory["extended"] = start.trajectory.get("extended")
+        compare_trajectories(start, trajectory, arguments.extend)
+        trajectory["extended"] = extension_of(start, trajectory)
+        on_main_process(lambda: check_later_checkpoints(output_dir, start, trajectory))
+    extended = trajectory["extended"]
     steps = range(start.step if start else 0, num_steps)
     batches = make_batches(arguments, data, processor, sharding, steps, accelerator.device)
     if arguments.gradient_checkpointing:
@@ -214,12 +221,16 @@ def build_run(
         num_steps,
         learning_rate=arguments.learning_rate,
         weight_decay=arguments.weight_decay,
-        warmup_ratio=arguments.warmup_ratio,
+        # An extended run keeps its steps of warm-up.
+        warmup_ratio=extended["warmup_steps"] / num_steps if extended else arguments.warmup_ratio,
+        lr_scheduler_type=arguments.lr_scheduler_type,
+        cooldown_ratio=arguments.cooldown_ratio,
         max_grad_norm=arguments.max_grad_norm,
         ema_decay=arguments.ema_decay if arguments.use_ema else None,
         seed=arguments.seed,
         label_dropout=arguments.label_dropout,
         accelerator=accelerator,
+        guard=UpdateGuard(arguments.max_skipped_steps, arguments.spike_factor, **(start.guard if start else {})),
     )
 
     # Everything fits: from here on, the run writes to its folder.
@@ -228,11 +239,14 @@ def build_run(
         replace_text(output_dir / "recipe.yaml", yaml.safe_dump(asdict(arguments), sort_keys=False))
     accelerator.wait_for_everyone()
     grace_seconds = launcher.grace_seconds if launcher else None
-    checkpointer = Checkpointer(arguments, trainer, processor, trajectory, grace_seconds)
+    window = MetricsWindow(**start.window) if start else MetricsWindow()
+    checkpointer = Checkpointer(arguments, trainer, processor, trajectory, window, grace_seconds)
     if start is not None:
         checkpointer.load(start)
         logger.info(f"resuming from {start.path}, after {start.step} of {num_steps} steps.")
-    monitor = Monitor(arguments, config, accelerator, steps, data.num_train_images)
+        if extended != start.trajectory.get("extended"):
+            extend_schedule(trainer, arguments.lr_scheduler_type)
+    monitor = Monitor(arguments, config, accelerator, steps, data.num_train_images, window)
     return TrainingRun(
         arguments=arguments,
         lock=lock,
@@ -244,6 +258,17 @@ def build_run(
         monitor=monitor,
         evaluator=Evaluator(arguments, trainer, processor, data, monitor),
         publisher=Publisher(arguments, trainer, processor, data, monitor),
+    )
+
+
+def extend_schedule(trainer: Trainer, lr_scheduler_type: str) -> None:
+    """Let the schedule of a run that was extended apply from its next step on."""
+    (before,) = trainer.scheduler.get_last_lr()
+    trainer.restart_schedule()
+    (now,) = trainer.scheduler.get_last_lr()
+    logger.info(
+        f"extended to {trainer.num_training_steps} steps of the schedule {lr_scheduler_type}: the learning rate of "
+        f"the next step is {now:.4g}, in place of {before:.4g}."
     )
 
 
@@ -261,7 +286,7 @@ def train(arguments: TrainArguments) -> RunResult | None:
         ValueError: for arguments, data or an `output_dir` that do not fit, before anything is written.
         RunLockedError: if another run is using `output_dir`.
         RunInterrupted: for SIGINT or SIGTERM before the first step, and see [`TrainingRun.run`].
-        CheckpointError, NonFiniteLossError, UndecodableImagesError: see [`TrainingRun.run`].
+        CheckpointError, DivergenceError, UndecodableImagesError: see [`TrainingRun.run`].
     """
     if arguments.dry_run:
         with StopSignals():

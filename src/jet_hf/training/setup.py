@@ -23,12 +23,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from ..analysis.evaluation import check_processes
 from ..arguments import TrainArguments
 from ..data import (
+    HELD_OUT,
+    KEPT,
     Batch,
     BatchSharding,
     DataSource,
     PixelSplit,
     ReadOptions,
     UnknownSplitError,
+    can_hold_out,
     held_out_split,
     load_pixels,
     stream_batches,
@@ -135,6 +138,7 @@ class RunData:
         source: Source of the images.
         options: Options of reading the training images.
         train: Pixels to train on; `None` if they are streamed.
+        train_split: Name of the split to train on.
         eval: Held-out pixels, if there are any.
         eval_split: Name of the held-out split.
         fingerprint: Short text that identifies the training images and their order, wherever they are stored.
@@ -143,6 +147,7 @@ class RunData:
     source: DataSource
     options: ReadOptions
     train: PixelSplit | None
+    train_split: str
     eval: PixelSplit | None
     eval_split: str | None
     fingerprint: str | None
@@ -152,15 +157,39 @@ class RunData:
         return None if self.train is None else len(self.train.dataset)
 
 
+def find_data(arguments: TrainArguments, accelerator: Accelerator) -> DataSource:
+    """
+    Find the dataset of a run, in the main process before the others, without reading images.
+
+    Raises:
+        ValueError: if there is no such dataset or split.
+    """
+    source = DataSource.from_arguments(arguments)
+    source.check_output(arguments.output_dir)
+    with accelerator.main_process_first():
+        source.layout.resolve(arguments.train_split)
+    return source
+
+
 def load_data(
     arguments: TrainArguments,
+    source: DataSource,
     processor: JetImageProcessor,
     accelerator: Accelerator,
     num_classes: int | None = None,
+    start: Checkpoint | None = None,
 ) -> RunData:
-    """Prepare the images, with labels for a class-conditional model, in the main process before the others."""
-    source = DataSource.from_arguments(arguments)
-    source.check_output(arguments.output_dir)
+    """
+    Prepare the images, with labels for a class-conditional model, in the main process before the others.
+
+    Args:
+        arguments: Arguments of the run.
+        source: Dataset, from [`find_data`].
+        processor: Image processor of the model.
+        accelerator: Accelerator of the run.
+        num_classes: Number of classes, if the model has any.
+        start: Checkpoint that the run resumes from.
+    """
     options = ReadOptions(
         num_classes=num_classes,
         max_images=arguments.max_train_images,
@@ -171,27 +200,44 @@ def load_data(
     num_proc = arguments.preprocessing_num_workers
     train = held_out = None
     with accelerator.main_process_first():
-        eval_split = find_eval_split(source, arguments)
+        train_split, eval_split = find_splits(source, arguments, start)
         if not arguments.streaming:
-            train = load_pixels(source, arguments.train_split, processor, options, num_proc=num_proc)
+            train = load_pixels(source, train_split, processor, options, num_proc=num_proc)
         if eval_split is not None:
             eval_options = replace(options, max_images=arguments.max_eval_images)
             held_out = load_pixels(source, eval_split, processor, eval_options, num_proc=num_proc)
-    fingerprint = train.fingerprint if train else stream_fingerprint(source, arguments.train_split)
-    return RunData(source, options, train, held_out, eval_split, fingerprint)
+    fingerprint = train.fingerprint if train else stream_fingerprint(source, train_split)
+    return RunData(source, options, train, train_split, held_out, eval_split, fingerprint)
 
 
-def find_eval_split(source: DataSource, arguments: TrainArguments) -> str | None:
-    """Return the requested split, or else the validation or test split; `None` if there is nothing to evaluate."""
-    if not arguments.eval_steps or arguments.eval_split == "none":
-        return None
-    if arguments.eval_split is not None:
-        return arguments.eval_split
-    try:
-        return held_out_split(source)
-    except UnknownSplitError as error:
-        logger.warning(f"no images are held out, so nothing is evaluated: {error}")
-        return None
+def find_splits(source: DataSource, arguments: TrainArguments, start: Checkpoint | None) -> tuple[str, str | None]:
+    """
+    Return the split to train on, and the one to evaluate on or `None`.
+
+    By default the latter is the validation or test split. A dataset without them is divided, unless the run resumes
+    from a checkpoint of a run that was not.
+    """
+    train, held_out, divided = arguments.train_split, arguments.eval_split, f"train{KEPT}"
+    began_divided = start is not None and start.trajectory.get("train_split") == divided
+    if held_out == "none" or not (arguments.eval_steps or began_divided):
+        return train, None
+    if held_out is None:
+        try:
+            held_out = held_out_split(source)
+        except UnknownSplitError as error:
+            may_divide = began_divided if start is not None else can_hold_out(source)
+            if train not in ("train", divided) or not may_divide:
+                logger.warning(
+                    f"no images are held out, so nothing is evaluated: {error} Images are only held out of a whole "
+                    "split `train` of 16 or more, and not of a stream."
+                )
+                return train, None
+            train, held_out = divided, f"train{HELD_OUT}"
+            logger.info(
+                f"{source.where} has no validation or test split, so {held_out} is evaluated and not trained on; "
+                "`eval_split` none trains on all images."
+            )
+    return train, held_out if arguments.eval_steps else None
 
 
 def count_steps(arguments: TrainArguments, num_train_images: int | None) -> int:
@@ -235,7 +281,7 @@ def make_batches(
         )
     return stream_batches(
         data.source,
-        arguments.train_split,
+        data.train_split,
         processor,
         data.options,
         sharding,
@@ -245,17 +291,20 @@ def make_batches(
     )
 
 
-def find_start(output_dir: Path, resume_from_checkpoint: str | None) -> Checkpoint | None:
+def find_start(output_dir: Path, resume_from_checkpoint: str | None, extend: bool = False) -> Checkpoint | None:
     """
     Return the checkpoint that a run starts from; `None` for a new run.
 
     Raises:
-        ValueError: if the folder holds another run, or files that are not those of a run.
+        ValueError: if the folder holds another run, or files that are not those of a run, or there is no checkpoint
+            to extend.
         CheckpointError: if the checkpoint at the given path does not exist or is incomplete.
     """
     checkpoints, found = list_checkpoints(output_dir), None
     if resume_from_checkpoint is not None:
         found = find_checkpoint(output_dir, resume_from_checkpoint)
+        if found is None and extend:
+            raise ValueError(f"`extend` needs a checkpoint to train on from, but {output_dir} has no complete one.")
         if found is None:
             logger.info(f"{output_dir} has no complete checkpoint yet: starting from scratch.")
     else:

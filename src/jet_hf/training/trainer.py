@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """The paper's optimizer step, from batches of bytes to updated weights and metrics."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,19 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data import Batch
-from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
+from ..model.modeling_jet import (
+    JetDensityEstimationOutput,
+    JetForDensityEstimation,
+    scale_bytes,
+    standard_normal_log_prob,
+)
 from ..model.validation_jet import trusted_values
 from ..utils.noise import normal_noise, uniform_noise
 from .optim import FUSED_DEVICES, build_optimizer, build_scheduler
+
+
+# Updates that the running mean of gradient norms reaches back, and before which no gradient counts as a spike.
+SPIKE_HISTORY = 100
 
 
 @dataclass(frozen=True)
@@ -26,19 +36,84 @@ class StepMetrics:
 
     Args:
         step: Number of optimizer steps completed, this one included.
-        loss: Mean bits per dimension of the whole batch, or nats per dimension with `noise_std`, before the update.
+        loss: Mean bits per dimension of the whole batch, before the update: `loss_prior + loss_log_det + log2(127.5)`.
+            With `noise_std`, all three are nats per dimension without a constant.
         grad_norm: Norm of the gradient of the whole batch, before clipping.
         learning_rate: Learning rate of the step.
+        loss_prior: Part of the loss due to the density of the latents, in bits per dimension.
+        loss_log_det: Part of the loss due to the log-determinant, in bits per dimension. With a dequantization flow,
+            it includes the density of that flow's noise.
+        clipped: Whether the gradient was clipped.
+        skipped: Whether the step left the weights as they were.
     """
 
     step: int
     loss: float
     grad_norm: float
     learning_rate: float
+    loss_prior: float
+    loss_log_det: float
+    clipped: bool
+    skipped: bool
 
 
-class NonFiniteLossError(RuntimeError):
+class DivergenceError(RuntimeError):
+    """More steps in a row than allowed had to be skipped; the message names the step."""
+
+
+class NonFiniteLossError(DivergenceError):
     """The loss or its gradient became infinite or NaN; the message names the step."""
+
+
+@dataclass
+class UpdateGuard:
+    """
+    Rule that decides which steps update the weights, from numbers that are the same in all processes.
+
+    Args:
+        max_skipped_steps: Number of steps in a row that may be skipped.
+        spike_factor: Multiple of the running mean of gradient norms above which a step is skipped; `None` accepts
+            every finite gradient.
+        num_updates, mean_grad_norm, num_skipped: State: the number of updates, the running mean of their gradient
+            norms, and the number of steps skipped since the last one.
+    """
+
+    max_skipped_steps: int = 0
+    spike_factor: float | None = None
+    num_updates: int = 0
+    mean_grad_norm: float = 0.0
+    num_skipped: int = 0
+
+    def accept(self, step: int, loss: float, grad_norm: float) -> bool:
+        """
+        Return whether a step may update the weights.
+
+        Raises:
+            NonFiniteLossError, DivergenceError: if it may not, and neither did the `max_skipped_steps` before it.
+        """
+        is_finite = abs(loss) + grad_norm < math.inf
+        if is_finite and not self._is_spike(grad_norm):
+            self.num_updates, self.num_skipped = self.num_updates + 1, 0
+            self.mean_grad_norm += (grad_norm - self.mean_grad_norm) / min(self.num_updates, SPIKE_HISTORY)
+            return True
+        self.num_skipped += 1
+        if self.num_skipped > self.max_skipped_steps:
+            mean = "" if self.spike_factor is None else f" (the running mean is {self.mean_grad_norm})"
+            raise (DivergenceError if is_finite else NonFiniteLossError)(
+                f"step {step} has the loss {loss} and the gradient norm {grad_norm}{mean}; the weights are still "
+                f"those of step {step - self.num_skipped}. Resume with `max_skipped_steps` above "
+                f"{self.max_skipped_steps} to skip more steps in a row."
+            )
+        return False
+
+    def _is_spike(self, grad_norm: float) -> bool:
+        if self.spike_factor is None or self.num_updates < SPIKE_HISTORY:
+            return False
+        return grad_norm > self.spike_factor * self.mean_grad_norm
+
+    def state_dict(self) -> dict:
+        """Return the state, ready for JSON."""
+        return {name: getattr(self, name) for name in ("num_updates", "mean_grad_norm", "num_skipped")}
 
 
 class Trainer:
@@ -48,13 +123,15 @@ class Trainer:
     Args:
         model: Model, trained in place.
         num_training_steps: Length of the schedule in optimizer steps.
-        learning_rate, weight_decay, warmup_ratio: See [`build_optimizer`] and [`build_scheduler`].
+        learning_rate, weight_decay, warmup_ratio, lr_scheduler_type, cooldown_ratio: See [`build_optimizer`] and
+            [`build_scheduler`].
         max_grad_norm: Global norm to which gradients are clipped.
         ema_decay: Decay of an exponential moving average of the weights; `None` keeps no average.
         seed: Seed of the dequantization noise, which each image draws by its index, and of the label dropout.
         label_dropout: Probability that a step of a class-conditional model drops all labels. As in the original code,
             the model then also learns the unconditional density, which guidance needs.
         accelerator: Devices, processes, precision and gradient accumulation; by default those of one process.
+        guard: Rule that skips steps; by default the first loss or gradient that is not finite raises.
 
     Raises:
         ValueError: for ActNorm under FSDP2, and for the arguments that [`build_optimizer`] and [`build_scheduler`]
@@ -73,6 +150,9 @@ class Trainer:
         seed: int = 0,
         label_dropout: float = 0.1,
         accelerator: Accelerator | None = None,
+        lr_scheduler_type: str = "cosine",
+        cooldown_ratio: float = 0.2,
+        guard: UpdateGuard | None = None,
     ):
         self.accelerator = accelerator or Accelerator()
         self.num_training_steps = num_training_steps
@@ -80,13 +160,16 @@ class Trainer:
         self.seed = seed
         self.label_dropout = label_dropout
         self.step_count = 0
+        self.guard = guard or UpdateGuard()
         self.base_model = model
         if model.config.use_actnorm and self.accelerator.is_fsdp2:
             raise ValueError("`use_actnorm` cannot be combined with FSDP2: its first batch sets whole tensors.")
         # The parameters move to the device only in `prepare`.
         fused = self.accelerator.device.type in FUSED_DEVICES
         optimizer = build_optimizer(model, learning_rate, weight_decay, fused=fused)
-        self.scheduler = build_scheduler(optimizer, num_training_steps, warmup_ratio)
+        self.scheduler = build_scheduler(
+            optimizer, num_training_steps, warmup_ratio, lr_scheduler_type, cooldown_ratio
+        )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         for name in ("encode", "decode"):
             # FSDP gathers sharded weights in hooks of `forward` alone; without FSDP this does nothing.
@@ -104,7 +187,7 @@ class Trainer:
                 the seed and the indices of the images.
 
         Raises:
-            NonFiniteLossError: before the weights are updated.
+            NonFiniteLossError, DivergenceError: before the weights are updated, see [`UpdateGuard`].
         """
         self.model.train()
         batches = [self._prepare_batch(batch) for batch in batches]
@@ -114,28 +197,55 @@ class Trainer:
         for i, batch in enumerate(batches):
             drawn = self._draw_noise(batch) if noise is None else noise[i]
             with self.accelerator.accumulate(self.model), trusted_values():
-                loss = self.model(self._scale(batch), labels=batch.labels, noise=drawn).loss
-                self.accelerator.backward(loss)
-            losses.append(loss.detach())
+                output = self.model(self._scale(batch), labels=batch.labels, noise=drawn)
+                self.accelerator.backward(output.loss)
+            losses.append(self._loss_and_terms(output))
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         if isinstance(grad_norm, DTensor):  # under FSDP2
             grad_norm = grad_norm.full_tensor()
-        mean_loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
+        means = torch.stack(losses).mean(dim=0)
+        # All processes continue with the same numbers, and skip the same steps.
+        reduced = self.accelerator.reduce(torch.cat([means, grad_norm.to(means)[None]]), "mean")
         # This is the only time in a step that the host waits for the device.
-        loss, grad_norm = torch.stack([mean_loss, grad_norm.to(mean_loss)]).tolist()
-        metrics = StepMetrics(self.step_count + 1, loss, grad_norm, float(self.scheduler.get_last_lr()[0]))
-        if not abs(metrics.loss) + metrics.grad_norm < float("inf"):
-            raise NonFiniteLossError(
-                f"step {metrics.step} has the loss {metrics.loss} and the gradient norm {metrics.grad_norm}; the "
-                "weights are still those of the step before."
-            )
-        self.optimizer.step()
+        loss, loss_prior, loss_log_det, norm = reduced.tolist()
+        accepted = self.guard.accept(self.step_count + 1, loss, norm)
+        learning_rate = float(self.scheduler.get_last_lr()[0])
+        if accepted:
+            self.optimizer.step()
+        else:
+            # Otherwise, accelerate would not reduce the next gradient on a TPU.
+            self.accelerator.gradient_state.is_xla_gradients_synced = False
         self.scheduler.step()
         self.optimizer.zero_grad()
-        if self._update_average is not None:
+        if accepted and self._update_average is not None:
             self._update_average(list(self.ema.values()), list(self.base_model.parameters()), self.step_count)
         self.step_count += 1
-        return metrics
+        return StepMetrics(
+            step=self.step_count,
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=learning_rate,
+            loss_prior=loss_prior,
+            loss_log_det=loss_log_det,
+            clipped=norm > self.max_grad_norm,
+            skipped=not accepted,
+        )
+
+    def restart_schedule(self) -> None:
+        """Set the learning rate of the next step, after loading a checkpoint of another schedule."""
+        self.scheduler.last_epoch -= 1
+        self.scheduler.step()
+
+    @torch.no_grad()
+    def _loss_and_terms(self, output: JetDensityEstimationOutput) -> torch.Tensor:
+        """Return the loss of a micro-batch, and its terms of the prior and the log-determinant: float32 (3,)."""
+        assert output.loss is not None and output.latents is not None and output.log_det is not None
+        log_prior, log_det = standard_normal_log_prob(output.latents), output.log_det
+        if output.dequantization_log_det is not None:
+            log_det = log_det + output.dequantization_log_det.to(log_det.device)
+        config = self.base_model.config
+        unit = config.num_dims * (math.log(2) if config.noise_std is None else 1)
+        return torch.stack([output.loss, -log_prior.mean() / unit, -log_det.mean() / unit])
 
     def _prepare_batch(self, batch: Batch) -> Batch:
         """Move a batch to the device; if its labels are dropped, replace them by the number of classes."""

@@ -4,9 +4,10 @@
 import json
 import math
 import os
+import secrets
 import shlex
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +29,9 @@ def new_folder(path: str | os.PathLike, replaces: str | None = None) -> Iterator
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The name of the draft does not contain that of the folder, which may be as long as the file system allows.
-    draft = Path(tempfile.mkdtemp(prefix=".draft.", dir=path.parent))
+    draft = path.parent / f".draft.{secrets.token_hex(8)}"
+    draft.mkdir()
     try:
-        draft.chmod(0o777 & ~_umask())
         yield draft
         publish_folder(draft, path)
     except BaseException:
@@ -42,7 +43,10 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically: call `write` with a hidden draft, flush the draft to the disk, and rename it."""
     name = os.fsencode(f".{path.name}")[: os.pathconf(path.parent, "PC_NAME_MAX")]
     draft = path.with_name(os.fsdecode(name))
+    draft.unlink(missing_ok=True)
+    mode = _mode_of_new(draft)
     write(draft)
+    draft.chmod(mode)
     fsync(draft)
     os.replace(draft, path)
     fsync(path.parent)
@@ -76,9 +80,11 @@ def _null_unless_finite(value: object) -> object:
 
 def publish_folder(draft: Path, path: Path) -> None:
     """Flush a finished draft folder to the disk and rename it to `path`, replacing an existing folder."""
-    for file in [*draft.rglob("*"), draft]:
+    files = [*draft.rglob("*"), draft]
+    mode = _default_mode(draft)
+    for file in files:
         if file.is_file():
-            _set_default_permissions(file)
+            file.chmod(mode)
         fsync(file)
     replace_folder(draft, path)
     fsync(path.parent)
@@ -94,8 +100,9 @@ def publish_files(draft: Path, folder: Path, last: str) -> None:
         last: Name of the file to move last, without which readers ignore the others.
     """
     files = sorted(draft.iterdir(), key=lambda file: file.name == last)
+    mode = _default_mode(draft)
     for file in files:
-        _set_default_permissions(file)
+        file.chmod(mode)
         fsync(file)
     for file in files:
         os.replace(file, folder / file.name)
@@ -136,16 +143,18 @@ def check_is_free(path: str | os.PathLike, replaces: str | None = None) -> None:
         raise FileExistsError(f"{path} already exists and is not an empty folder{marked}.")
 
 
-def _set_default_permissions(file: Path) -> None:
-    """Give a file the permissions of any new file; safetensors makes the files of weights private."""
-    file.chmod(0o666 & ~_umask())
+def _default_mode(folder: Path) -> int:
+    """Return the permissions of a new file in a folder, which safetensors does not give to the files of weights."""
+    probe = folder / ".mode"
+    mode = _mode_of_new(probe)
+    probe.unlink()
+    return mode
 
 
-def _umask() -> int:
-    # The umask can only be read by setting it.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+def _mode_of_new(file: Path) -> int:
+    # The umask can only be read by changing it, which would affect the files that other threads create meanwhile.
+    file.touch()
+    return stat.S_IMODE(file.stat().st_mode)
 
 
 def fsync(path: Path) -> None:

@@ -1,0 +1,37 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Versions and devices with which a run is made."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from .. import __version__
+
+
+def describe_environment(accelerator: Accelerator) -> dict:
+    """Return the versions of the software, the commit of jet_hf, and the devices, ready for JSON."""
+    is_cuda = accelerator.device.type == "cuda"
+    return {
+        "jet_hf": __version__,
+        "commit": checkout_commit(Path(__file__).parents[3]),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "accelerate")},
+        "device": torch.cuda.get_device_name() if is_cuda else accelerator.device.type,
+        "num_processes": accelerator.num_processes,
+    }
+
+
+def checkout_commit(folder: Path) -> str | None:
+    """Return the commit of a git checkout, with `-dirty` after uncommitted changes; `None` for any other folder."""
+    if not (folder / ".git").exists():  # an installed package may lie below somebody else's checkout
+        return None
+    git = ["git", "--no-optional-locks", "-C", str(folder)]
+    command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

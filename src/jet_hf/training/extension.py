@@ -1,0 +1,56 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""`--extend`: another number of steps, or another schedule, from a checkpoint on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import EXTENDABLE, MANIFEST, Checkpoint, changed_settings, list_checkpoints, with_defaults
+
+
+def extension_of(start: Checkpoint, trajectory: Mapping[str, Any]) -> dict[str, Any] | None:
+    """
+    Return the record of all extensions of a run, for the entry `extended` of its trajectory; `None` if there are none.
+
+    It holds the steps at which the run was extended, and the number of warm-up steps, which follows from the first
+    length of the run. If nothing differs from the checkpoint, the run was extended before, and this resumes it.
+
+    Raises:
+        ValueError: if no step would be left.
+    """
+    before = with_defaults(start.trajectory)
+    if all(before[name] == trajectory[name] for name in EXTENDABLE):
+        return before["extended"]
+    if trajectory["num_steps"] <= start.step:
+        raise ValueError(
+            f"`max_steps` must be above the {start.step} steps of {start.path} to extend its run, got "
+            f"{trajectory['num_steps']}."
+        )
+    first = {"at_steps": [], "warmup_steps": round(before["warmup_ratio"] * before["num_steps"])}
+    extended = before["extended"] or first
+    return extended | {"at_steps": [*extended["at_steps"], start.step]}
+
+
+def check_later_checkpoints(output_dir: Path, start: Checkpoint, trajectory: Mapping[str, Any]) -> None:
+    """
+    Make sure that all checkpoints after the one to resume from belong to the same course of training.
+
+    Otherwise, `latest` could find one of another course after an interruption.
+
+    Raises:
+        ValueError: if some do not; the message names them.
+    """
+    others = []
+    for path in list_checkpoints(output_dir):
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            if manifest["step"] > start.step and changed_settings(manifest["trajectory"], trajectory):
+                others.append(path.name)
+        except (OSError, ValueError, KeyError):
+            continue  # it is incomplete, and no run resumes from it
+    if others:
+        raise ValueError(
+            f"{output_dir} must not hold later checkpoints with other settings than the run that resumes from "
+            f"{start.path}: move {', '.join(others)} away, or choose another `output_dir`."
+        )
