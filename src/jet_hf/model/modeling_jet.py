@@ -23,15 +23,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .conditioners_jet import (
-    Conditioning,
-    Guidance,
-    JetAttention,
-    JetStandardizedConv2d,
-    JetViT,
-    allows_checkpointing,
-    linear,
-)
+from .conditioners_jet import Conditioning, Guidance, JetAttention, JetStandardizedConv2d, JetViT, linear
 from .configuration_jet import JetConfig, levels_per_unit
 from .flow_jet import (
     JetActNorm,
@@ -839,7 +831,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
 
         conditions = [context, labels, context_mask]
         # Compilation and transforms of torch.func follow each other, but not `torch.autograd.grad`.
-        if torch.compiler.is_compiling() or not allows_checkpointing():
+        if torch.compiler.is_compiling() or _is_transformed(pixel_values):
             return torch.func.grad(log_prob)(pixel_values, *conditions)
         differentiable = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
@@ -919,6 +911,15 @@ class JetForDensityEstimation(JetPreTrainedModel):
         if generator is None:
             return draw(shape, device=device, dtype=dtype)
         return draw(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
+
+
+def _is_transformed(tensor: torch.Tensor) -> bool:
+    """Return whether a transform of torch.func, such as `vmap`, is at work: they refuse `requires_grad_`."""
+    try:
+        tensor.detach().requires_grad_()
+    except RuntimeError:
+        return not tensor.is_inference()
+    return False
 
 
 class JetDistribution(Distribution):
