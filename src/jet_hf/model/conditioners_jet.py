@@ -27,21 +27,23 @@ class Guidance(NamedTuple):
     Guidance of the coupling layers, which combine the parameters of a guided and of an unguided prediction.
 
     Args:
-        scale: Strength at the layer next to the latents: 0 for the unguided prediction, 1 for the guided one.
-        last_scale: Strength at the layer next to the image. The layers between are interpolated.
+        scales: Strengths at the layers next to the latents and next to the image, between which the others are
+            interpolated: 0 for the unguided prediction, 1 for the guided one.
         rule: Name in `GUIDANCE_RULES`.
         attention_temperature: Temperature of self-attention in the unguided prediction.
+        scale: Strength at one layer, see [`at`].
     """
 
-    scale: float
-    last_scale: float
+    scales: tuple[float, float]
     rule: str
     attention_temperature: float
+    scale: torch.Tensor | None = None
 
-    def at(self, depth: float) -> "Guidance":
+    def at(self, depth: float, state: torch.Tensor) -> "Guidance":
         """Return the guidance of a layer, at a depth from 0 next to the image to 1 next to the latents."""
-        scale = self.last_scale + depth * (self.scale - self.last_scale)
-        return self._replace(scale=scale, last_scale=scale)
+        first, last = self.scales
+        # As a tensor, the strength of each layer needs no compiled graph of its own.
+        return self._replace(scale=state.new_full((), last + depth * (first - last)))
 
 
 class Conditioning(NamedTuple):

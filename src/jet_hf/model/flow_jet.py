@@ -157,14 +157,14 @@ class JetTransform(nn.Module):
         raise NotImplementedError
 
     def guide(
-        self, guided: Sequence[torch.Tensor], unguided: Sequence[torch.Tensor], weight: float
+        self, guided: Sequence[torch.Tensor], unguided: Sequence[torch.Tensor], weight: torch.Tensor
     ) -> Sequence[torch.Tensor]:
         """
         Combine two predictions by variance-aware guidance.
 
         Args:
             guided, unguided: Parameters of the two predictions.
-            weight: Weight of the guidance, at least -1. With 0 the result is the guided prediction.
+            weight: Weight of the guidance, a number of at least -1. With 0 the result is the guided prediction.
         """
         raise NotImplementedError
 
@@ -194,7 +194,7 @@ class JetAffineTransform(JetTransform):
         return values / scale - bias if inverse else (values + bias) * scale, log_scale
 
     def guide(
-        self, guided: Sequence[torch.Tensor], unguided: Sequence[torch.Tensor], weight: float
+        self, guided: Sequence[torch.Tensor], unguided: Sequence[torch.Tensor], weight: torch.Tensor
     ) -> Sequence[torch.Tensor]:
         """
         Combine two predictions by the guidance of STARFlow (Gu et al., 2025), which never widens a distribution.
@@ -342,6 +342,7 @@ class JetConditionalMap(nn.Module):
         """Predict the transform's parameters, each (B, N, D/2), from the first half (B, N, D/2)."""
         guidance = conditioning.guidance
         if guidance is not None:
+            assert guidance.scale is not None
             guided = self.predict(conditioner, first, indices, conditioning.guided())
             unguided = self.predict(conditioner, first, indices, conditioning.unguided())
             if guidance.rule == "variance_aware":
@@ -514,7 +515,7 @@ def steps(
     for coupling in reversed(couplings) if inverse else couplings:
         if guidance is not None:
             depth = coupling.layer_index / max(1, len(couplings) - 1)
-            conditioning = conditioning._replace(guidance=guidance.at(depth))
+            conditioning = conditioning._replace(guidance=guidance.at(depth, state))
         state, log_scale, glow_log_det = coupling(state, inverse, *conditioning)
         yield Step(coupling, state, log_scale, glow_log_det)
         del log_scale  # frees its memory before the next layer runs

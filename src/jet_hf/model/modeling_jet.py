@@ -558,7 +558,7 @@ class JetModel(JetPreTrainedModel):
         if guidance_scale is not None:
             scales = guidance_scale if isinstance(guidance_scale, tuple | list) else (guidance_scale,)
             temperature = 1.0 if attention_temperature is None else attention_temperature
-            conditioning = conditioning._replace(guidance=Guidance(scales[0], scales[-1], guidance, temperature))
+            conditioning = conditioning._replace(guidance=Guidance((scales[0], scales[-1]), guidance, temperature))
         return self._transform(latents, conditioning, inverse=True)
 
     def _transform(
