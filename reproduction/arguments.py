@@ -1,50 +1,60 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Command-line arguments of `scripts/sweep.py`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from jet_hf.utils.arguments import BoundedArguments, argument
 
 from .tables import TABLES
 
 
 @dataclass
-class SweepArguments:
+class SweepArguments(BoundedArguments):
     """
-    All arguments of a sweep.
+    Run a grid of trainings over any fields and seeds, or a table of the paper, and compare the results.
 
-    Raises:
-        ValueError: for seeds that are negative or repeated.
+        python scripts/sweep.py --grid recipes/sweeps/rates_and_widths.yaml --dry_run
+        python scripts/sweep.py --grid recipes/sweeps/rates_and_widths.yaml \\
+            --accelerate_config recipes/accelerate/cpu.yaml
+        python scripts/sweep.py --table glow_parts --config recipes/sweeps/photographs.yaml --seeds 0 1 2 \\
+            --accelerate_config recipes/accelerate/cpu.yaml --report docs/sweeps/glow_parts.md
+        python scripts/sweep.py --table coupling_layouts --config recipes/sweeps/imagenet1k_64.yaml \\
+            --accelerate_config recipes/accelerate/ddp.yaml --print_commands > commands.txt
+
+    The same command resumes a sweep that was stopped or killed: finished runs are kept, and the others continue from
+    their last checkpoint. On a cluster, work off the printed commands, one per job; see docs/sweeps/README.md.
     """
 
-    table: str = field(metadata={"help": "Table of the paper.", "choices": list(TABLES)})
-    config: str = field(metadata={"help": "Recipe that every run starts from."})
-    output_dir: str = field(
-        default="runs/sweep",
-        metadata={"help": "Output folder. A run writes to TABLE/CELL/seed_SEED, results go to TABLE/results.jsonl."},
+    grid: str | None = argument("YAML file with a recipe (config), values of fields (grid) and seeds.", None)
+    table: str | None = argument("Table of the paper, instead of a grid.", None, choices=tuple(TABLES))
+    config: str | None = argument("Recipe that every run starts from; by default that of the grid.", None)
+    output_dir: str = argument(
+        "Output folder. A run writes to TABLE/CELL/seed_SEED, results go to TABLE/results.jsonl.", "runs/sweep"
     )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds; each cell is run with each seed."})
-    override: list[str] = field(
-        default_factory=list,
-        metadata={"help": "FIELD=VALUE, or FIELD=A,B for a list: replaces a field of the recipe."},
+    seeds: list[int] | None = argument(  # noqa: RUF009
+        "Seeds; each cell is run with each seed. By default those of the grid, or else 0.", None
     )
-    axis: list[str] = field(
-        default_factory=list,
-        metadata={"help": "NAME=A,B: replaces the paper's values on an axis of the table. --dry_run lists the axes."},
+    override: list[str] | None = argument(  # noqa: RUF009
+        "FIELD=VALUE, or FIELD=A,B for a list: replaces a field of the recipe.", None
     )
-    accelerate_config: str | None = field(
-        default=None,
-        metadata={"help": "Configuration file of `accelerate launch`, such as those in recipes/accelerate."},
+    axis: list[str] | None = argument(  # noqa: RUF009
+        "NAME=A,B: replaces the paper's values on an axis of the table. --dry_run lists the axes.", None
     )
-    dry_run: bool = field(default=False, metadata={"help": "List the runs with their status and size, and exit."})
-    print_commands: bool = field(
-        default=False, metadata={"help": "Print the command of each run that is not finished, one per line, and exit."}
+    accelerate_config: str | None = argument(
+        "Configuration file of accelerate launch, such as those in recipes/accelerate.", None
     )
-    report: str | None = field(
-        default=None, metadata={"help": "Markdown file to write the report to; a plot goes beside it."}
+    dry_run: bool = argument("List the runs with their status and size, and exit.", False)
+    print_commands: bool = argument(
+        "Print the command of each run that is not finished, one per line, and exit.", False
     )
-    report_only: bool = field(
-        default=False, metadata={"help": "Start no run; collect the results and write the report."}
-    )
+    report: str | None = argument("Markdown file to write the report to; a plot goes beside it.", None)
+    report_only: bool = argument("Start no run; collect the results and write the report.", False)
 
     def __post_init__(self):
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"`seeds` must be distinct integers of at least 0, got {self.seeds}.")
+        super().__post_init__()
+        if (self.grid is None) == (self.table is None):
+            raise ValueError(f"one of `grid` and `table` must be given, got {'neither' if not self.grid else 'both'}.")
+        if self.table is not None and self.config is None:
+            raise ValueError("`config` must be given with `table`.")
+        if self.grid is not None and self.axis:
+            raise ValueError("`axis` is for a table of the paper and cannot be combined with `grid`.")

@@ -1,14 +1,13 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The paper's claims about its tables, as comparisons of cells.
+The cells of a table, and the paper's claims as comparisons of cells.
 
 Each function takes the cells of a sweep. A claim about cells that the sweep leaves out has no contrasts. The text that
 the claims were read from has lost some numbers; there, the table identifies the cells that a sentence refers to.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from .cells import Cell
 
 
 SINGLE_PATTERNS = ("rows", "columns", "checkerboard")
@@ -16,22 +15,31 @@ MIXED_RATIOS = ("1to1", "2to1", "3to1", "4to1", "5to1")
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Cell:
     """
-    A weighted sum of the cells' bits per dimension that is claimed to be positive.
+    One configuration of a table.
 
     Args:
-        text: The claim in words, such as "1to1-masking above 1to1-pairing".
-        weights: Weight of each cell, by its name.
+        name: Name of the cell and of its folder.
+        labels: Coordinates on the axes of the table.
+        fields: Training arguments that the cell sets.
+        paper: The paper's bits per dimension, if known.
+        note: Remark on the paper's result.
     """
+
+    name: str
+    labels: Mapping[str, str | int]
+    fields: dict
+    paper: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A sum of the cells' bits per dimension, with a weight for each cell, that is claimed to be positive."""
 
     text: str
     weights: dict[str, float]
-
-
-def above(higher: str, lower: str) -> Contrast:
-    """Claim that one cell has more bits per dimension than another."""
-    return Contrast(f"{higher} above {lower}", {higher: 1.0, lower: -1.0})
 
 
 @dataclass(frozen=True)
@@ -41,53 +49,37 @@ class Claim:
 
     Args:
         text: The claim in words.
-        contrasts: Contrasts that it consists of.
+        contrasts: Contrasts that it consists of, or a function that returns them, given the mean bits per dimension
+            and the training FLOPs of the cells.
     """
 
     text: str
-    contrasts: list[Contrast]
-
-    def select(self, means: dict[str, float], flops: dict[str, float]) -> list[Contrast]:
-        """Return the contrasts to evaluate, given the mean bits per dimension and the training FLOPs of the cells."""
-        return self.contrasts
+    contrasts: list[Contrast] | Callable[[dict[str, float], dict[str, float]], list[Contrast]]
 
 
-@dataclass(frozen=True)
-class FrontClaim:
-    """
-    The claim that the best model of one kind is worse than another kind at its own compute.
+def above(higher: str, lower: str) -> Contrast:
+    """Claim that one cell has more bits per dimension than another."""
+    return Contrast(f"{higher} above {lower}", {higher: 1.0, lower: -1.0})
 
-    The best cell of `behind` is compared with the best cell of `ahead` that takes no more FLOPs, if there is one.
 
-    Args:
-        text: The claim in words.
-        ahead, behind: Names of the cells of the two kinds.
-    """
+def best_above(behind: list[str], ahead: list[str]) -> Callable:
+    """Claim that the best cell of one kind is above the best one of another kind that takes no more compute."""
 
-    text: str
-    ahead: list[str]
-    behind: list[str]
-
-    def select(self, means: dict[str, float], flops: dict[str, float]) -> list[Contrast]:
-        """Return the contrast to evaluate, given the mean bits per dimension and the training FLOPs of the cells."""
+    def select(means: dict[str, float], flops: dict[str, float]) -> list[Contrast]:
         known = means.keys() & flops.keys()
-        behind = [name for name in self.behind if name in known]
-        if not behind:
-            return []
-        best = min(behind, key=means.__getitem__)
-        rivals = [name for name in self.ahead if name in known and flops[name] <= flops[best]]
-        return [above(best, min(rivals, key=means.__getitem__))] if rivals else []
+        best = min((name for name in behind if name in known), key=means.__getitem__, default=None)
+        rivals = [name for name in ahead if best and name in known and flops[name] <= flops[best]]
+        return [above(best, min(rivals, key=means.__getitem__))] if best and rivals else []
+
+    return select
 
 
 def pairs(cells: list[Cell], label: str, higher: str | int, lower: str | int) -> list[Contrast]:
     """Claim that cells with one value of a label are above those with another, all other labels being equal."""
     names = {frozenset(cell.labels.items()): cell.name for cell in cells}
-    contrasts = []
-    for cell in cells:
-        twin = frozenset({**cell.labels, label: lower}.items())
-        if cell.labels[label] == higher and twin in names:
-            contrasts.append(above(cell.name, names[twin]))
-    return contrasts
+    twins = {cell.name: frozenset({**cell.labels, label: lower}.items()) for cell in cells}
+    above_twin = [cell.name for cell in cells if cell.labels[label] == higher and twins[cell.name] in names]
+    return [above(name, names[twins[name]]) for name in above_twin]
 
 
 def coupling_layouts(cells: list[Cell]) -> list[Claim]:
@@ -121,31 +113,24 @@ def coupling_layouts(cells: list[Cell]) -> list[Claim]:
 
 def masking_vs_pairing(cells: list[Cell]) -> list[Claim]:
     """Return the claims of section 3.2.4. Masking and pairing tie at 3:1 in the paper, so the ratios are averaged."""
-    names = {(cell.labels["ratio"], cell.labels["mode"]): cell.name for cell in cells}
-    gaps = {
-        ratio: above(name, names[ratio, "pairing"])
-        for (ratio, mode), name in names.items()
-        if mode == "masking" and (ratio, "pairing") in names
-    }
+    gaps = {contrast.text.split("-")[0]: contrast for contrast in pairs(cells, "mode", "masking", "pairing")}
     spatial = [gaps.pop("all_spatial")] if "all_spatial" in gaps else []
     average = {name: weight / len(gaps) for gap in gaps.values() for name, weight in gap.weights.items()}
+    wider = [
+        Contrast(
+            f"masking minus pairing: all_spatial above {ratio}",
+            wide.weights | {name: -weight for name, weight in gap.weights.items()},
+        )
+        for wide in spatial
+        for ratio, gap in gaps.items()
+    ]
     return [
         Claim("Pairing is better than masking with spatial couplings alone.", spatial),
         Claim(
             "Pairing is slightly better than masking with channel couplings in between, on average over the ratios.",
             [Contrast("masking above pairing, on average", average)] if average else [],
         ),
-        Claim(
-            "The difference is smaller with channel couplings in between.",
-            [
-                Contrast(
-                    f"masking minus pairing: all_spatial above {ratio}",
-                    wide.weights | {name: -weight for name, weight in gap.weights.items()},
-                )
-                for wide in spatial
-                for ratio, gap in gaps.items()
-            ],
-        ),
+        Claim("The difference is smaller with channel couplings in between.", wider),
     ]
 
 
@@ -156,7 +141,7 @@ def glow_parts(cells: list[Cell]) -> list[Claim]:
     return [Claim("Neither of Glow's parts is the best choice.", contrasts)]
 
 
-def cnn(cells: list[Cell]) -> list[Claim | FrontClaim]:
+def cnn(cells: list[Cell]) -> list[Claim]:
     """
     Return the claims of section 3.2.3, in which the CNNs lag "significantly behind".
 
@@ -165,7 +150,7 @@ def cnn(cells: list[Cell]) -> list[Claim | FrontClaim]:
     """
     vit, cnn = ([cell.name for cell in cells if cell.labels["backbone"] == kind] for kind in ("vit", "cnn"))
     return [
-        FrontClaim("The best CNN is worse than the best ViT that takes no more compute.", ahead=vit, behind=cnn),
+        Claim("The best CNN is worse than the best ViT that takes no more compute.", best_above(cnn, vit)),
         Claim(
             "With the same coupling layers, depth and width, ViTs are better than CNNs.",
             pairs(cells, "backbone", "cnn", "vit"),
@@ -207,21 +192,17 @@ def imagenet21k(cells: list[Cell]) -> list[Claim]:
     """Return the claims of sections 3.1 and 3.2.2 about ImageNet-21k."""
     sizes = {key: sorted({cell.labels[key] for cell in cells}) for key in ("layers", "depth", "width")}
     names = {(cell.labels["layers"], cell.labels["depth"], cell.labels["width"]): cell.name for cell in cells}
-    return [
-        shallow(cells),
-        *(
-            Claim(
-                f"Larger is better: the largest {key} against the smallest.",
-                pairs(cells, key, values[0], values[-1]) if len(values) > 1 else [],
-            )
-            for key, values in sizes.items()
-        ),
+    larger = [
         Claim(
-            "Depth 4 is better than four times as many coupling layers of depth 1, at similar compute.",
-            [
-                above(names[4 * layers, 1, width], name)
-                for (layers, depth, width), name in names.items()
-                if depth == 4 and (4 * layers, 1, width) in names
-            ],
-        ),
+            f"Larger is better: the largest {key} against the smallest.",
+            pairs(cells, key, values[0], values[-1]) if len(values) > 1 else [],
+        )
+        for key, values in sizes.items()
     ]
+    deeper = [
+        above(names[4 * layers, 1, width], name)
+        for (layers, depth, width), name in names.items()
+        if depth == 4 and (4 * layers, 1, width) in names
+    ]
+    text = "Depth 4 is better than four times as many coupling layers of depth 1, at similar compute."
+    return [shallow(cells), *larger, Claim(text, deeper)]

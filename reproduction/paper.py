@@ -8,7 +8,7 @@ of the best model.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 
 N_A = None
@@ -41,8 +41,8 @@ MASKING_VS_PAIRING = {
 GLOW_PARTS = {"none": 3.720, "actnorm": None, "invertible_dense": None, "both": 3.733}
 
 # Appendix A.2: coupling layers and widths across, conditioner depths down.
-GRID_1K_LAYERS, GRID_1K_WIDTHS = (16, 32, 64), (256, 512, 768)
-GRID_21K_LAYERS, GRID_21K_WIDTHS = (32, 64, 128), (512, 768, 1024)
+LAYERS_1K, WIDTHS_1K = (16, 32, 64), (256, 512, 768)
+LAYERS_21K, WIDTHS_21K = (32, 64, 128), (512, 768, 1024)
 VIT_DEPTHS = (1, 2, 3, 4, 5, 6)
 
 IMAGENET1K_32 = {
@@ -78,9 +78,7 @@ IMAGENET21K_64 = {
     6: (3.20, 3.17, 3.15, 3.17, 3.14, 3.13, 3.14, N_A, N_A),
 }
 
-# The paper left out width 1536 with 64 coupling layers to limit memory.
 CNN_WIDTHS = (256, 512, 768, 1024, 1536)
-CNN_COLUMNS = [pair for pair in itertools.product(GRID_1K_LAYERS, CNN_WIDTHS) if pair != (64, 1536)]
 CNN_DEPTHS = (1, 2, 3, 4, 5, 6, 8)
 CNN = {
     1: (4.17, 4.05, 4.00, 3.96, 3.92, 4.05, 3.95, 3.91, 3.87, 3.83, 3.97, 3.88, 3.84, N_A),
@@ -93,13 +91,8 @@ CNN = {
 }
 
 
-def by_sizes(
-    grid: Mapping[int, tuple[float | None, ...]], columns: Iterable[tuple[int, int]]
-) -> dict[tuple[int, int, int], float | None]:
+def by_sizes(grid: Mapping[int, tuple], layers: tuple[int, ...], widths: tuple[int, ...]) -> dict[tuple, float | None]:
     """Return the results of a grid by (coupling layers, depth, width)."""
-    columns = list(columns)
-    return {
-        (layers, depth, width): result
-        for depth, results in grid.items()
-        for (layers, width), result in zip(columns, results, strict=True)
-    }
+    # The paper left out the width 1536 with 64 coupling layers to limit memory.
+    columns = [pair for pair in itertools.product(layers, widths) if pair != (64, 1536)]
+    return {(n, depth, width): bits for depth in grid for (n, width), bits in zip(columns, grid[depth], strict=True)}

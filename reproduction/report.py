@@ -1,24 +1,24 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""The report of a table in Markdown: the paper's results beside ours, and verdicts on the paper's claims."""
+"""The report of a table in Markdown: results over seeds beside the paper's, verdicts on its claims, and a plot."""
 
-import inspect
 import math
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.training import TrainArguments
-from jet_hf.utils.files import replace_text, strict_json
+from jet_hf.utils.files import replace_file, replace_text
 from jet_hf.utils.tables import markdown_table
 
-from .cells import Cell
-from .figure import plot_compute
+from .claims import Cell
 from .tables import Table
 from .verdicts import Judgment, Verdict, confidence_margin, judge
 
 
 UNKNOWN = "n/a"
+MARKERS = "osD^vP*X"
 # Label by which the plot groups the cells: the first of these that the table has.
 GROUP_LABELS = ("backbone", "pattern", "mode", "dequantization", "parts", "layers")
 
@@ -58,29 +58,29 @@ def write_report(
     Args:
         path: Markdown file to write.
         command: Command that makes the report, as its first line.
-        table: Table of the paper.
+        table: Table of the paper, or grid.
         cells: Cells of the sweep.
         rows: Results, see [`collect_rows`].
         arguments: Arguments that all runs share.
     """
     bits = bits_by_seed(cells, rows)
     summary = summarize(cells, rows, bits)
-    judgments = [judge(claim, bits, summary["flops"], summary["paper"]) for claim in table.claims(cells)]
-    number = sum(len(judgment.comparisons) for judgment in judgments)
+    picture = path.with_suffix(".png")
     parts = [
         f"`{command}`",
         f"# {table.title}",
         setting_text(table, rows, arguments),
         "## Bits per dimension",
-        results_table(summary, bits, table.reference),
-        results_legend(cells, rows, table.reference),
-        "## The paper's claims",
-        claims_table(judgments),
-        CLAIMS_LEGEND.format(number=number, chance=number / 40),
+        results_table(table, summary, bits),
+        results_legend(cells, table.reference),
     ]
+    if claims := table.claims(cells):
+        judgments = [judge(claim, bits, summary["flops"], summary["paper"]) for claim in claims]
+        number = sum(len(judgment.comparisons) for judgment in judgments)
+        legend = CLAIMS_LEGEND.format(number=number, chance=number / 40)
+        parts += ["## The paper's claims", claims_table(judgments), legend]
     if missing := [f"- `{row['cell']}`, seed {row['seed']}: {row['reason']}" for row in rows if row["reason"]]:
         parts += ["## Runs without a result", "\n".join(missing)]
-    picture = path.with_suffix(".png")
     parts += ["## Compute", f"![Bits per dimension against training compute]({picture.name})", COMPUTE_LEGEND]
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_compute(picture, table.title, summary)
@@ -96,7 +96,7 @@ def bits_by_seed(cells: list[Cell], rows: list[dict]) -> pd.DataFrame:
 def summarize(cells: list[Cell], rows: list[dict], bits: pd.DataFrame) -> pd.DataFrame:
     """Return a table of the cells: results over seeds, the paper's result, size and group."""
     sizes = pd.DataFrame(rows).groupby("cell")
-    label = next(key for key in GROUP_LABELS if key in cells[0].labels)
+    label = next((key for key in GROUP_LABELS if key in cells[0].labels), next(iter(cells[0].labels)))
     return pd.DataFrame(
         {
             "paper": pd.Series({cell.name: cell.paper for cell in cells}, dtype=float),
@@ -113,6 +113,9 @@ def summarize(cells: list[Cell], rows: list[dict], bits: pd.DataFrame) -> pd.Dat
 
 def setting_text(table: Table, rows: list[dict], arguments: TrainArguments) -> str:
     """Return a paragraph on the data, the length and the sizes behind the paper's results and ours."""
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
+    if table.setting is None:
+        return f"Each cell names the fields that it sets; the recipe of the grid sets all others. Seeds: {seeds}."
     config = JetConfig(**arguments.config_fields())
     steps, images = (sorted({row[key] for row in rows if row[key]}) for key in ("num_steps", "num_eval_images"))
     return SETTING.format(
@@ -127,27 +130,30 @@ def setting_text(table: Table, rows: list[dict], arguments: TrainArguments) -> s
         steps=f"{' or '.join(f'{number:,}' for number in steps)} steps" if steps else "an unknown number of steps",
         batch_size=arguments.train_batch_size,
         rate=arguments.learning_rate,
-        seeds=", ".join(map(str, sorted({row["seed"] for row in rows}))),
+        seeds=seeds,
     )
 
 
-def results_table(summary: pd.DataFrame, bits: pd.DataFrame, reference: str | None) -> str:
+def results_table(table: Table, summary: pd.DataFrame, bits: pd.DataFrame) -> str:
     """Return the table of the paper's results and ours, with the differences from the reference cell."""
-    compared = reference in bits
-    header = ["cell", "paper", "here", "seeds", "parameters", "training FLOPs"]
-    if compared:
+    reference, is_paper = table.reference if table.reference in bits else None, table.setting is not None
+    header = ["cell", "here", "seeds", "parameters", "training FLOPs"]
+    if is_paper:
+        header.insert(1, "paper")
+    if reference:
         header[3:3] = [f"paper: minus `{reference}`", f"here: minus `{reference}`"]
     lines = [header]
     for name, cell in summary.iterrows():
         line = [
             f"`{name}`",
-            UNKNOWN if math.isnan(cell["paper"]) else f"{cell['paper']:g}",
             plus_minus(cell["mean"], cell["sem"]),
             f"{cell['finished']} of {len(bits)}",
             f"{cell['parameters']:,}",
             UNKNOWN if math.isnan(cell["flops"]) else f"{cell['flops']:.3g}",
         ]
-        if compared:
+        if is_paper:
+            line.insert(1, UNKNOWN if math.isnan(cell["paper"]) else f"{cell['paper']:g}")
+        if reference:
             in_paper = cell["paper"] - summary["paper"][reference]
             values = (bits[name] - bits[reference]).dropna()
             line[3:3] = [
@@ -165,23 +171,11 @@ def plus_minus(mean: float, error: float, sign: str = "") -> str:
     return f"{mean:{sign}.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
 
 
-def results_legend(cells: list[Cell], rows: list[dict], reference: str | None) -> str:
-    """Return the explanation of the results: symbols, cells that are the same model here, remarks on the paper."""
+def results_legend(cells: list[Cell], reference: str | None) -> str:
+    """Return the explanation of the results: symbols, and remarks on the paper."""
     differences = [DIFFERENCES_LEGEND for cell in cells if cell.name == reference]
-    same = [f"Here `{'`, `'.join(names)}` are the same model." for names in same_models(rows)]
     notes = [f"On `{cell.name}`: {cell.note}." for cell in cells if cell.note]
-    return " ".join([RESULTS_LEGEND, *differences, *same, *notes])
-
-
-def same_models(rows: list[dict]) -> list[list[str]]:
-    """Return the cells that differ only in the paper: a few coupling layers do not reach the end of a long pattern."""
-    groups: dict[str, dict[str, None]] = {}
-    for row in rows:
-        fields = {name: row[name] for name in inspect.get_annotations(JetConfig) if name != "permutation_seed"}
-        splits = JetConfig(**fields).layer_splits
-        key = strict_json(fields | {"coupling_kinds": splits, "spatial_couplings": None})
-        groups.setdefault(key, {})[row["cell"]] = None
-    return [list(names) for names in groups.values() if len(names) > 1]
+    return " ".join([RESULTS_LEGEND, *differences, *notes])
 
 
 def claims_table(judgments: list[Judgment]) -> str:
@@ -191,7 +185,7 @@ def claims_table(judgments: list[Judgment]) -> str:
         verdicts = [item.verdict for item in judgment.comparisons]
         counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in reversed(Verdict) if verdict in verdicts]
         comparisons, margin = ", ".join(counts) or "none", UNKNOWN
-        if finished := [item for item in judgment.comparisons if not item.values.empty]:
+        if finished := [item for item in judgment.comparisons if item.verdict != Verdict.NOT_RUN]:
             comparisons += f"; {sum(item.mean > 0 for item in finished)} of {len(finished)} on the claimed side"
             weakest = min(finished, key=lambda item: item.mean)
             margin = plus_minus(weakest.mean, weakest.error, sign="+")
@@ -199,3 +193,35 @@ def claims_table(judgments: list[Judgment]) -> str:
         in_paper = UNKNOWN if math.isnan(judgment.paper_margin) else f"{judgment.paper_margin:+.3f}"
         lines.append([judgment.text, f"**{judgment.verdict}**", comparisons, margin, in_paper])
     return markdown_table(lines, left=4)
+
+
+def plot_compute(path: Path, title: str, cells: pd.DataFrame) -> None:
+    """
+    Plot the means of the cells with their standard errors over seeds, and the Pareto front through them.
+
+    Args:
+        path: PNG file to write.
+        title: Title of the plot.
+        cells: Table with the columns `group`, `flops`, `mean` and `sem`, indexed by the names of the cells.
+    """
+    finished = cells.dropna(subset=["flops", "mean"])
+    front = pareto_front(finished)
+    figure = Figure(figsize=(7, 4.5), layout="tight")
+    axes = figure.subplots()
+    for i, (group, members) in enumerate(finished.groupby("group", sort=False)):
+        style = {"fmt": MARKERS[i % len(MARKERS)], "color": f"C{i % 10}", "markersize": 5, "capsize": 2}
+        axes.errorbar(members["flops"], members["mean"], members["sem"].fillna(0.0), label=group, **style)
+    axes.plot(front["flops"], front["mean"], color="black", linewidth=1, alpha=0.6, label="Pareto front", zorder=0)
+    for name, point in front.iterrows():
+        axes.annotate(name, (point["flops"], point["mean"]), (4, -9), textcoords="offset points", fontsize=6)
+    axes.set(xscale="log", xlabel="training FLOPs", ylabel="bits per dimension of held-out images", title=title)
+    axes.margins(x=0.2)  # room for the names
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    replace_file(path, lambda draft: figure.savefig(draft, dpi=120, format="png"))
+
+
+def pareto_front(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells that no other cell undercuts in both `flops` and `mean`, cheapest first."""
+    cells = cells.sort_values(["flops", "mean"])
+    return cells[cells["mean"] < cells["mean"].cummin().shift(fill_value=float("inf"))]

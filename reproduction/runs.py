@@ -8,9 +8,9 @@ the checkpoints and the comparison of settings of `scripts/train.py` make its co
 
 import dataclasses
 import inspect
+import itertools
 import logging
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.training import TrainArguments, parse_arguments
-from jet_hf.training.launcher import launch
+from jet_hf.utils.launch import launch
 
-from .cells import Cell
+from .claims import Cell
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,6 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Output folder of the run."""
         return Path(self.arguments.output_dir)
 
     @property
@@ -62,10 +61,6 @@ class Run:
         """Return the command line of `scripts/launch.py` that starts or resumes the run."""
         options = ["--config_file", accelerate_config] if accelerate_config else []
         return [*options, script("train.py"), *self.flags]
-
-    def command(self, accelerate_config: str | None) -> str:
-        """Return a shell command that starts or resumes the run."""
-        return shlex.join(["python", script("launch.py"), *self.launch_arguments(accelerate_config)])
 
 
 def script(name: str) -> str:
@@ -110,38 +105,44 @@ def make_runs(
         cells: Cells of the table.
         recipe: Recipe that all runs start from.
         overrides: Values that replace fields of the recipe.
-        seeds: Seeds. Unless the recipe sets `permutation_seed`, a seed also draws the channel permutations.
+        seeds: Seeds. Unless a recipe of a new model sets `permutation_seed`, they also draw the channel permutations.
         folder: Folder of the table. A run writes to `CELL/seed_SEED` in it.
 
     Raises:
-        ValueError: for a recipe, an override or a cell that does not fit, and for an override that does not exist or
-            has the wrong type.
+        ValueError: for a recipe, an override, a seed or a cell that does not fit.
     """
-    own = {"seed", "output_dir", *(name for cell in cells for name in cell.fields)}
-    if clashes := sorted(own & overrides.keys()):
-        raise ValueError(
-            f"`override` must not set {', '.join(clashes)}, which the sweep sets: use `axis`, `seeds` or `output_dir`."
-        )
+    are_seeds = isinstance(seeds, list) and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+    if not seeds or not are_seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"`seeds` must be distinct integers of at least 0, got {seeds}.")
+    in_cells = {name for cell in cells for name in cell.fields}
+    if clashes := sorted({"seed", "output_dir", "resume_from_checkpoint", "dry_run"} & (overrides.keys() | in_cells)):
+        raise ValueError(f"the sweep itself sets {', '.join(clashes)}: use its arguments `seeds` and `output_dir`.")
+    if clashes := sorted(overrides.keys() & in_cells):
+        raise ValueError(f"`override` must not set {', '.join(clashes)}, in which the cells differ.")
     shared = base_flags(recipe, overrides)
     base = parse_arguments(shared)
-    if base.model_name_or_path is not None:
-        raise ValueError(f"{recipe} must not set `model_name_or_path`: a sweep cannot change a pretrained model.")
     if not base.eval_steps or base.eval_split == "none":
         raise ValueError("a sweep needs evaluations: `eval_steps` must be above 0 and `eval_split` must not be none.")
+    draws_permutations = base.model_name_or_path is None and base.permutation_seed is None
     runs = []
-    for seed in seeds:
-        permutations = {"permutation_seed": seed} if base.permutation_seed is None else {}
-        for cell in cells:
-            output = {"output_dir": folder / cell.name / f"seed_{seed}", "resume_from_checkpoint": "latest"}
-            fields = {**cell.fields, "seed": seed, **permutations, **output, "push_to_hub": False, "dry_run": False}
-            flags = [*shared, *to_flags(fields)]
+    for seed, cell in itertools.product(seeds, cells):
+        permutations = {"permutation_seed": seed} if draws_permutations else {}
+        output = {"output_dir": folder / cell.name / f"seed_{seed}", "resume_from_checkpoint": "latest"}
+        fields = {"seed": seed, **permutations, **cell.fields, **output, "push_to_hub": False, "dry_run": False}
+        flags = [*shared, *to_flags(fields)]
+        try:
             arguments = parse_arguments(flags)
-            try:
-                config = JetConfig(**arguments.config_fields())
-            except (ValueError, StrictDataclassError) as error:
-                raise ValueError(f"the cell {cell.name} does not fit the recipe: {error}") from error
-            runs.append(Run(cell, seed, flags, arguments, config))
+            runs.append(Run(cell, seed, flags, arguments, model_config(arguments)))
+        except (ValueError, StrictDataclassError) as error:
+            raise ValueError(f"the cell {cell.name} does not fit the recipe: {error}") from error
     return runs
+
+
+def model_config(arguments: TrainArguments) -> JetConfig:
+    """Return the configuration of the model of a run."""
+    if arguments.model_name_or_path is None:
+        return JetConfig(**arguments.config_fields())
+    return JetConfig.from_pretrained(arguments.model_name_or_path)
 
 
 def check_settings(runs: list[Run]) -> None:
@@ -168,7 +169,7 @@ def check_settings(runs: list[Run]) -> None:
 
 def decisive_settings(arguments: TrainArguments) -> dict:
     """Return the settings on which the numbers of a run depend, with the defaults of the model filled in."""
-    config = JetConfig(**arguments.config_fields())
+    config = model_config(arguments)
     values = vars(arguments) | {name: getattr(config, name) for name in inspect.get_annotations(JetConfig)}
     return {item.name: values[item.name] for item in dataclasses.fields(arguments) if item.metadata["decides"]}
 

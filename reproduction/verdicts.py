@@ -8,13 +8,13 @@ one in forty would exceed its error on the claimed side.
 """
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import pandas as pd
 from scipy import stats
 
-from .claims import Claim, Contrast, FrontClaim
+from .claims import Claim, Contrast
 
 
 class Verdict(StrEnum):
@@ -27,60 +27,22 @@ class Verdict(StrEnum):
     SHOWN = "shown"
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """
-    A contrast of the results.
-
-    Args:
-        text: The contrast in words.
-        values: Value for each seed with which all of its cells are finished.
-    """
+class Comparison(NamedTuple):
+    """A contrast in words, with its mean over the seeds and its error, NaN if they are unknown."""
 
     text: str
-    values: pd.Series
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return self.values.mean()
-
-    @property
-    def error(self) -> float:
-        """Half the width of the confidence interval, NaN for fewer than two seeds."""
-        return confidence_margin(self.values)
-
-    @property
-    def verdict(self) -> Verdict:
-        """Verdict on the contrast."""
-        if self.values.empty:
-            return Verdict.NOT_RUN
-        if len(self.values) == 1:
-            return Verdict.ONE_SEED
-        if abs(self.mean) <= self.error:
-            return Verdict.WITHIN_ERROR
-        return Verdict.SHOWN if self.mean > 0 else Verdict.CONTRARY
+    mean: float
+    error: float
+    verdict: Verdict
 
 
-@dataclass(frozen=True)
-class Judgment:
-    """
-    Verdict on a claim.
-
-    Args:
-        text: The claim in words.
-        comparisons: Its comparisons.
-        paper_margin: The smallest of its contrasts in the paper's results, NaN if they are unknown.
-    """
+class Judgment(NamedTuple):
+    """Verdict on a claim, with its comparisons and the smallest of its contrasts in the paper, NaN if unknown."""
 
     text: str
+    verdict: Verdict
     comparisons: list[Comparison]
     paper_margin: float
-
-    @property
-    def verdict(self) -> Verdict:
-        """Verdict on the claim."""
-        return min((item.verdict for item in self.comparisons), key=list(Verdict).index, default=Verdict.NOT_RUN)
 
 
 def confidence_margin(values: pd.Series) -> float:
@@ -94,7 +56,20 @@ def evaluate(contrast: Contrast, bits: pd.DataFrame) -> pd.Series:
     return (bits[weights.index] @ weights).dropna()
 
 
-def judge(claim: Claim | FrontClaim, bits: pd.DataFrame, flops: pd.Series, paper: pd.Series) -> Judgment:
+def compare(contrast: Contrast, bits: pd.DataFrame) -> Comparison:
+    """Compare a contrast with the results of the seeds with which all of its cells are finished."""
+    values = evaluate(contrast, bits)
+    mean, error = values.mean(), confidence_margin(values)
+    if len(values) < 2:
+        verdict = Verdict.NOT_RUN if values.empty else Verdict.ONE_SEED
+    elif abs(mean) <= error:
+        verdict = Verdict.WITHIN_ERROR
+    else:
+        verdict = Verdict.SHOWN if mean > 0 else Verdict.CONTRARY
+    return Comparison(contrast.text, mean, error, verdict)
+
+
+def judge(claim: Claim, bits: pd.DataFrame, flops: pd.Series, paper: pd.Series) -> Judgment:
     """
     Compare a claim with the results.
 
@@ -104,9 +79,13 @@ def judge(claim: Claim | FrontClaim, bits: pd.DataFrame, flops: pd.Series, paper
         flops: Training FLOPs of the cells.
         paper: The paper's results of the cells.
     """
-    known_flops = flops.dropna().to_dict()
-    ours = claim.select(bits.mean().dropna().to_dict(), known_flops)
-    theirs = claim.select(paper.dropna().to_dict(), known_flops)
-    margins = [margin for contrast in theirs for margin in evaluate(contrast, paper.to_frame().T)]
-    comparisons = [Comparison(contrast.text, evaluate(contrast, bits)) for contrast in ours]
-    return Judgment(claim.text, comparisons, min(margins, default=math.nan))
+
+    def select(means: pd.Series) -> list[Contrast]:
+        if not callable(claim.contrasts):
+            return claim.contrasts
+        return claim.contrasts(means.dropna().to_dict(), flops.dropna().to_dict())
+
+    comparisons = [compare(contrast, bits) for contrast in select(bits.mean())]
+    verdict = min((item.verdict for item in comparisons), key=list(Verdict).index, default=Verdict.NOT_RUN)
+    margins = [margin for contrast in select(paper) for margin in evaluate(contrast, paper.to_frame().T)]
+    return Judgment(claim.text, verdict, comparisons, min(margins, default=math.nan))

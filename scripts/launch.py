@@ -15,7 +15,8 @@ import sys
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends without a traceback
 
-    from jet_hf.training.launcher import launch
+    import jet_hf_cli  # noqa: F401 (before jet_hf, which then imports no torch)
+    from jet_hf.utils.launch import launch
 
     sys.exit(launch(sys.argv[1:]))
 

@@ -14,17 +14,18 @@ from pathlib import Path
 
 import datasets
 import torch
-import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from conftest import random_bytes, randomize, tiny_config, tiny_model
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from jet_hf import JetForDensityEstimation
+from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.evaluation import evaluate
 from jet_hf.data import BatchSharding, train_batches
-from jet_hf.training import Trainer, UpdateGuard
+from jet_hf.training import TrainArguments, Trainer, UpdateGuard
+from jet_hf.training.checkpoints import Checkpointer, find_checkpoint
+from jet_hf.training.monitor import MetricsWindow
 
 
 # The settings of recipes/accelerate/fsdp2.yaml under the names of accelerate's plugin.
@@ -54,11 +55,15 @@ def make_accelerator() -> Accelerator:
 
 
 def make_trainer(model: JetForDensityEstimation, accelerator: Accelerator) -> Trainer:
-    trainer = Trainer(
+    return Trainer(
         model, num_training_steps=NUM_STEPS, learning_rate=0.01, ema_decay=0.8, seed=3, accelerator=accelerator
     )
-    accelerator.register_for_checkpointing(trainer.scheduler)
-    return trainer
+
+
+def make_checkpointer(trainer: Trainer, folder: Path) -> Checkpointer:
+    arguments = TrainArguments(output_dir=str(folder), train_batch_size=8)
+    processor = JetImageProcessor(size=trainer.base_model.config.image_size)
+    return Checkpointer(arguments, trainer, processor, trajectory={}, window=MetricsWindow(), grace_seconds=None)
 
 
 def take_steps(trainer: Trainer, first: int, last: int) -> list[list[float]]:
@@ -96,16 +101,13 @@ def measure(accelerator: Accelerator) -> tuple[Trainer, dict]:
 
 def save_and_resume(trainer: Trainer, folder: Path) -> dict:
     """Save and continue, and resume a second time from the checkpoint with another model."""
-    trainer.accelerator.save_state(str(folder))
-    dcp.save(trainer.ema, checkpoint_id=folder / "ema")
+    make_checkpointer(trainer, folder).save()
     results = {"straight": take_steps(trainer, SAVED_AT, NUM_STEPS)}
     with trainer.averaged_weights():
         results["straight_averaged"] = score(trainer)
     other = make_trainer(randomize(tiny_model(), seed=9), make_accelerator())
     take_steps(other, 0, 1)
-    other.accelerator.load_state(str(folder))
-    dcp.load(other.ema, checkpoint_id=folder / "ema")
-    other.step_count = SAVED_AT
+    make_checkpointer(other, folder).load(find_checkpoint(folder, "latest"))
     results["resumed"] = take_steps(other, SAVED_AT, NUM_STEPS)
     with other.averaged_weights():
         results["resumed_averaged"] = score(other)
@@ -164,7 +166,7 @@ def main(folder: Path) -> None:
     trainer, results = measure(make_accelerator())
     results |= describe_sharding(trainer)
     trainer.save_model(folder / "model")
-    results |= save_and_resume(trainer, folder / "checkpoint")
+    results |= save_and_resume(trainer, folder)
     results["skipped_step"] = skip_a_step(make_accelerator())
     results |= score_in_bfloat16()
     (folder / f"fsdp2-{rank}.json").write_text(json.dumps(results))

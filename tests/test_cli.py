@@ -24,6 +24,7 @@ SCRIPTS = {
     "train": "train",
     "evaluate": "evaluate",
     "sample": "sample",
+    "average": "average",
     "convert": "convert_checkpoint",
     "prepare": "prepare_imagenet",
 }
@@ -130,7 +131,7 @@ def test_help_of_training_reads_like_documentation(run):
 def test_usage_errors_are_one_line_with_the_nearest_name(run, monkeypatch):
     for words, message in (
         ("smaple", "unknown command smaple, did you mean sample? (see jet-hf --help)"),
-        ("xyz", "unknown command xyz, expected one of train, evaluate, sample, convert, prepare"),
+        ("xyz", "unknown command xyz, expected one of train, evaluate, sample, average, convert, prepare"),
         ("sample --modle x", "unknown flag --modle, did you mean --model? (see jet-hf sample --help)"),
         (
             "evaluate --model x --num-noise-sample=3",
@@ -143,6 +144,8 @@ def test_usage_errors_are_one_line_with_the_nearest_name(run, monkeypatch):
         ("sample", "--model is required (see jet-hf sample --help)"),
         ("sample --model x --label one", "argument --label: invalid int value: 'one'"),
         ("prepare --output_dir x --streaming perhaps", "argument --streaming: expected true or false, got 'perhaps'"),
+        ("average", "the following arguments are required: models"),
+        ("average a b", "--output_dir is required (see jet-hf average --help)"),
         ("convert tarflow a b", "argument source: invalid choice: 'tarflow'"),
         ("convert big_vision a", "the following arguments are required: output_dir"),
         ("convert big_vision a b --coupling-kinds chanels", "argument --coupling_kinds: invalid choice: 'chanels'"),
@@ -206,6 +209,14 @@ def test_contradictions_and_unwritable_outputs_are_refused_before_the_work(run, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_messages_of_the_configuration_stand_alone(run, tmp_path):
+    """Strict dataclasses put the name of their validator before them."""
+    words = ["--output_dir", tmp_path / "run", "--dataset_path", tmp_path / "none", "--hidden_size", 15]
+    code, _, stderr = run("train", *words)
+    message = "`hidden_size` must be divisible by `num_attention_heads`, got hidden_size=15 and num_attention_heads=8"
+    assert (code, stderr) == (1, f"error: {message}.\n")
+
+
 def test_a_missing_package_is_named(run, monkeypatch):
     monkeypatch.delitem(sys.modules, "jet_hf.commands.evaluate")
     monkeypatch.setitem(sys.modules, "accelerate", None)
@@ -236,7 +247,7 @@ def test_a_signal_during_imports_ends_with_one_line(without_torch, tmp_path, num
     (tmp_path / "transformers.py").write_text(STUCK)
     for rank, expected in ("0", f"stopped by {number.name}.\n"), ("1", ""):
         process = subprocess.Popen(
-            [sys.executable, "-m", "jet_hf.train", "--output_dir", str(tmp_path / "run")],
+            [sys.executable, "-m", "jet_hf.train", "--hidden_size", "16", "--output_dir", str(tmp_path / "run")],
             env=without_torch | {"RANK": rank},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -316,6 +327,21 @@ def test_a_float16_model_is_sampled_as_it_is(run, tmp_path):
     assert code == 0 and len(list((tmp_path / "out").iterdir())) == 3, stderr
 
 
+def test_an_average_is_written_whole_or_refused_in_one_line(run, model, tmp_path):
+    code, stdout, _ = run("average", model, model, model, "--output-dir", tmp_path / "averaged")
+    assert (code, stdout) == (0, f"wrote the average of 3 models to {tmp_path / 'averaged'}\n")
+    assert run("sample", "--model", tmp_path / "averaged", "--output_dir", tmp_path / "samples")[0] == 0
+    before = sorted(tmp_path.rglob("*"))
+    for models, output, message in (
+        ([model, model], "averaged", "already exists and is not an empty folder"),
+        ([model], "new", "`models` must name at least two folders, got 1"),
+        ([model, tmp_path / "nothing"], "new", f"there is no {tmp_path}/nothing/config.json"),
+    ):
+        code, stdout, stderr = run("average", *models, "--output_dir", tmp_path / output)
+        assert (code, stdout) == (1, "") and message in stderr and stderr.count("\n") == 1, models
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_conversion_passes_every_flag_on_and_refuses_in_one_line(run, tmp_path):
     flags = ["--num-channels", 12, "--scale_factor", 1.5, "--image-size", 8, "--num-attention-heads", 4]
     flags += ["--coupling-kinds", "channels", "spatial"]
@@ -328,7 +354,8 @@ def test_a_conversion_passes_every_flag_on_and_refuses_in_one_line(run, tmp_path
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     for (source, checkpoint, *flags), folder, message in (
-        (["big_vision", tmp_path / "none.npz"], "out", "none.npz"),
+        (["big_vision", tmp_path / "none.npz"], "out", f"but {tmp_path / 'none.npz'} does not exist"),
+        (["jet_pytorch", tmp_path], "out", f"`checkpoint` must be a file, but {tmp_path} is a folder"),
         (["big_vision", tmp_path / "half.npz"], "out", "half.npz"),
         (["jet_pytorch", JET_PYTORCH], "out", "num_attention_heads"),
         (["big_vision", BIG_VISION, "--image-size", "32"], "out", "image_size"),

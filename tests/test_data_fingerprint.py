@@ -91,6 +91,8 @@ def test_a_folder_without_a_held_out_split_is_divided_and_resumes_divided(tmp_pa
     stop_halfway(stopped)
     run(images, stopped, eval_steps=0)  # without evaluations, it still does not train on the held-out images
     assert (stopped / "model.safetensors").read_bytes() == (tmp_path / "straight" / "model.safetensors").read_bytes()
+    run(images, tmp_path / "named", eval_split="train[held_out]")
+    assert rows(tmp_path / "named")[-1]["epoch"] == 4 * 8 / 16
     run(images, tmp_path / "whole", eval_split="none")
     assert rows(tmp_path / "whole")[-1]["epoch"] == 4 * 8 / 20
     assert not (tmp_path / "whole" / "evaluations.jsonl").exists()

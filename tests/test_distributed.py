@@ -116,8 +116,14 @@ def test_a_sharded_checkpoint_resumes_bit_for_bit(folder, results):
         result = results["fsdp2"][rank]
         assert result["resumed"] == result["straight"]
         assert result["resumed_averaged"] == result["straight_averaged"]
-    for part in ("pytorch_model_fsdp_0", "optimizer_0", "ema"):
-        assert len(list((folder / "checkpoint" / part).glob("*.distcp"))) == 2, part
+    for part in ("pytorch_model_fsdp_0", "optimizer_0"):
+        assert len(list((folder / "checkpoint-3" / part).glob("*.distcp"))) == 2, part
+
+
+def test_a_sharded_checkpoint_opens_as_the_model_that_is_evaluated(folder, results):
+    model = JetForDensityEstimation.from_pretrained(folder / "checkpoint-3")
+    scores = evaluate(model, pixels(NUM_EVAL_IMAGES, seed=2), num_noise_samples=2).bits_per_dim
+    np.testing.assert_allclose(scores, results["fsdp2"][0]["averaged_scores"], rtol=1e-5)
 
 
 def test_a_flow_gathered_in_bfloat16_keeps_its_state_in_float32(results):

@@ -1,9 +1,12 @@
 """Scores of datasets, and scripts/evaluate.py."""
 
+import csv
 import importlib.metadata
 import json
 import math
+import re
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, random_bytes, tiny_config, tiny_model
+from PIL import Image
 from train_process import environment, write_images
 
 import jet_hf
@@ -24,10 +28,11 @@ from jet_hf.analysis.evaluation import (
     describe_evaluation,
     evaluate,
     evaluation_record,
+    image_names,
     write_scores,
 )
 from jet_hf.analysis.sampling import sample_images
-from jet_hf.data import DataSource, PixelSplit, UnknownSplitError, held_out_split
+from jet_hf.data import DataSource, PixelSplit, ReadOptions, UnknownSplitError, held_out_split, load_pixels
 from jet_hf.model.modeling_jet import scale_bytes
 from jet_hf.utils.noise import uniform_noise
 
@@ -130,17 +135,29 @@ def test_invalid_arguments_are_refused(model, pixels):
         evaluate(model, pixels.select([]))
 
 
-def test_the_place_of_a_scores_file_is_checked(tmp_path):
+def test_the_place_of_a_scores_file_is_checked(tmp_path, pixels):
     (tmp_path / "file").touch()
-    check_scores_file(tmp_path / "scores.json")
-    check_scores_file(tmp_path / "file")
+    source = DataSource(name="a/b")
+    check_scores_file(tmp_path / "scores.json", source)
+    check_scores_file(tmp_path / "file", source)
     scores = Evaluation(torch.tensor([3.0]))
-    for path in (tmp_path, tmp_path / "missing" / "scores.json", tmp_path / "file" / "scores.json"):
-        with pytest.raises(ValueError, match="`scores_file` must be a file in an existing, writable folder, got"):
-            check_scores_file(path)
+    for path, reason in (
+        (tmp_path, "it is no regular file"),
+        ("/dev/null", "it is no regular file"),
+        (tmp_path / "missing" / "scores.json", "No such file or directory"),
+        (tmp_path / "file" / "scores.json", "Not a directory"),
+        ("/proc/scores.csv", ""),  # which even root cannot write
+    ):
+        message = f"`scores_file` must be a file in an existing, writable folder, got {path}: {reason}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check_scores_file(path, source)
         with pytest.raises(ValueError, match="`scores_file` must be a file"):
-            write_scores(path, scores, DataSource(name="a/b"), "test")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+            write_scores(path, scores, source, "test", PixelSplit(pixels, 0, None))
+    (tmp_path / "data.parquet").touch()
+    for dataset, path in (("data.parquet", "data.parquet"), (".", "scores.csv"), (".", "a/../metadata.csv")):
+        with pytest.raises(ValueError, match=r"`scores_file` .* must not lie inside `dataset` "):
+            check_scores_file(tmp_path / path, DataSource(path=str(tmp_path / dataset)))
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "data.parquet"}
 
 
 def test_only_bytes_are_read(model, pixels):
@@ -221,6 +238,8 @@ def place(tmp_path_factory):
     write_images(place / "more", num_train=2, num_validation=2)
     (place / "more" / "validation").rename(place / "more" / "test")
     write_images(place / "train only", num_train=2, num_validation=0)
+    (place / "bad card").mkdir()
+    (place / "bad card" / "README.md").write_text("---\nlicense: [\n---\n")
     return place
 
 
@@ -283,6 +302,48 @@ def test_splits_and_limits_that_are_asked_for(place, monkeypatch, capsys, model)
         held_out_split(DataSource(path=str(place / "train only")))
 
 
+def test_scores_have_the_names_of_their_images_and_full_precision(place, tmp_path, monkeypatch, capsys, model):
+    """An image that cannot be decoded is left out, and shifts no name."""
+    folder, scores = tmp_path / "images", tmp_path / "scores.csv"
+    shutil.copytree(place / "images" / "validation", folder / 'deep, "er"')
+    (folder / 'deep, "er"' / "1.png").write_bytes(b"not an image")
+    flags = ["--dataset", str(folder), "--split", "train", "--scores_file", str(scores)]
+    with pytest.raises(SystemExit, match=r"error: 1 of 5 images .* cannot be decoded, more than the allowed share"):
+        run_here(monkeypatch, command(place, *flags))
+    assert not scores.exists()
+    run_here(monkeypatch, command(place, *flags, "--max_undecodable_share", "0.2"))
+    result = json.loads(capsys.readouterr().out)
+    with scores.open(newline="") as file:
+        table = {row["name"]: float(row["bits_per_dim"]) for row in csv.DictReader(file)}
+    assert list(table) == [f'deep, "er"/{i}.png' for i in (0, 2, 3, 4)]
+    assert result["num_skipped"] == 1 and np.mean(list(table.values())) == result["bits_per_dim"]
+    # Scores by name are those of the image alone, whose noise depends on its row.
+    processor = JetImageProcessor(size=8)
+    for row, (name, bits) in enumerate(table.items()):
+        pixels = processor(Image.open(folder / name), return_tensors="pt").pixel_values
+        noise = uniform_noise(0, torch.tensor([row]), (3, 8, 8), stream=2**32 - 1)
+        with torch.no_grad():
+            assert bits == pytest.approx(model(pixels, noise=noise).bits_per_dim.item(), abs=1e-5), name
+
+
+def test_names_of_crops_and_of_images_without_files(place, tmp_path, pixels):
+    source = DataSource(path=str(place / "images"))
+    processor = JetImageProcessor(size=4)
+    crops = load_pixels(source, "validation", processor, ReadOptions(random_crops_per_image=2, max_images=2))
+    assert image_names(source, crops) == [f"validation/{i}.png" for i in (0, 0, 1, 1)]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    stored = [(place / "images" / "train" / f"{i}.png").read_bytes() for i in range(3)]
+    rows = [{"bytes": data, "path": None} for data in (stored[0], b"broken", stored[1], stored[2])]
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "train.parquet")
+    source = DataSource(path=str(tmp_path / "train.parquet"))
+    options = ReadOptions(random_crops_per_image=2, max_undecodable_share=0.5)
+    assert image_names(source, load_pixels(source, "train", processor, options)) == ["0", "0", "2", "2", "3", "3"]
+    write_scores(
+        tmp_path / "s.csv", Evaluation(torch.ones(NUM_IMAGES).double()), source, "x", PixelSplit(pixels, 0, None)
+    )
+    assert (tmp_path / "s.csv").read_text() == "name,bits_per_dim\n" + "".join(f"{i},1.0\n" for i in range(NUM_IMAGES))
+
+
 def test_wrong_input_ends_in_one_line(place, monkeypatch, capsys):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache")
     for flags, message in (
@@ -294,6 +355,8 @@ def test_wrong_input_ends_in_one_line(place, monkeypatch, capsys):
         (["--dataset_release", "imagenet1k_vandenoord"], "49,999"),
         (["--mixed_precision", "int3"], "int3"),
         (["--model", "someone/model", "--write_model_card"], "needs a folder with a card"),
+        (["--model", str(place / "bad card"), "--write_model_card"], "the metadata of"),
+        (["--scores_file", str(place / "images" / "metadata.csv")], "must not lie inside `dataset`"),
     ):
         with pytest.raises(SystemExit) as stopped:
             run_here(monkeypatch, command(place, *flags))

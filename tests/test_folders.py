@@ -23,6 +23,7 @@ from jet_hf.data import (
     DataSource,
     ReadOptions,
     UnknownSplitError,
+    decoding,
     held_out_split,
     load_pixels,
     open_split,
@@ -396,6 +397,15 @@ def test_no_folder_is_listed_twice(tmp_path, monkeypatch):
     list(stream_batches(source, "train", PROCESSOR, ReadOptions(), BatchSharding(6), range(1)))
     ours = [os.path.normpath(path) for path in listed if path.startswith(str(folder))]
     assert len(ours) == len(set(ours)) == 7
+
+
+def test_a_restart_reads_no_image_again(tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "photos", *(f"{album}/{i}.png" for album in "ab" for i in range(10)))
+    for _ in range(2):
+        source = DataSource(path=str(folder))  # as in a new process
+        for split in ("train[kept]", split_to_score(source)):
+            assert len(load_pixels(source, split, PROCESSOR, ReadOptions(num_classes=2)).dataset) in (16, 4)
+        monkeypatch.setattr(decoding, "_read_file", lambda image: pytest.fail(f"read {image} again"))
 
 
 @pytest.mark.parametrize("name", ["photo.png", "train.parquet", "saved"])

@@ -25,7 +25,10 @@ from jet_hf.hub import CardFacts, EvaluationRecord, add_evaluation, check_login,
 
 DATA = "ImageNet 32 x 32, the PNG release of van den Oord et al."
 LARGE = {"model.safetensors", "samples.png", "samples/samples-00001000.png"}
-NOT_PUSHED = {"checkpoint-500/model.safetensors", ".push.draft", "samples/.hidden"}
+NOT_PUSHED = {
+    *("checkpoint-500/model.safetensors", "best/model.safetensors", "trackers/wandb/run.log"),
+    *(".push.draft", "samples/.hidden"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +42,8 @@ def output_dir(tmp_path_factory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         Image.effect_noise((64, 64), len(name)).save(folder / name)
     (folder / "metrics.jsonl").write_text('{"step": 1000, "loss": 3.9}\n')
-    (folder / "checkpoint-500").mkdir()
     for name in NOT_PUSHED:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"not for the Hub")
     score = EvaluationRecord(DATA, "imagefolder", "validation", 49_999, 3.8571, 0.0123)
     note, training = "Not comparable with the release of Chrabaszcz et al.", {"learning rate": 3e-4}

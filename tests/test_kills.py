@@ -40,6 +40,7 @@ def options_of(root, num_processes: int, name: str, kills: int) -> dict:
         "output_dir": root / f"{name}-{num_processes}" / "run",  # the model card states the last part
         "use_ema": True,
         "ema_decay": 0.9,
+        "save_best": True,
         "max_steps": 6 * (kills + 2),
         "save_total_limit": 2,
         "resume_from_checkpoint": "latest",
@@ -47,15 +48,11 @@ def options_of(root, num_processes: int, name: str, kills: int) -> dict:
 
 
 def contents(folder) -> dict[str, bytes]:
-    """Return the bytes of every file of a run, without speeds, paths and the names of saves that torch draws."""
+    """Return the bytes of every file of a run, without speeds and paths."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    found = {name: path.read_bytes() for name, path in files.items() if path.name not in ("recipe.yaml", ".metadata")}
+    found = {name: path.read_bytes() for name, path in files.items() if path.name != "recipe.yaml"}
     rows = [json.loads(line) for line in found["metrics.jsonl"].splitlines()]
     kept = [{key: value for key, value in row.items() if key not in SPEEDS} for row in rows]
-    for name in [name for name in found if name.endswith("checkpoint.json")]:
-        manifest = json.loads(found[name])
-        assert manifest["files"].pop("ema/.metadata")
-        found[name] = json.dumps(manifest).encode()
     return found | {"metrics.jsonl": json.dumps(kept).encode()}
 
 
@@ -98,7 +95,8 @@ def test_kills_end_in_the_same_bytes(root, request, monkeypatch, num_processes):
     expected = contents(options["output_dir"])
     last = f"checkpoint-{options['max_steps']}"
     states = [f"{last}/optimizer.bin", *(f"{last}/random_states_{i}.pkl" for i in range(num_processes))]
-    assert expected.keys() >= {"model.safetensors", "samples/samples-00000012.png", "evaluations.jsonl", *states}
+    models = ("model.safetensors", "best/model.safetensors", f"{last}/training_weights/model.safetensors")
+    assert expected.keys() >= {*models, "samples/samples-00000012.png", "evaluations.jsonl", *states}
 
     options = options_of(root, num_processes, "killed", kills)
     moments: list[str | None] = [None] * kills

@@ -1,5 +1,6 @@
 """Models of images with Gaussian noise: loss, score, denoised samples and training, and no bits per dimension."""
 
+import json
 import math
 
 import numpy as np
@@ -238,10 +239,11 @@ def test_a_run_trains_evaluates_and_samples(tmp_path, capsys):
     """Evaluations report the loss of noisy images, and the finished model samples denoised images."""
     data = write_images(tmp_path / "data")
     fields = {"dataset_path": data, "noise_std": SIGMA, "learning_rate": 0.01, "max_steps": 6, "eval_steps": 6}
-    train_here(output_dir=tmp_path / "run", **fields)
+    train_here(output_dir=tmp_path / "run", save_best=True, **fields)
     evaluations = rows(tmp_path / "run", "evaluations.jsonl")
     assert [set(row) for row in evaluations] == 2 * [{"step", "noisy_nats_per_dim", "standard_error", "num_images"}]
     assert evaluations[-1]["noisy_nats_per_dim"] < evaluations[0]["noisy_nats_per_dim"]
+    assert json.loads((tmp_path / "run" / "best" / "evaluation.json").read_text()) == evaluations[-1]
     text = capsys.readouterr().err
     assert "nats per dimension of 5 held-out noisy images" in text and "bits per dimension" not in text
     (row,) = rows(tmp_path / "run")[-1:]

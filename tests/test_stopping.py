@@ -59,15 +59,18 @@ def assert_stopped(process: TrainProcess, reason: str) -> int:
 @pytest.mark.parametrize(("num_processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_the_launcher_of_this_project_ends_in_order_without_a_traceback(root, fields, num_processes, number):
     process = TrainProcess(root, num_processes, "jet", **fields, output_dir=root / f"jet-{num_processes}")
+    process.wait_until(process.logged(3))
+    (launcher,) = psutil.Process(process.process.pid).children()
+    assert launcher.environ()["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "3600", "a scheduler may signal it as well"
     process.when(process.logged(3), number).wait(code=0)
     assert_stopped(process, number.name)
     assert "Traceback" not in process.output
 
 
 def test_ctrl_c_under_accelerate_saves_and_leaves_no_process(root, fields):
-    """The traceback of the launcher itself cannot be avoided."""
+    """The traceback and the exit code of the launcher itself cannot be avoided."""
     process = TrainProcess(root, 2, "accelerate", **fields, output_dir=root / "accelerate")
-    process.when(process.logged(3), signal.SIGINT).process.wait()
+    process.when(process.logged(3), signal.SIGINT).wait(code=1)
     step = assert_stopped(process, "SIGINT")
     assert "train.py" not in process.output.partition("Traceback")[2], "the traceback must be the launcher's alone"
     manifest = json.loads((process.folder / f"checkpoint-{step}" / "checkpoint.json").read_text())
@@ -170,7 +173,7 @@ def test_a_save_that_outlasts_the_launchers_patience_is_warned_of_and_leaves_onl
     """torch's launcher kills its workers some seconds after SIGTERM; the one of this project waits for them."""
     folder = root / "killed"
     variables = slow_saves(root / "slow", 2.5) | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
-    options = fields | {"save_steps": 3, "output_dir": folder}
+    options = fields | {"save_steps": 3, "save_total_limit": 5, "output_dir": folder}
     process = TrainProcess(root, 2, "torchrun", variables=variables, **options)
     process.wait_until(lambda: 3 in saved_steps(folder))
     process.wait_until(lambda: list(folder.glob(".checkpoint-6.draft")))
@@ -180,11 +183,13 @@ def test_a_save_that_outlasts_the_launchers_patience_is_warned_of_and_leaves_onl
     assert "the launcher kills its processes 1 seconds after SIGTERM" in process.output
     assert "set TORCH_ELASTIC_SHUTDOWN_TIMEOUT to more than" in process.output
     assert saved_steps(folder) == [3]
+    (folder / "checkpoint-5").mkdir()
     process = TrainProcess(root, 2, "jet", variables=variables, **options, resume_from_checkpoint="latest")
     process.wait_until(lambda: "after 3 of 10000 steps" in process.output)
     process.when(lambda: list(folder.glob(".checkpoint-6.draft")), signal.SIGTERM).wait(code=0)
     assert "took over the lock of" in process.output, "the lock was left behind"
-    assert saved_steps(folder) == [3, 6, 7] and not process.running() and "Traceback" not in process.output
+    assert process.output.count("skipping a checkpoint") == 1, "one process verifies the checkpoints for all"
+    assert saved_steps(folder) == [3, 5, 6, 7] and not process.running() and "Traceback" not in process.output
 
 
 def test_a_signal_while_the_finished_model_is_pushed_ends_with_one_line(root, fields):

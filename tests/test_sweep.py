@@ -1,4 +1,4 @@
-"""scripts/sweep.py: the paper's tables as runs, a sweep through a kill, results, verdicts and the report."""
+"""scripts/sweep.py: grids and the paper's tables as runs, a sweep through a kill, results, verdicts and the report."""
 
 import itertools
 import json
@@ -26,12 +26,10 @@ from jet_hf.analysis.cost import training_flops
 from jet_hf.training import parse_arguments, train
 from reproduction import runs as runs_module
 from reproduction.arguments import SweepArguments
-from reproduction.claims import Claim, FrontClaim, above
-from reproduction.figure import pareto_front
-from reproduction.report import write_report
-from reproduction.results import collect_rows
+from reproduction.claims import Claim, above, best_above
+from reproduction.report import pareto_front, write_report
 from reproduction.runs import make_runs, parse_assignments, run_all
-from reproduction.sweep import run_sweep
+from reproduction.sweep import collect_rows, run_sweep
 from reproduction.tables import TABLES
 from reproduction.verdicts import Verdict, judge
 
@@ -133,9 +131,9 @@ def test_a_run_is_a_command_of_the_train_script():
     runs = runs_of("glow_parts", seeds=(0, 3), overrides=["max_steps=7", "hidden_size=32"])
     assert [run.seed for run in runs] == 4 * [0] + 4 * [3] and len({run.folder for run in runs}) == 8
     for run in runs:
-        words = shlex.split(run.command("cpu.yaml"))
-        assert " ".join(words[:5]) == "python scripts/launch.py --config_file cpu.yaml scripts/train.py"
-        assert parse_arguments(words[5:]) == run.arguments
+        words = run.launch_arguments("cpu.yaml")
+        assert words[:3] == ["--config_file", "cpu.yaml", "scripts/train.py"]
+        assert parse_arguments(words[3:]) == run.arguments
         assert run.arguments.seed == run.seed == run.config.permutation_seed
         assert (run.arguments.max_steps, run.config.hidden_size) == (7, 32)
         assert {name: getattr(run.config, name) for name in run.cell.fields} == run.cell.fields
@@ -161,7 +159,7 @@ def test_arguments_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             runs_of("glow_parts", overrides=overrides)
-    with pytest.raises(ValueError, match="must not set `model_name_or_path`"):
+    with pytest.raises(ValueError, match=r"none does not fit the recipe: .*cannot be combined with use_actnorm"):
         runs_of("glow_parts", recipe=str(ROOT / "recipes" / "cifar10_from_21k.yaml"))
     # Three by three patches have no halves; only channel couplings fit.
     assert runs_of("coupling_layouts", axes={"ratio": ["all_channel"]}, overrides=["image_size=12"])
@@ -169,7 +167,7 @@ def test_arguments_that_do_not_fit_are_refused():
         runs_of("coupling_layouts", axes={"ratio": ["1to1"], "pattern": ["mix"]}, overrides=["image_size=12"])
     for seeds in ([], [-1], [2, 2]):
         with pytest.raises(ValueError, match="`seeds` must be distinct"):
-            SweepArguments("glow_parts", PHOTOGRAPHS, seeds=seeds)
+            runs_of("glow_parts", seeds=seeds)
 
 
 def test_the_recipes_of_sweeps_are_complete():
@@ -237,11 +235,11 @@ def test_a_claim_holds_if_all_of_its_comparisons_do():
 def test_kinds_are_compared_at_like_compute():
     results = {"cnn": [4.0, 4.1], "worse": [5.0, 5.1], "small": [4.3, 4.4], "fit": [3.9, 4.0], "big": [3.0, 3.1]}
     flops = {"cnn": 2.0, "worse": 1.0, "small": 1.0, "fit": 2.0, "big": 3.0}
-    claim = FrontClaim("", ahead=["small", "fit", "big"], behind=["worse", "cnn"])
+    claim = Claim("", best_above(["worse", "cnn"], ["small", "fit", "big"]))
     judgment = judged(claim, results, flops=flops, paper={"cnn": 4.0, "fit": 3.5, "big": 2.0})
     assert [comparison.text for comparison in judgment.comparisons] == ["cnn above fit"]
     assert judgment.verdict == Verdict.SHOWN and judgment.paper_margin == 0.5
-    assert judged(FrontClaim("", ["big"], ["cnn"]), results, flops=flops).verdict == Verdict.NOT_RUN
+    assert judged(Claim("", best_above(["cnn"], ["big"])), results, flops=flops).verdict == Verdict.NOT_RUN
 
 
 def test_nothing_undercuts_the_front():
@@ -289,17 +287,14 @@ def test_the_report_has_the_results_of_the_paper_beside_ours(tmp_path):
 
 
 def test_a_report_without_results(tmp_path):
-    path, options = tmp_path / "report.md", {"output_dir": str(tmp_path), "report_only": True}
+    path = tmp_path / "report.md"
+    options = {"config": PHOTOGRAPHS, "output_dir": str(tmp_path), "report": str(path), "report_only": True}
     axis, override = ["ratio=4to1"], ["num_coupling_layers=10"]
-    arguments = SweepArguments(
-        "coupling_layouts", PHOTOGRAPHS, axis=axis, override=override, report=str(path), **options
-    )
-    assert run_sweep(arguments, "x") == 1
-    assert "Here `4to1-checkerboard`, `4to1-mix` are the same model." in path.read_text()
+    assert run_sweep(SweepArguments(table="coupling_layouts", axis=axis, override=override, **options), "x") == 1
     assert "| **not run** |" in path.read_text() and "- `4to1-mix`, seed 0: not started" in path.read_text()
     # The setting is that of the recipe where the table sets sizes.
     axis = ["num_coupling_layers=2", "dequantization_num_coupling_layers=1"]
-    run_sweep(SweepArguments("dequantization", PHOTOGRAPHS, axis=axis, report=str(path), **options), "x")
+    run_sweep(SweepArguments(table="dequantization", axis=axis, **options), "x")
     assert "; 32 coupling layers of depth 1 and width 32 unless the table sets them; 200 steps" in path.read_text()
 
 
@@ -317,7 +312,8 @@ class TinySweep:
 
     def arguments(self, name: str, **changes) -> SweepArguments:
         axis = ["ratio=4to1,all_channel", "pattern=mix"]
-        return SweepArguments("coupling_layouts", str(self.recipe), str(self.root / name), axis=axis, **changes)
+        options = {"config": str(self.recipe), "output_dir": str(self.root / name)}
+        return SweepArguments(table="coupling_layouts", axis=axis, **options, **changes)
 
     def launch(self, arguments: list[str]) -> int:
         """Stand in for the launcher: train in this process."""
@@ -364,9 +360,11 @@ def test_a_finished_run_is_not_started_again_and_other_settings_are_refused(swee
     assert run_sweep(sweep.arguments("whole", override=harmless), "") == 0
     with pytest.raises(ValueError, match=r"4to1-mix.*`learning_rate` was 0\.01 and is now 0\.5\. Give another"):
         run_sweep(sweep.arguments("whole", override=["learning_rate=0.5"]), "")
+    capsys.readouterr()
     assert run_sweep(sweep.arguments("whole", seeds=[0, 1], print_commands=True), "") == 0
     for run, line in zip(sweep.folders("whole"), capsys.readouterr().out.splitlines(), strict=True):
-        assert f"--output_dir={run.with_name('seed_1')}" in shlex.split(line)
+        words = shlex.split(line)
+        assert words[:2] == ["python", "scripts/launch.py"] and f"--output_dir={run.with_name('seed_1')}" in words
     assert run_sweep(sweep.arguments("whole", seeds=[0, 1], dry_run=True), "") == 0
     plan = capsys.readouterr().out
     assert "4to1-mix/seed_0: finished" in plan and "2 of 4 runs have no result" in plan
@@ -421,6 +419,70 @@ def test_a_failure_is_passed_over_and_a_signal_ends_the_sweep(tmp_path, monkeypa
 def test_help_answers_without_torch():
     command = [sys.executable, "-X", "importtime", str(ROOT / "scripts" / "sweep.py"), "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "--print_commands" in result.stdout
-    assert re.search(r"\| +transformers$", result.stderr, re.MULTILINE)
+    assert "--print_commands" in result.stdout and "(default: None)" not in result.stdout
+    assert re.search(r"\| +yaml$", result.stderr, re.MULTILINE)
     assert not re.search(r"\| +torch$", result.stderr, re.MULTILINE)
+
+
+# Grids
+
+
+def write_grid(path: Path, **changes) -> str:
+    grid = {"config": PHOTOGRAPHS, "seeds": [0, 1], "grid": {"learning_rate": [0.001, 0.002], "hidden_size": [16]}}
+    entries = {key: value for key, value in (grid | changes).items() if value is not None}
+    path.write_text(yaml.safe_dump(entries, sort_keys=False))
+    return str(path)
+
+
+def test_a_grid_of_any_fields_and_seeds_gives_a_table_of_means(sweep, capsys):
+    grid = {"weight_decay": [0.0, 0.1], "coupling_kinds": [["channels", "spatial"]], "max_steps": [2]}
+    path = write_grid(sweep.root / "decay.yaml", config=str(sweep.recipe), seeds=[3, 4], grid=grid)
+    report = sweep.root / "decay.md"
+    arguments = SweepArguments(grid=path, output_dir=str(sweep.root / "grid"), report=str(report))
+    assert run_sweep(arguments, "python scripts/sweep.py") == 0
+    folder = sweep.root / "grid" / "decay"
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert (
+        len(rows) == 4 and {row["seed"] for row in rows} == {3, 4} and {row["status"] for row in rows} == {"finished"}
+    )
+    cell = "weight_decay=0.1,coupling_kinds=channels+spatial,max_steps=2"
+    bits = []
+    for seed in (3, 4):
+        recipe = yaml.safe_load((folder / cell / f"seed_{seed}" / "recipe.yaml").read_text())
+        assert (recipe["weight_decay"], recipe["coupling_kinds"]) == (0.1, ["channels", "spatial"])
+        assert (recipe["seed"], recipe["permutation_seed"], recipe["max_steps"]) == (seed, seed, 2)
+        bits += [row["bits_per_dim"] for row in rows if (row["cell"], row["seed"]) == (cell, seed)]
+        evaluations = (folder / cell / f"seed_{seed}" / "evaluations.jsonl").read_text().splitlines()
+        assert json.loads(evaluations[-1])["bits_per_dim"] == bits[-1]
+    numbers = [statistics.fmean(bits), statistics.stdev(bits), min(bits), max(bits)]
+    line = f"| {cell} | {' | '.join(f'{number:.4f}' for number in numbers)} | 2 |"
+    assert line in capsys.readouterr().out.splitlines()
+    text = report.read_text()
+    assert f"| `{cell}` | {numbers[0]:.4f} ± {numbers[1] / 2**0.5:.4f} | 2 of 2 |" in text
+    assert "paper" not in text
+
+
+def test_grids_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "grid.yaml"
+    for changes, message in (
+        ({"config": None}, r"grid\.yaml must have the entries config and grid, and may have seeds, got seeds, grid"),
+        ({"steps": 3}, "got config, seeds, grid, steps"),
+        ({"grid": {"hidden_size": 32}}, r"`grid` in .* must list values for each field, got {'hidden_size': 32}"),
+        ({"grid": {"num_classes": [None, 3]}}, "must list values for each field"),
+        ({"grid": {"hiden_size": [32]}}, "hiden_size=32 does not fit the recipe: .*did you mean --hidden_size"),
+        ({"grid": {"hidden_size": [32, 0]}}, "hidden_size=0 does not fit the recipe"),
+        ({"grid": {"seed": [0, 1]}}, "the sweep itself sets seed: use its arguments `seeds`"),
+        ({"seeds": [0, 0]}, "`seeds` must be distinct"),
+        ({"seeds": 3}, "`seeds` must be distinct integers of at least 0, got 3"),
+    ):
+        arguments = SweepArguments(grid=write_grid(path, **changes), output_dir=str(tmp_path), dry_run=True)
+        with pytest.raises(ValueError, match=message):
+            run_sweep(arguments, "")
+    for options, message in (
+        ({}, "one of `grid` and `table` must be given, got neither"),
+        ({"grid": "a.yaml", "table": "cnn"}, "got both"),
+        ({"table": "cnn"}, "`config` must be given with `table`"),
+        ({"grid": "a.yaml", "axis": ["a=1"]}, "`axis` is for a table of the paper"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SweepArguments(**options)

@@ -1,14 +1,18 @@
 """Runs of scripts/train.py: what they leave in their folder, what they refuse, and how they resume."""
 
+import hashlib
+import json
 import os
 import shlex
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from accelerate.state import AcceleratorState
 from conftest import ROOT
 from hub_server import HubServer
@@ -21,7 +25,6 @@ from train_process import (
     TrainProcess,
     command,
     environment,
-    flags,
     like_a_process,
     rows,
     run_to_end,
@@ -30,9 +33,12 @@ from train_process import (
 )
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.training import CheckpointError, NonFiniteLossError, Trainer, parse_arguments
-from jet_hf.training.checkpoints import clear_drafts, read_manifest
+from jet_hf.analysis.evaluation import evaluate
+from jet_hf.data import DataSource, load_pixels
+from jet_hf.training import CheckpointError, NonFiniteLossError, TrainArguments, Trainer
+from jet_hf.training.checkpoints import Checkpoint, clear_drafts, read_manifest
 from jet_hf.training.environment import checkout_commit
+from jet_hf.training.setup import count_micro_batches
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,10 @@ def without_speeds(logged: list[dict]) -> list[dict]:
 
 def assert_same_run(folder, straight):
     """Compare the finished weights, those of the last checkpoint, and every logged number but speeds."""
-    for name in ("model.safetensors", "checkpoint-12/model.safetensors"):
+    weights = "checkpoint-12/training_weights/model.safetensors"
+    for name in ("model.safetensors", "checkpoint-12/model.safetensors", weights):
+        if name == weights and not (straight / name).exists():  # without a moving average
+            continue
         ours, theirs = load_file(folder / name), load_file(straight / name)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
     for name in ("metrics.jsonl", "evaluations.jsonl"):
@@ -87,10 +96,66 @@ def test_a_run_leaves_a_model_a_log_images_and_checkpoints(straight):
     samples = [np.asarray(Image.open(straight / "samples" / f"samples-{step:08d}.png")) for step in (0, 12)]
     assert not np.array_equal(*samples)
     assert not list(straight.glob(".*"))
-    # The finished model is the average, a checkpoint holds the weights themselves.
-    average, weights = (load_file(path / "model.safetensors") for path in (straight, straight / "checkpoint-12"))
-    assert not all(torch.equal(average[key], weights[key]) for key in weights)
-    JetForDensityEstimation.from_pretrained(straight / "checkpoint-12")
+
+
+def test_a_checkpoint_opens_as_the_model_that_was_evaluated(images, straight):
+    """With a moving average that is the average, and the weights themselves lie beside it."""
+    checkpoint = straight / "checkpoint-6"
+    processor = JetImageProcessor.from_pretrained(checkpoint)
+    held_out = load_pixels(DataSource.at(str(images)), "validation", processor).dataset
+    average, weights = (
+        evaluate(JetForDensityEstimation.from_pretrained(folder).eval(), held_out, batch_size=64, seed=0).mean
+        for folder in (checkpoint, checkpoint / "training_weights")
+    )
+    (row,) = [row for row in rows(straight, "evaluations.jsonl") if row["step"] == 6]
+    assert average == row["bits_per_dim"] and abs(weights - average) > 0.01
+    last, finished = (path / "model.safetensors" for path in (straight / "checkpoint-12", straight))
+    assert last.read_bytes() == finished.read_bytes()
+
+
+def test_a_checkpoint_with_a_moving_average_of_an_earlier_release_resumes_bit_for_bit(root, images, straight):
+    """It has the weights in model.safetensors, and the average in a folder of torch.distributed.checkpoint."""
+    folder = shutil.copytree(straight, root / "earlier")
+    for step in (9, 12):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    checkpoint = folder / "checkpoint-6"
+    dcp.save(load_file(checkpoint / "model.safetensors"), checkpoint_id=checkpoint / "ema")
+    (checkpoint / "training_weights" / "model.safetensors").replace(checkpoint / "model.safetensors")
+    shutil.rmtree(checkpoint / "training_weights")
+    manifest = json.loads((checkpoint / "checkpoint.json").read_text())
+    for name in ("micro_batch_size", "guard", "window"):
+        del manifest[name]
+    files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != "checkpoint.json"]
+    digests = {str(path.relative_to(checkpoint)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(manifest | {"files": digests}))
+    train_here(dataset_path=images, output_dir=folder, use_ema=True, ema_decay=0.9, resume_from_checkpoint="latest")
+    assert_same_run(folder, straight)
+
+
+def test_the_model_with_the_best_evaluation_is_kept(root, images, caplog, capsys):
+    """The learning rate becomes too high in the middle of the run, and the checkpoint of the best step is deleted."""
+    folder = root / "best"
+    fields = {"dataset_path": images, "learning_rate": 0.3, "warmup_ratio": 0.5, "save_best": True, "eval_steps": 1}
+    fields |= {"output_dir": folder, "save_steps": 4, "save_total_limit": 1, "sample_steps": 0}
+    train_here(**fields)
+    evaluations = rows(folder, "evaluations.jsonl")
+    best = min(evaluations, key=lambda row: row["bits_per_dim"])
+    assert 0 < best["step"] < 12 and best["bits_per_dim"] < evaluations[-1]["bits_per_dim"] - 0.1
+    assert json.loads((folder / "best" / "evaluation.json").read_text()) == best
+    model = JetForDensityEstimation.from_pretrained(folder / "best").eval()
+    processor = JetImageProcessor.from_pretrained(folder / "best")
+    held_out = load_pixels(DataSource.at(str(images)), "validation", processor).dataset
+    assert evaluate(model, held_out, batch_size=64, seed=0).mean == best["bits_per_dim"]
+    assert f"bits per dimension at step {best['step']}, is in {folder}/best" in capsys.readouterr().err
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-12"]
+    assert not list(folder.glob(".*"))
+
+    # A run that starts again from scratch does not compare itself with the run before.
+    for path in (folder / "checkpoint-12", folder / "config.json", folder / "metrics.jsonl"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    worse = {"learning_rate": 1e-9, "max_steps": 1, "eval_steps": 5}
+    train_here(**fields | worse)
+    assert json.loads((folder / "best" / "evaluation.json").read_text())["step"] <= 1
 
 
 def test_trackers_get_numbers_and_images(straight):
@@ -147,7 +212,7 @@ def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints_whole(root, imag
         (checkpoint,) = result.glob("checkpoint-*")
         assert read_manifest(checkpoint)["step"] == 3
         JetForDensityEstimation.from_pretrained(checkpoint)
-    assert process.returncode == 1 and process.stderr.count("error: ") == 1, process.stderr
+    assert process.returncode == 1 and process.stderr.count("\nerror: ") == 1, process.stderr
     assert "Traceback" not in process.stderr and not list(result.glob(".checkpoint-*"))
 
 
@@ -189,6 +254,33 @@ def test_processes_and_accumulation_do_not_change_the_losses(root, images, plain
         train_here(dataset_path=images, output_dir=folder, resume_from_checkpoint="latest")
     assert "checkpoint-6, after 6 of 12 steps" in caplog.text
     assert rows(folder)[-1]["loss"] == pytest.approx(rows(plain)[-1]["loss"], rel=2e-5)
+    # Micro-batches stay as small as they were, on fewer processes too.
+    assert "`gradient_accumulation_steps` is 4 on 1 process(es), so that micro-batches have 2 images" in caplog.text
+    assert json.loads((folder / "checkpoint-12" / "checkpoint.json").read_text())["micro_batch_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "checkpoint", "num_processes", "expected", "logged"),
+    [
+        (None, None, 4, 1, ""),  # a new run
+        (None, 8, 8, 1, ""),
+        (None, 8, 2, 4, "`gradient_accumulation_steps` is 4 on 2 process(es)"),
+        (None, 7, 2, 8, "4 images, no more than the 7"),
+        (None, 8, 16, 1, ""),  # more processes need less memory
+        (None, "unknown", 2, 1, ""),  # a checkpoint of an earlier release
+        (2, 8, 2, 2, "micro-batches have 16 images, but had 8"),
+        (8, 8, 2, 8, ""),
+    ],
+)
+def test_micro_batches_do_not_grow_on_fewer_processes_unless_the_user_says_so(
+    given, checkpoint, num_processes, expected, logged, caplog
+):
+    arguments = TrainArguments(train_batch_size=64, gradient_accumulation_steps=given)
+    size = None if checkpoint == "unknown" else checkpoint
+    start = None if checkpoint is None else Checkpoint(Path("checkpoint-6"), 6, {}, size, {}, {})
+    with caplog.at_level("INFO", "jet_hf"):
+        assert count_micro_batches(arguments, start, num_processes) == expected
+    assert logged in caplog.text if logged else not caplog.text
 
 
 def test_a_row_of_the_log_describes_all_steps_since_the_last_one(root, images, plain, monkeypatch):
@@ -343,8 +435,6 @@ def test_fine_tuning_starts_from_the_given_weights(root, images, straight):
     AcceleratorState._reset_state(reset_partial_state=True)
     first, last = rows(root / "tuned", "evaluations.jsonl")[0], rows(straight, "evaluations.jsonl")[-1]
     assert first["bits_per_dim"] == pytest.approx(last["bits_per_dim"], abs=0.02)  # bfloat16
-    with pytest.raises(ValueError, match=r"`model_name_or_path` .* cannot be combined with image_size"):
-        parse_arguments(flags(**fields | {"image_size": 8}))
 
 
 def test_another_run_is_not_written_over_and_other_settings_are_refused(images, plain):
@@ -378,6 +468,7 @@ def test_another_run_is_not_written_over_and_other_settings_are_refused(images, 
         ({"report_to": "nothing"}, "`report_to` must name installed trackers .* got nothing"),
         ({"WORLD_SIZE": "2"}, "do not see each other"),
         ({"dataset_release": "imagenet1k_vandenoord"}, "49,?999"),
+        ({"save_best": True, "eval_steps": 0}, "`save_best` needs evaluations"),
         ({"output_dir": None}, "`output_dir` .*/run must not lie inside `dataset_path` .*/images"),
     ],
 )
@@ -403,12 +494,15 @@ def test_a_folder_with_files_of_others_is_refused_and_stays_as_it_is(tmp_path, i
         assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [file]
 
 
-def test_only_the_drafts_of_a_run_are_cleared(tmp_path):
+def test_only_the_drafts_of_a_run_are_cleared_and_a_folder_that_was_not_replaced_comes_back(tmp_path):
     drafts = [".checkpoint-3.draft", ".checkpoint-3.old", ".checkpoint-3.draft.old", ".model.draft", ".push.draft"]
+    drafts += [".best.draft", ".best.old", ".best.draft.old"]
     for name in (*drafts, ".git.draft", ".checkpoint-notes", "checkpoint-3"):
         (tmp_path / name).mkdir()
+    (tmp_path / ".best.draft.old" / "config.json").touch()
     clear_drafts(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".git.draft", ".checkpoint-notes", "checkpoint-3"}
+    assert {path.name for path in tmp_path.iterdir()} == {".git.draft", ".checkpoint-notes", "checkpoint-3", "best"}
+    assert (tmp_path / "best" / "config.json").exists()
 
 
 def test_a_run_pushes_its_model_and_a_failing_push_does_not_stop_it(root, images):

@@ -4,6 +4,7 @@
 import ast
 import dataclasses
 import difflib
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from .utils.arguments import BoundedArguments, CommandParser, argument
 from .utils.precision import resolve_precision
 
 
+logger = logging.getLogger(__name__)
+
 # A checkpoint's trajectory records the settings that must not change when a run is resumed. Each training argument
 # declares in `decides` the entry that depends on it: one that several arguments determine together, an entry with the
 # argument's own name and value, or None if it changes the numbers of a run by rounding at most.
@@ -24,6 +27,24 @@ OWN_VALUE = "own value"
 SCHEDULES = ("cosine", "constant", "wsd")
 # The generators of PyTorch take no larger seed.
 LAST_SEED = 2**63 - 1
+# The run of `train` without a recipe: the model of recipes/photographs.yaml, for a folder of photographs on a CPU. It
+# replaces JetConfig's defaults, the paper's model, unless a size of the model is given.
+SMALL_RUN = {
+    "image_size": 32,
+    "patch_size": 4,
+    "num_coupling_layers": 12,
+    "hidden_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "train_batch_size": 16,
+    "learning_rate": 2e-3,
+    "num_train_epochs": 60.0,
+    "save_steps": 100,
+    "logging_steps": 10,
+    "eval_steps": 100,
+    "sample_steps": 100,
+}
+SIZES = ("num_coupling_layers", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 def check_declarations(arguments: type) -> None:
@@ -59,7 +80,8 @@ ModelArguments: Any = _model_arguments()
 @dataclass
 class PretrainedArguments(ModelArguments):
     model_name_or_path: str | None = argument(
-        "Model to fine-tune: a folder, or a name on the Hub. Cannot be combined with the other fields of the model.",
+        "Model to fine-tune: a folder, or a name on the Hub. Of its fields, only image_size and num_classes can be "
+        "changed: position embeddings are interpolated, and other classes get a new embedding.",
         None,
         decides="initial_weights",
     )
@@ -77,6 +99,9 @@ class DatasetArguments:
     image_column: str | None = argument("Column of the images; detected if only one qualifies.", None, decides="data")
     label_column: str | None = argument(
         "Column of the classes; detected if only one column qualifies.", None, decides="data"
+    )
+    max_undecodable_share: float = argument(
+        "Fraction of undecodable images above which the command stops.", 0.001, decides=None, at_least=0
     )
     first_label: int | None = argument(
         "Smallest class in the data; by default 1 for Chrabaszcz's batches, and 0 otherwise.",
@@ -99,9 +124,6 @@ class SourceArguments(DatasetArguments):
     )
     center_crop: bool = argument(
         "Crop to the central square before downsampling; false squeezes the image.", True, decides=OWN_VALUE
-    )
-    max_undecodable_share: float = argument(
-        "Fraction of undecodable images above which the command stops.", 0.001, decides=None, at_least=0
     )
 
 
@@ -138,8 +160,12 @@ class OptimizationArguments:
     train_batch_size: int = argument(
         "Images per optimizer step, over all processes together.", 1024, decides=OWN_VALUE, at_least=1
     )
-    gradient_accumulation_steps: int = argument(
-        "Micro-batches into which a process splits its share of a batch.", 1, decides=None, at_least=1
+    gradient_accumulation_steps: int | None = argument(
+        "Micro-batches into which a process splits its share of a batch; by default 1, or in a resumed run as many as "
+        "keep micro-batches from growing when the number of processes changes.",
+        None,
+        decides=None,
+        at_least=1,
     )
     num_train_epochs: float = argument(
         "Passes over the data, unless max_steps is given.", 200.0, decides="num_steps", above=0
@@ -222,6 +248,11 @@ class RunArguments:
     save_total_limit: int | None = argument(
         "Number of checkpoints to keep, the newest ones.", 3, decides=None, at_least=1
     )
+    save_best: bool = argument(
+        "Keep the model with the best evaluation so far in output_dir/best, in addition to the last one.",
+        False,
+        decides=None,
+    )
     logging_steps: int = argument(
         "Optimizer steps between lines of metrics.jsonl, each with the means of these steps.",
         50,
@@ -239,7 +270,13 @@ class RunArguments:
         "Number of images in a grid; their latents stay the same during a run.", 16, decides=None, at_least=1
     )
     report_to: list[str] | None = argument(  # noqa: RUF009
-        "Trackers, such as tensorboard, trackio or wandb; 'all' for every installed one.", None, decides=None
+        "Trackers: tensorboard, trackio, wandb or others of accelerate; 'all' for every installed one, or 'none'.",
+        None,
+        decides=None,
+    )
+    project: str = argument("Project of the run in its trackers.", "jet", decides=None)
+    run_name: str | None = argument(
+        "Name of the run in its trackers; by default the name of output_dir.", None, decides=None
     )
     dry_run: bool = argument(
         "Print the sizes, steps, FLOPs, memory and time of the run, and exit.", False, decides=None
@@ -277,8 +314,12 @@ class TrainArguments(
     Train or fine-tune a Jet on one or many devices.
 
         jet-hf train --config recipes/cifar10.yaml --output_dir runs/cifar10
-        accelerate launch -m jet_hf.train --dataset_path photographs/ --image_size 32 --patch_size 2 --max_steps 10000
+        jet-hf train --dataset_path photographs/ --image_size 32 --patch_size 2
+        accelerate launch -m jet_hf.train --config recipes/cifar10.yaml --output_dir runs/cifar10
         jet-hf train --config recipes/cifar10.yaml --dry_run
+
+    Without a recipe and without a size of the model, such as --hidden_size, the run trains a small model that suits a
+    folder of photographs on a CPU: the one of recipes/photographs.yaml, in batches of 16 for 60 epochs.
 
     With --resume_from_checkpoint latest, a killed run continues as if it had not been interrupted. SIGTERM and Ctrl-C
     save a checkpoint and end the run with exit code 0, or with 143 and 130 if there is nothing to save.
@@ -287,13 +328,12 @@ class TrainArguments(
     def __post_init__(self):
         super().__post_init__()
         resolve_precision(self.mixed_precision)
+        if "none" in (self.report_to or []) and len(self.report_to or []) > 1:
+            raise ValueError(f"`report_to` must be none alone or name trackers, got {' '.join(self.report_to or [])}.")
+        if not re.fullmatch(r"[\w-][\w.-]*", self.project):  # tensorboard's folder has this name
+            raise ValueError(f"`project` must consist of letters, digits, `-`, `_` and `.`, got {self.project!r}.")
         if self.streaming and self.random_crops_per_image:
             raise ValueError("`random_crops_per_image` cannot be combined with `streaming`.")
-        if self.model_name_or_path and self.config_fields():
-            raise ValueError(
-                "`model_name_or_path` determines the fields of the model and cannot be combined with "
-                f"{', '.join(self.config_fields())}."
-            )
         if self.extend and self.resume_from_checkpoint is None:
             raise ValueError("`extend` must be given with `resume_from_checkpoint`, the checkpoint to train on from.")
         if self.spike_factor is not None and not self.max_skipped_steps:
@@ -340,9 +380,31 @@ def read_recipe(path: str) -> dict[str, Any]:
     return recipe
 
 
+def small_run(values: dict[str, Any]) -> dict[str, Any]:
+    """
+    Return the fields of the small run, or none if the arguments name a model or one of its sizes.
+
+    A run that resumes takes the values that its own recipe recorded, which may come from another release.
+    """
+    if any(values[name] is not None for name in ("model_name_or_path", *SIZES)):
+        return {}
+    recipe = Path(values["output_dir"]) / "recipe.yaml"
+    if values["resume_from_checkpoint"] is not None and recipe.is_file():
+        recorded = read_recipe(str(recipe))
+        return {name: recorded.get(name) for name in SMALL_RUN}
+    logger.info(
+        "no recipe: training the small model of recipes/photographs.yaml, with "
+        f"{SMALL_RUN['num_coupling_layers']} coupling layers of width {SMALL_RUN['hidden_size']}. Give --config "
+        "recipes/NAME.yaml for a model of the paper, or sizes such as --hidden_size."
+    )
+    return SMALL_RUN
+
+
 def parse_arguments(argv: list[str], prog: str = "jet-hf train") -> TrainArguments:
     """
     Parse `--config` and flags, which override the fields of the recipe; check every value against its field's type.
+
+    Without a recipe, flags override [`small_run`].
 
     Raises:
         ValueError: see [`CommandParser.parse`], [`read_recipe`] and [`TrainArguments`].
@@ -350,13 +412,13 @@ def parse_arguments(argv: list[str], prog: str = "jet-hf train") -> TrainArgumen
     parser = CommandParser(TrainArguments, prog, GROUPS)
     parser.add_argument("--config", metavar="YAML", help="Recipe with fields and values, which flags override.")
     values = parser.parse(argv)
-    if path := values.pop("config"):
-        from_recipe = []
-        for name, value in read_recipe(path).items():
-            if value is not None:
-                from_recipe += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
-        values = parser.parse([*from_recipe, *argv])
-        del values["config"]
+    recipe = read_recipe(values["config"]) if values["config"] else small_run(values)
+    from_recipe = []
+    for name, value in recipe.items():
+        if value is not None:
+            from_recipe += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    values = parser.parse([*from_recipe, *argv])
+    del values["config"]
     return TrainArguments(**values)
 
 
@@ -388,7 +450,9 @@ class EvaluateArguments(DatasetArguments, BoundedArguments):
         "Seed of the crops and the noise; scores do not depend on the batch size.", 0, at_least=0, at_most=LAST_SEED
     )
     mixed_precision: str = argument("Precision of the conditioners: no or bf16.", "no")
-    scores_file: str | None = argument("JSON file for the score of each image.", None)
+    scores_file: str | None = argument(
+        "CSV file for the name and the score of each image; a name that ends in .json gives JSON without names.", None
+    )
     write_model_card: bool = argument("Add the score to the card in the folder --model.", False)
 
 
@@ -474,6 +538,20 @@ class ConvertArguments(BoundedArguments):
     coupling_kinds: list[str] | None = argument(  # noqa: RUF009
         "Cycle of splits, which files of jet-pytorch do not show.", None, choices=("channels", "spatial")
     )
+
+
+@dataclass
+class AverageArguments(BoundedArguments):
+    """
+    Average the weights of models with the same configuration, such as several checkpoints of a run.
+
+        jet-hf average runs/jet/checkpoint-9000 runs/jet/checkpoint-10000 --output_dir averaged
+
+    The result is a folder for from_pretrained.
+    """
+
+    models: list[str] = argument("Two or more folders of saved models.", positional=True)  # noqa: RUF009
+    output_dir: str = argument("New or empty folder.")
 
 
 @dataclass

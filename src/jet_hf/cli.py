@@ -10,6 +10,7 @@ from inspect import cleandoc
 
 from . import __version__
 from .arguments import (
+    AverageArguments,
     ConvertArguments,
     EvaluateArguments,
     PreparationArguments,
@@ -25,6 +26,7 @@ COMMANDS: dict[str, type[BoundedArguments]] = {
     "train": TrainArguments,
     "evaluate": EvaluateArguments,
     "sample": SampleArguments,
+    "average": AverageArguments,
     "convert": ConvertArguments,
     "prepare": PreparationArguments,
 }

@@ -1,8 +1,11 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Bits per dimension of a dataset under a model, with their standard error, on any number of processes."""
 
+import csv
+import io
 import math
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -202,31 +205,69 @@ def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, 
     }
 
 
-def check_scores_file(path: str | os.PathLike) -> None:
-    """Raise ValueError unless [`write_scores`] can write to `path`; to be called before scoring."""
-    path = Path(path)
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"`scores_file` must be a file in an existing, writable folder, got {path}.")
-
-
-def write_scores(path: str | os.PathLike, evaluation: Evaluation, source: DataSource, split: str) -> None:
+def check_scores_file(path: str | os.PathLike, source: DataSource) -> None:
     """
-    Write the score of each image to a JSON file. The demo shows `held_out_scores.json` of a model's folder.
+    Check that [`write_scores`] can write to a path; to be called before scoring.
+
+    Raises:
+        ValueError: for a folder, a folder that does not exist or cannot be written to, or a path inside the dataset.
+    """
+    source.check_output(path, "scores_file", "dataset")
+    check_writable(Path(path), "scores_file")
+
+
+def check_writable(path: Path, argument: str) -> None:
+    """Raise ValueError unless `path`, from the argument of this name, can be written as a new or another file."""
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
+        with tempfile.TemporaryFile(dir=path.parent):  # permissions alone do not tell, for root and network disks
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`{argument}` must be a file in an existing, writable folder, got {path}: {error.strerror or error}."
+        ) from error
+
+
+def write_scores(
+    path: str | os.PathLike, evaluation: Evaluation, source: DataSource, split: str, pixels: PixelSplit
+) -> None:
+    """
+    Write the score of each image in full precision, in the order of the dataset.
 
     Args:
-        path: JSON file, see [`check_scores_file`].
+        path: CSV file with the columns `name` and `bits_per_dim`. A name that ends in `.json` gives a JSON file with
+            the dataset and the scores instead; the demo shows `held_out_scores.json` of a model's folder.
         evaluation: Scores.
         source, split: Dataset and split that were scored.
+        pixels: Images that were scored.
+
+    Raises:
+        ValueError: see [`check_scores_file`].
     """
-    check_scores_file(path)
-    content = {
-        "dataset": data_title(source),
-        "split": split,
-        "num_images": len(evaluation.bits_per_dim),
-        "num_noise_samples": evaluation.num_noise_samples,
-        "bits_per_dim": [round(bits, 4) for bits in evaluation.bits_per_dim.tolist()],
-    }
-    replace_text(Path(path), strict_json(content) + "\n")
+    check_scores_file(path, source)
+    scores = evaluation.bits_per_dim.tolist()
+    if Path(path).suffix == ".json":
+        content = {
+            "dataset": data_title(source),
+            "split": split,
+            "num_images": len(scores),
+            "num_noise_samples": evaluation.num_noise_samples,
+            "bits_per_dim": scores,
+        }
+        replace_text(Path(path), strict_json(content) + "\n")
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("name", "bits_per_dim"))
+    writer.writerows(zip(image_names(source, pixels), scores, strict=True))
+    replace_text(Path(path), text.getvalue())
+
+
+def image_names(source: DataSource, pixels: PixelSplit) -> list[str]:
+    """Return the name of each image: its path in the dataset, its name in a tar or table, or else its index."""
+    folder = "" if source.path is None else os.path.join(os.path.abspath(Path(source.path).expanduser()), "")
+    return [name.removeprefix(folder) for name in pixels.names()]
 
 
 def data_title(source: DataSource) -> str:

@@ -8,11 +8,18 @@ from pathlib import Path
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 
-from ..analysis.evaluation import check_scores_file, describe_evaluation, evaluate, evaluation_record, write_scores
+from ..analysis.evaluation import (
+    check_scores_file,
+    check_writable,
+    describe_evaluation,
+    evaluate,
+    evaluation_record,
+    write_scores,
+)
 from ..analysis.inference import prepared_for_inference
 from ..arguments import EvaluateArguments
 from ..data import DataSource, ReadOptions, UndecodableImagesError, load_pixels, split_to_score
-from ..hub import add_evaluation
+from ..hub import add_evaluation, load_config, read_card
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 from ..utils.files import strict_json
@@ -24,14 +31,15 @@ EXPECTED_ERRORS = (StrictDataclassError, UndecodableImagesError)
 
 def run(arguments: EvaluateArguments) -> None:
     """Score a dataset; print the result, and write it to the requested files."""
-    check_outputs(arguments)
-    accelerator = Accelerator(mixed_precision=resolve_precision(arguments.mixed_precision))
-    model = JetForDensityEstimation.from_pretrained(arguments.model)
-    processor = JetImageProcessor.from_pretrained(arguments.model)
     columns = {name: getattr(arguments, name) for name in ("image_column", "label_column", "first_label")}
     source = DataSource.at(arguments.dataset, arguments.dataset_config, release=arguments.dataset_release, **columns)
-    selection = {name: getattr(arguments, name) for name in ("max_images", "random_crops_per_image", "seed")}
-    options = ReadOptions(num_classes=model.config.num_classes, **selection)
+    check_outputs(arguments, source)
+    accelerator = Accelerator(mixed_precision=resolve_precision(arguments.mixed_precision))
+    load_config(arguments.model, "model").check_bits_per_dim()
+    model = JetForDensityEstimation.from_pretrained(arguments.model)
+    processor = JetImageProcessor.from_pretrained(arguments.model)
+    selection = ("max_images", "max_undecodable_share", "random_crops_per_image", "seed")
+    options = ReadOptions(num_classes=model.config.num_classes, **{n: getattr(arguments, n) for n in selection})
     with accelerator.main_process_first():
         split = arguments.split or split_to_score(source)
         pixels = load_pixels(source, split, processor, options)
@@ -44,10 +52,10 @@ def run(arguments: EvaluateArguments) -> None:
     throughput = len(pixels.dataset) / (time.monotonic() - start)
     if accelerator.is_main_process:
         result = {"model": arguments.model, **describe_evaluation(evaluation, source, split, pixels)}
+        if arguments.scores_file:
+            write_scores(arguments.scores_file, evaluation, source, split, pixels)
         if arguments.write_model_card:
             add_evaluation(arguments.model, evaluation_record(source, split, result))
-        if arguments.scores_file:
-            write_scores(arguments.scores_file, evaluation, source, split)
         result |= {name: getattr(arguments, name) for name in ("seed", "mixed_precision")}
         result |= {"num_processes": accelerator.num_processes, "images_per_second": throughput}
         print(strict_json(result, indent=2))
@@ -55,9 +63,13 @@ def run(arguments: EvaluateArguments) -> None:
     accelerator.end_training()
 
 
-def check_outputs(arguments: EvaluateArguments) -> None:
+def check_outputs(arguments: EvaluateArguments, source: DataSource) -> None:
     """Raise ValueError before the scoring if its results could not be written."""
-    if arguments.write_model_card and not (card := Path(arguments.model) / "README.md").is_file():
+    card = Path(arguments.model) / "README.md"
+    if arguments.write_model_card and not card.is_file():
         raise ValueError(f"`write_model_card` needs a folder with a card, but there is no {card}.")
+    if arguments.write_model_card:
+        check_writable(card, "write_model_card")
+        read_card(card)
     if arguments.scores_file:
-        check_scores_file(arguments.scores_file)
+        check_scores_file(arguments.scores_file, source)

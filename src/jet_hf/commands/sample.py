@@ -8,6 +8,7 @@ from PIL import Image
 from ..analysis.inference import can_prepare, prepare_for_inference
 from ..analysis.sampling import image_grid, interpolate, reconstruct, sample_images
 from ..arguments import SampleArguments
+from ..hub import load_config
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 from ..utils.files import new_folder
@@ -30,6 +31,7 @@ def make_images(arguments: SampleArguments) -> list[Image.Image]:
     """Return the requested images, in the size of the model."""
     paths = arguments.interpolate or arguments.reconstruct or []
     inputs = [open_image(path) for path in paths]
+    load_config(arguments.model, "model")
     model = JetForDensityEstimation.from_pretrained(arguments.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     # The layers of prepared models have no gradients, which denoising takes.

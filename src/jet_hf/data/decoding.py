@@ -96,10 +96,14 @@ def _to_pixels(processor: JetImageProcessor, image: Image.Image | np.ndarray) ->
     return image if isinstance(image, np.ndarray) and image.shape == shape else processor.to_uint8(image)
 
 
+def file_name(image: StoredImage) -> str | None:
+    """Return the path of an image, or its name in a tar or table, or `None` if it has none."""
+    return image.get("path") if isinstance(image, dict) else None
+
+
 def image_name(image: StoredImage, index: int) -> str:
     """Return the file name of an image, or its index if it has none, for messages."""
-    path = image.get("path") if isinstance(image, dict) else None
-    return path or f"image {index}"
+    return file_name(image) or f"image {index}"
 
 
 def random_crops(pixels: np.ndarray, image_size: int, num_crops: int, seed: int, index: int) -> list[np.ndarray]:

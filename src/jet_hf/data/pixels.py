@@ -23,6 +23,7 @@ from .decoding import (
     StoredImage,
     UndecodableImageError,
     decode_image,
+    file_name,
     image_name,
     pixel_converter,
     random_crops,
@@ -119,12 +120,26 @@ class PixelSplit:
         num_skipped: Number of images that could not be decoded.
         source_format: Encoding of the source, such as "JPEG", or "JPEG, PNG" if mixed; `None` for arrays.
         fingerprint: Short text that changes with the pixels, the labels and their order.
+        images: Images of the split as they are stored, of one column; `None` for those of a stream.
+        rows: Index into `images` of the image of each row of `dataset`; by default they are the same.
     """
 
     dataset: datasets.Dataset
     num_skipped: int
     source_format: str | None
     fingerprint: str | None = None
+    images: datasets.Dataset | None = None
+    rows: np.ndarray | None = None
+
+    def names(self) -> list[str]:
+        """Return the file name, or else the index in the split, of the image of each row; crops share a name."""
+        rows = np.arange(len(self.dataset)) if self.rows is None else self.rows
+        if self.images is None or isinstance(next(iter(self.images.features.values())), datasets.Array3D):
+            return list(map(str, rows))
+        (column,) = self.images.column_names
+        tables = self.images.select(rows).with_format("arrow").iter(batch_size=1000)
+        names = [file_name(image) for table in tables for image in stored_images(table[column])]
+        return [name or str(row) for name, row in zip(names, rows, strict=True)]
 
     @property
     def lossy(self) -> bool:
@@ -181,7 +196,7 @@ def load_pixels(
         check_release(known_release(source), split, num_images + num_left_out)
     limit = UndecodableLimit(options.max_undecodable_share, num_images, where)
     if decoded is not None:
-        pixels = _keep_decodable(decoded, limit)
+        pixels = _keep_decodable(decoded, limit, decoder.num_crops or 1)
         if options.num_classes is not None:
             check_classes(_column(pixels.dataset, LABEL), options.num_classes, where)
     else:
@@ -198,6 +213,7 @@ def load_pixels(
         pixels,
         num_skipped=pixels.num_skipped + num_left_out,
         source_format=pixels.source_format or prepared.get("source_format"),
+        images=None if is_stream else dataset.select_columns([decoder.image_column]),
     )
 
 
@@ -352,7 +368,7 @@ def _decode_all(
         return PixelSplit(dataset, 0, None, fingerprint_of_rows(_column(digests, DIGEST)))
     decoder.limit = limit
     decoded = _map(dataset, decoder, decoder.features, f"decoding {limit.where}", **options)
-    return _keep_decodable(decoded.with_format(None), limit)
+    return _keep_decodable(decoded.with_format(None), limit, decoder.num_crops or 1)
 
 
 def _map(
@@ -392,7 +408,7 @@ def _read_stream(dataset: datasets.IterableDataset, decoder: _Decoder) -> tuple[
     return datasets.concatenate_datasets(parts or [datasets.Dataset.from_dict(empty, decoder.features)]), num_images
 
 
-def _keep_decodable(decoded: datasets.Dataset, limit: UndecodableLimit) -> PixelSplit:
+def _keep_decodable(decoded: datasets.Dataset, limit: UndecodableLimit, num_crops: int) -> PixelSplit:
     """Drop, count and log the images that could not be decoded."""
     table = decoded.with_format("arrow").select_columns(["format", "error", DIGEST])[:]
     undecodable = table["error"].drop_null().to_pylist()
@@ -409,4 +425,17 @@ def _keep_decodable(decoded: datasets.Dataset, limit: UndecodableLimit) -> Pixel
     formats = [count["values"] for count in sorted(counts, key=lambda count: -count["counts"])]
     columns = [name for name in (PIXELS, LABEL) if name in decoded.column_names]
     fingerprint = fingerprint_of_rows(table[DIGEST].filter(decodable))
-    return PixelSplit(decoded.select_columns(columns), len(undecodable), ", ".join(formats) or None, fingerprint)
+    return PixelSplit(
+        decoded.select_columns(columns),
+        len(undecodable),
+        ", ".join(formats) or None,
+        fingerprint,
+        rows=_image_rows(decodable.to_numpy(), num_crops) if undecodable or num_crops > 1 else None,
+    )
+
+
+def _image_rows(decodable: np.ndarray, num_crops: int) -> np.ndarray:
+    """Return the index of the image of each decodable row: an image has `num_crops` such rows, or one other row."""
+    rows = np.flatnonzero(decodable)
+    num_skipped = np.cumsum(~decodable)[rows]
+    return num_skipped + np.arange(len(rows)) // num_crops

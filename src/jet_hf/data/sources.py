@@ -3,6 +3,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -62,12 +63,12 @@ class DataSource:
     @classmethod
     def at(cls, path_or_name: str, config: str | None = None, **fields) -> "DataSource":
         """Return the dataset at a path, unless there is none and it may be the name of a dataset on the Hub."""
-        try:
-            validate_repo_id(path_or_name)
-            is_name = not Path(path_or_name).expanduser().exists()
-        except HFValidationError:
-            is_name = False
-        return cls(config=config, **{"name" if is_name else "path": path_or_name}, **fields)
+        if not Path(path_or_name).expanduser().exists():
+            with suppress(HFValidationError):
+                validate_repo_id(path_or_name)
+                logger.info(f"there is no path {path_or_name}: looking for a dataset of this name on the Hub.")
+                return cls(name=path_or_name, config=config, **fields)
+        return cls(path=path_or_name, config=config, **fields)
 
     @classmethod
     def from_arguments(cls, arguments) -> "DataSource":
@@ -83,17 +84,23 @@ class DataSource:
             release=arguments.dataset_release,
         )
 
-    def check_output(self, output_dir: str | os.PathLike) -> None:
+    def check_output(
+        self, output: str | os.PathLike, argument: str = "output_dir", dataset: str = "dataset_path"
+    ) -> None:
         """
-        Check that an output folder is not part of the dataset, where images written to it would become data.
+        Check that an output is not part of the dataset, where files written to it would become data.
+
+        Args:
+            output: Folder or file to write.
+            argument, dataset: Names of the arguments of the output and of the dataset, for messages.
 
         Raises:
-            ValueError: if `output_dir` lies inside the source's path.
+            ValueError: if `output` lies inside the source's path.
         """
         if self.path is not None:
-            folder, output = (Path(path).expanduser().resolve() for path in (self.path, output_dir))
-            if output.is_relative_to(folder):
-                raise ValueError(f"`output_dir` {output_dir} must not lie inside `dataset_path` {self.path}.")
+            inside, outside = (Path(path).expanduser().resolve() for path in (output, self.path))
+            if inside.is_relative_to(outside):
+                raise ValueError(f"`{argument}` {output} must not lie inside `{dataset}` {self.path}.")
 
     @property
     def where(self) -> str:

@@ -1,7 +1,8 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Model cards and pushes to the Hub."""
+"""Model cards, saved models, and pushes to the Hub."""
 
-from .card import HUB_ID, CardFacts, EvaluationRecord, add_evaluation, write_model_card
+from .card import HUB_ID, CardFacts, EvaluationRecord, add_evaluation, read_card, write_model_card
+from .pretrained import load_config
 from .push import PushError, check_login, create_repository, full_repo_id, push_folder, retry
 
 
@@ -14,7 +15,9 @@ __all__ = [
     "check_login",
     "create_repository",
     "full_repo_id",
+    "load_config",
     "push_folder",
+    "read_card",
     "retry",
     "write_model_card",
 ]

@@ -144,9 +144,8 @@ def add_evaluation(path: str | os.PathLike, record: EvaluationRecord) -> None:
         config.check_bits_per_dim()
     if not math.isfinite(record.bits_per_dim):
         raise ValueError(f"`bits_per_dim` must be a finite number, got {record.bits_per_dim}.")
+    card = read_card(card_path)
     try:
-        # ModelCard would rewrite foreign results, and merge results that differ only in the dataset's name.
-        card = RepoCard.load(card_path)
         index = card.data.get("model-index") or [{"name": card_path.resolve().parent.name, "results": []}]
         (entry,) = eval_results_to_model_index("", [_eval_result(record)])[0]["results"]
         (metric,) = entry["metrics"]
@@ -164,6 +163,15 @@ def add_evaluation(path: str | os.PathLike, record: EvaluationRecord) -> None:
         raise ValueError(f"the metadata of {card_path} is invalid: {type(error).__name__}: {error}") from error
     card.data["model-index"] = index
     replace_file(card_path, card.save)
+
+
+def read_card(path: Path) -> RepoCard:
+    """Read a model card. Raises ValueError if its metadata are invalid."""
+    try:
+        # ModelCard would rewrite foreign results, and merge results that differ only in the dataset's name.
+        return RepoCard.load(path)
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"the metadata of {path} is invalid: {type(error).__name__}: {error}") from error
 
 
 def _eval_result(record: EvaluationRecord) -> EvalResult:

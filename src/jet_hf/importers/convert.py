@@ -26,11 +26,15 @@ def convert_checkpoint(source: str, path: str | os.PathLike, output_dir: str | o
 
     Raises:
         ValueError: if `source` is unknown; see also [`convert_big_vision`] and [`convert_jet_pytorch`].
+        FileNotFoundError: if there is no file at `path`.
         FileExistsError: if `output_dir` exists and is not an empty folder.
     """
     if source not in CONVERTERS:
         raise ValueError(f"`source` must be one of {list(CONVERTERS)}, got {source!r}.")
     with new_folder(output_dir) as folder:
+        if not Path(path).is_file():
+            state = "is a folder" if Path(path).is_dir() else "does not exist"
+            raise FileNotFoundError(f"`checkpoint` must be a file, but {path} {state}.")
         config, state_dict = CONVERTERS[source](path, **known)
         model = JetForDensityEstimation(config)
         model.load_state_dict(state_dict)

@@ -7,7 +7,8 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,12 @@ from .trainer import Trainer
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint.json"
+# Folder of the weights without their moving average, beside the evaluated model.
+TRAINING_WEIGHTS = "training_weights"
+# Folder of the model with the best evaluation.
+BEST = "best"
 # The names of all folders that a run writes or deletes in part, and no others.
-DRAFTS = re.compile(r"\.(checkpoint-\d+(\.draft|\.old|\.draft\.old)|model\.draft|push\.draft)")
+DRAFTS = re.compile(r"\.((checkpoint-\d+|best)(\.draft|\.old|\.draft\.old)|model\.draft|push\.draft)")
 # Entries of a trajectory that may change from a checkpoint on, with `extend`.
 EXTENDABLE = {"num_steps", "lr_scheduler_type", "cooldown_ratio", "spike_factor"}
 # Entries that earlier releases did not record, with the values for what they did.
@@ -46,13 +51,20 @@ class CheckpointError(RuntimeError):
 
 class Checkpoint(NamedTuple):
     """
-    A complete checkpoint: its folder, the number of optimizer steps completed, the settings of its run, and the states
-    of its update guard and metrics window, which earlier releases did not have.
+    A complete checkpoint; `None` and empty states stand for what earlier releases did not record.
+
+    Args:
+        path: Its folder.
+        step: Number of optimizer steps completed.
+        trajectory: Settings of its run.
+        micro_batch_size: Images of a micro-batch of a process.
+        guard, window: States of the update guard and the metrics window.
     """
 
     path: Path
     step: int
     trajectory: dict
+    micro_batch_size: int | None
     guard: dict
     window: dict
 
@@ -87,12 +99,16 @@ class Checkpointer:
         self.accelerator.load_state(str(checkpoint.path))
         self.accelerator.step = 0  # another number of accumulation steps must not start in the middle of a batch
         if self.trainer.ema:
-            dcp.load(self.trainer.ema, checkpoint_id=checkpoint.path / "ema")
+            earlier, path = checkpoint.path / "ema", str(checkpoint.path)  # earlier releases kept the average apart
+            reader = dcp.FileSystemReader(earlier) if earlier.exists() else dcp.HuggingFaceStorageReader(path)
+            dcp.load(self.trainer.ema, storage_reader=reader)
         self.trainer.step_count = checkpoint.step
 
     def save(self) -> None:
         """
         Write `checkpoint-STEP`, and delete the oldest checkpoints beyond the limit.
+
+        `from_pretrained` opens the model that is evaluated at this step: the moving average, where there is one.
 
         Raises:
             CheckpointError: if the checkpoint could not be written. Earlier checkpoints are untouched.
@@ -100,28 +116,20 @@ class Checkpointer:
         start, accelerator = time.monotonic(), self.accelerator
         final = self.output_dir / f"checkpoint-{self.trainer.step_count}"
         draft = self.output_dir / f".{final.name}.draft"
-        try:
+        with whole_or_absent(draft, final):
             if accelerator.is_main_process:
                 shutil.rmtree(draft, ignore_errors=True)
                 draft.mkdir(parents=True)
             accelerator.wait_for_everyone()
+            with self.trainer.averaged_weights():
+                self.trainer.save_model(draft)
             accelerator.step = 0  # as after loading, so that resumed runs write the same bytes
             accelerator.save_state(str(draft))
-            if self.trainer.ema:
-                dcp.save(self.trainer.ema, checkpoint_id=draft / "ema")
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
+                self.processor.save_pretrained(draft)
                 self._write_manifest(draft)
                 publish_folder(draft, final)
-        # The writers of tensors raise errors of their own kinds for a full disk.
-        except Exception as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            kept = ", ".join(path.name for path in list_checkpoints(self.output_dir)) or "none"
-            raise CheckpointError(
-                f"{final} could not be written: {type(error).__name__}: {error} "
-                f"({shutil.disk_usage(self.output_dir).free / 2**20:.0f} MiB are free). Earlier checkpoints are "
-                f"untouched: {kept}."
-            ) from error
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self._check_grace(time.monotonic() - start)
@@ -129,10 +137,12 @@ class Checkpointer:
 
     def _write_manifest(self, draft: Path) -> None:
         files = sorted(path for path in draft.rglob("*") if path.is_file())
+        num_shares = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
         manifest = {
             "step": self.trainer.step_count,
             "trajectory": self.trajectory,
             "num_processes": self.accelerator.num_processes,
+            "micro_batch_size": self.arguments.train_batch_size // num_shares,
             "guard": self.trainer.guard.state_dict(),
             "window": asdict(self.window),
             "files": {path.relative_to(draft).as_posix(): _checksum(path) for path in files},
@@ -140,15 +150,18 @@ class Checkpointer:
         (draft / MANIFEST).write_text(strict_json(manifest, indent=2) + "\n")
 
     def _write_weights(self, models: list[torch.nn.Module], weights: list[dict], folder: str) -> None:
-        if weights and self.accelerator.is_main_process:
-            self.trainer.base_model.save_pretrained(folder)
-            self.processor.save_pretrained(folder)
+        if weights and self.trainer.ema and self.accelerator.is_main_process:
+            self.trainer.base_model.save_pretrained(Path(folder) / TRAINING_WEIGHTS)
+            self.processor.save_pretrained(Path(folder) / TRAINING_WEIGHTS)
         weights.clear()
 
     def _read_weights(self, models: list[torch.nn.Module], folder: str) -> None:
         if models:
+            weights = Path(folder) / TRAINING_WEIGHTS
+            # Without an average, and in earlier releases, they are those of the checkpoint's model.
+            path = (weights if weights.exists() else Path(folder)) / "model.safetensors"
             # They are read on the CPU: safetensors refuses an indexed CPU device such as cpu:0.
-            load_model(self.trainer.base_model, Path(folder) / "model.safetensors", device="cpu")
+            load_model(self.trainer.base_model, path, device="cpu")
         models.clear()
 
     def _check_grace(self, seconds: float) -> None:
@@ -160,6 +173,27 @@ class Checkpointer:
                 f"more than {2 * seconds:.0f} before the launch, or the checkpoint may be lost."
             )
             self.grace_seconds = None
+
+
+@contextmanager
+def whole_or_absent(draft: Path, final: Path) -> Iterator[None]:
+    """
+    Delete the draft of a folder if the block fails.
+
+    Raises:
+        CheckpointError: for any error of the block; it names the folder and the free space.
+    """
+    try:
+        yield
+    # The writers of tensors raise errors of their own kinds for a full disk.
+    except Exception as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        kept = ", ".join(path.name for path in list_checkpoints(final.parent)) or "none"
+        raise CheckpointError(
+            f"{final} could not be written: {type(error).__name__}: {error} "
+            f"({shutil.disk_usage(final.parent).free / 2**20:.0f} MiB are free). Earlier checkpoints are "
+            f"untouched: {kept}."
+        ) from error
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -206,8 +240,9 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Checkpoint | None:
     for path in paths:
         try:
             manifest = read_manifest(path)
-            guard, window = manifest.get("guard", {}), manifest.get("window", {})
-            return Checkpoint(path, manifest["step"], manifest["trajectory"], guard, window)
+            states = {name: manifest.get(name, {}) for name in ("guard", "window")}
+            size = manifest.get("micro_batch_size")
+            return Checkpoint(path, manifest["step"], manifest["trajectory"], size, **states)
         except CheckpointError as error:
             if wanted != "latest":
                 raise
@@ -221,11 +256,17 @@ def with_defaults(trajectory: dict) -> dict:
     return EARLIER_RELEASES | trajectory | {"model": model}
 
 
-def changed_settings(theirs: dict, ours: Mapping[str, Any]) -> dict[str, str]:
-    """Return a sentence for each setting that two trajectories, an earlier one and ours, record differently."""
+def _comparable(theirs: dict, ours: Mapping[str, Any]) -> tuple[dict, dict]:
+    """Return the settings of two trajectories, an earlier one and ours, by flat names."""
     before, now = _flatten(with_defaults(theirs)), _flatten(dict(ours))
     if None in (before.get("eval_data"), now.get("eval_data")):
         now.pop("eval_data", None)  # the number of evaluations may change, also from or to none
+    return before, now
+
+
+def changed_settings(theirs: dict, ours: Mapping[str, Any]) -> dict[str, str]:
+    """Return a sentence for each setting that two trajectories, an earlier one and ours, record differently."""
+    before, now = _comparable(theirs, ours)
     changes = {
         name: f"`{name}` was {before[name]} and is now {now[name]}"
         for name in now
@@ -250,8 +291,8 @@ def compare_trajectories(checkpoint: Checkpoint, trajectory: dict, extend: bool 
     Raises:
         ValueError: if a setting differs from that of the checkpoint; the message names it.
     """
-    theirs = _flatten(with_defaults(checkpoint.trajectory))
-    if unknown := [name for name in _flatten(trajectory) if name not in theirs]:
+    theirs, ours = _comparable(checkpoint.trajectory, trajectory)
+    if unknown := [name for name in ours if name not in theirs]:
         logger.warning(
             f"{checkpoint.path} was written by an earlier release, which did not record {', '.join(unknown)}: changes "
             "of these settings cannot be detected."
@@ -277,18 +318,32 @@ def _flatten(settings: dict) -> dict:
 
 
 def prune_checkpoints(output_dir: Path, limit: int | None) -> None:
-    """Delete all but the newest `limit` checkpoints; each is hidden before its first file is deleted."""
+    """Delete all but the newest `limit` checkpoints."""
     for path in list_checkpoints(output_dir)[: -limit if limit else 0]:
+        delete_folder(path)
+
+
+def delete_folder(path: Path) -> None:
+    """Delete a folder of a run, if it exists; it is hidden before its first file is deleted."""
+    if path.exists():
         hidden = path.with_name(f".{path.name}.old")
         path.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
 
 
 def clear_drafts(output_dir: Path) -> None:
-    """Delete the folders that a killed run left partly written or partly deleted."""
+    """
+    Delete the folders that a killed run left partly written or partly deleted.
+
+    A folder that it moved aside for a new version, and did not replace, is put back.
+    """
     for path in output_dir.iterdir():
         if DRAFTS.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+            final = output_dir / path.name.removeprefix(".").removesuffix(".draft.old")
+            if path.name.endswith(".draft.old") and not final.exists():
+                path.rename(final)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _checksum(path: Path) -> str:

@@ -1,17 +1,14 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""The launcher that started this process, and a launcher that leaves signals to the training processes."""
+"""The launcher that started this process."""
 
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
@@ -84,47 +81,3 @@ def killable_join(launcher: Launcher | None) -> Iterator[None]:
             yield
         finally:
             joined.set()
-
-
-def launch(arguments: list[str]) -> int:
-    """
-    Run `accelerate launch` and forward SIGINT and SIGTERM to the training processes alone.
-
-    accelerate's own launcher ends with a traceback when it receives one of these signals, and torch's kills the
-    training processes 30 seconds later, whether or not they have saved. Here the launcher receives neither signal and
-    ends when the training processes have ended.
-
-    Args:
-        arguments: Command line of `accelerate launch`.
-
-    Returns:
-        The exit code of the launcher, or of a signal that came before the training processes were started.
-    """
-    ended_by: list[int] = []
-    process: subprocess.Popen | None = None
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        workers = []
-        if process is not None:
-            with suppress(psutil.NoSuchProcess):
-                workers = psutil.Process(process.pid).children()
-        for worker in workers:
-            with suppress(psutil.NoSuchProcess):
-                worker.send_signal(number)
-        if not workers and not ended_by:
-            ended_by.append(number)
-            if process is not None:
-                process.terminate()  # it has no handler yet, and ends silently
-
-    with handle_signals(forward):
-        # In a session of its own, it does not receive the terminal's Ctrl-C.
-        command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
-        process = subprocess.Popen(command, start_new_session=True)
-        if ended_by:
-            process.terminate()
-        code = process.wait()
-    if ended_by:
-        name = signal.Signals(ended_by[0]).name
-        print(f"stopped by {name} before the training processes started.", file=sys.stderr)
-        return 128 + ended_by[0]
-    return code if code >= 0 else 128 - code

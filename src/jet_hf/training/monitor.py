@@ -7,10 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
@@ -21,6 +20,7 @@ from ..arguments import TrainArguments
 from ..model.configuration_jet import JetConfig
 from ..utils.files import replace_file, replace_text, strict_json
 from .environment import describe_environment
+from .trackers import Trackers
 from .trainer import StepMetrics
 
 
@@ -34,6 +34,7 @@ class JsonLines:
 
     def __init__(self, path: Path):
         self.path = path
+        self.last_step = -1  # of an earlier start of the run
 
     def append(self, row: dict) -> None:
         with self.path.open("a") as file:
@@ -48,7 +49,9 @@ class JsonLines:
     def truncate(self, step: int) -> None:
         """Delete the rows of steps after `step`, which the run is about to repeat."""
         if self.path.exists():
-            replace_text(self.path, "".join(strict_json(row) + "\n" for row in self.read() if row["step"] <= step))
+            rows = self.read()
+            self.last_step = max((row["step"] for row in rows), default=-1)
+            replace_text(self.path, "".join(strict_json(row) + "\n" for row in rows if row["step"] <= step))
 
 
 # Metrics of a step whose means a row of metrics.jsonl holds.
@@ -108,6 +111,7 @@ class Monitor:
         steps: Optimizer steps to take, from the checkpoint of a resumed run to the end of the schedule.
         num_images: Images of an epoch; `None` if unknown.
         window: Metrics since the last row of `metrics.jsonl`, from the checkpoint of a resumed run.
+        is_extended: Whether the run continues otherwise than before from its checkpoint.
     """
 
     def __init__(
@@ -118,13 +122,14 @@ class Monitor:
         steps: range,
         num_images: int | None,
         window: MetricsWindow,
+        is_extended: bool = False,
     ):
         self.accelerator, self.batch_size, self.num_images = accelerator, arguments.train_batch_size, num_images
         # The loss of a model with `noise_std` is no bits per dimension.
-        self.loss_name, self.metric_name, self.metric_text = (
-            ("bpd", "bits_per_dim", "bits per dimension of {} held-out images")
+        self.loss_name, self.metric_name, self.unit, self.images = (
+            ("bpd", "bits_per_dim", "bits per dimension", "held-out images")
             if config.noise_std is None
-            else ("nats", "noisy_nats_per_dim", "nats per dimension of {} held-out noisy images")
+            else ("nats", "noisy_nats_per_dim", "nats per dimension", "held-out noisy images")
         )
         self.window = window
         self.flops_per_image, output_dir = training_flops(config), Path(arguments.output_dir)
@@ -138,8 +143,7 @@ class Monitor:
             for lines in (self.metrics, self.evaluations, self.environments):
                 lines.truncate(steps.start or -1)  # a new run evaluates step 0
             self._log_environment(steps.start)
-        settings = {name: value for name, value in asdict(arguments).items() if isinstance(value, int | float | str)}
-        accelerator.init_trackers("jet", settings)
+        self.trackers = Trackers(arguments, accelerator, steps.start, is_extended)
         interval = 0.5 if sys.stderr.isatty() else 30
         self.bar = tqdm(total=steps.stop, initial=steps.start, unit="step", mininterval=interval, smoothing=0.05)
         self.images_seen = 0
@@ -198,7 +202,7 @@ class Monitor:
         self.bar.set_postfix(postfix, refresh=False)
         if self.accelerator.is_main_process:
             self.metrics.append(row)
-        self.accelerator.log({f"train/{key}": value for key, value in row.items() if value is not None}, metrics.step)
+        self.trackers.log("train", row, is_repeated=metrics.step <= self.metrics.last_step)
         self._start, self._images, self._paused = time.monotonic(), 0, 0.0
 
     def log_evaluation(self, row: dict) -> None:
@@ -206,11 +210,10 @@ class Monitor:
         if self.accelerator.is_main_process:
             self.evaluations.append(row)
         self.log(
-            f"step {row['step']}: {row[self.metric_name]:.4f} ± {row['standard_error']:.4f} "
-            + self.metric_text.format(row["num_images"])
+            f"step {row['step']}: {row[self.metric_name]:.4f} ± {row['standard_error']:.4f} {self.unit} of "
+            f"{row['num_images']} {self.images}"
         )
-        logged = {f"eval/{key}": row[key] for key in (self.metric_name, "standard_error")}
-        self.accelerator.log(logged, step=row["step"])
+        self.trackers.log("eval", row, is_repeated=row["step"] <= self.evaluations.last_step)
 
     def image_path(self, name: str, step: int) -> Path:
         """Return the path of an image of a step."""
@@ -220,14 +223,11 @@ class Monitor:
         """Write `samples/NAME-STEP.png`, and show it to the trackers that take images."""
         if not self.accelerator.is_main_process:
             return
+        path = self.image_path(name, step)
+        is_repeated = path.exists()
         self.images_dir.mkdir(exist_ok=True)
-        replace_file(self.image_path(name, step), image.save)
-        pixels = np.asarray(image).reshape(1, image.height, image.width, -1)
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
-            elif hasattr(tracker, "log_images"):
-                tracker.log_images({name: [pixels[0]]}, step=step)
+        replace_file(path, image.save)
+        self.trackers.log_image(name, step, image, is_repeated)
 
     def log(self, message: str) -> None:
         """Print a line above the progress bar."""

@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """The model of a run, saved for `from_pretrained` and pushed to the Hub during training."""
 
+import json
 import logging
 import shutil
 import sys
@@ -14,7 +15,9 @@ from ..arguments import TrainArguments
 from ..data import RELEASES, known_release
 from ..hub import CardFacts, PushError, check_login, full_repo_id, push_folder, write_model_card
 from ..model.image_processing_jet import JetImageProcessor
-from ..utils.files import publish_files, shared_command
+from ..utils.files import publish_files, publish_folder, shared_command, strict_json
+from .checkpoints import BEST, whole_or_absent
+from .evaluator import is_due
 from .monitor import Monitor
 from .processes import on_main_process
 from .setup import RunData
@@ -22,6 +25,9 @@ from .trainer import Trainer
 
 
 logger = logging.getLogger(__name__)
+
+# Row of evaluations.jsonl that the model in `best/` has.
+EVALUATION = "evaluation.json"
 
 
 @dataclass
@@ -65,6 +71,38 @@ class Publisher:
                 write_model_card(folder, self._card_facts(), model_id=self._repo_id())
         self.accelerator.wait_for_everyone()
 
+    def keep_best(self) -> None:
+        """
+        Write the current model to `best/` if its evaluation is the best one of the run.
+
+        Raises:
+            CheckpointError: if it could not be written. The earlier one is untouched.
+        """
+        step, num_steps = self.trainer.step_count, self.trainer.num_training_steps
+        if not self.arguments.save_best or not is_due(step, self.arguments.eval_steps, num_steps):
+            return
+        evaluation = on_main_process(self._better_evaluation)
+        if evaluation is None:
+            return
+        best, draft = self.output_dir / BEST, self.output_dir / f".{BEST}.draft"
+        with whole_or_absent(draft, best):
+            self.export(draft)
+            if self.accelerator.is_main_process:
+                (draft / EVALUATION).write_text(strict_json(evaluation, indent=2) + "\n")
+                publish_folder(draft, best)
+        self.accelerator.wait_for_everyone()
+
+    def _better_evaluation(self) -> dict | None:
+        """Return the evaluation of the current step, if its loss is lower than that of the model in `best/`."""
+        best, last, name = self._best_evaluation(), self.monitor.evaluations.read()[-1], self.monitor.metric_name
+        if last[name] is None:  # it was NaN
+            return None
+        return last if best is None or last[name] < best[name] else None
+
+    def _best_evaluation(self) -> dict | None:
+        record = self.output_dir / BEST / EVALUATION
+        return json.loads(record.read_text()) if record.exists() else None
+
     def finish(self) -> None:
         """Write the finished model to the folder of the run."""
         draft = self.output_dir / ".model.draft"
@@ -72,6 +110,11 @@ class Publisher:
         if self.accelerator.is_main_process:
             publish_files(draft, self.output_dir, last="config.json")
             self.monitor.log(f"wrote the finished model to {self.output_dir}")
+            if best := self._best_evaluation():
+                loss = f"{best[self.monitor.metric_name]:.4f} {self.monitor.unit}"
+                self.monitor.log(
+                    f"the model with the best evaluation, {loss} at step {best['step']}, is in {self.output_dir / BEST}"
+                )
         self.accelerator.wait_for_everyone()
 
     def push_finished(self) -> None:

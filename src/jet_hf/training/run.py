@@ -14,23 +14,32 @@ from ..arguments import TrainArguments
 from ..data import Batch, BatchSharding, UndecodableImagesError
 from ..model.configuration_jet import JetConfig
 from ..utils.files import replace_text
-from .checkpoints import Checkpointer, CheckpointError, clear_drafts, compare_trajectories, list_checkpoints
-from .dry_run import describe
+from .checkpoints import (
+    BEST,
+    Checkpointer,
+    CheckpointError,
+    clear_drafts,
+    compare_trajectories,
+    delete_folder,
+    list_checkpoints,
+)
+from .dry_run import check_memory, describe
 from .evaluator import Evaluator, is_due
 from .extension import check_later_checkpoints, extension_of
+from .fine_tuning import adapt_model, find_config, make_model
 from .launcher import Launcher, find_launcher
 from .lock import RunLock, RunLockedError
 from .monitor import MetricsWindow, Monitor
 from .processes import on_main_process
 from .publishing import Publisher
 from .setup import (
+    count_micro_batches,
     count_steps,
     find_data,
     find_start,
     load_data,
     make_accelerator,
     make_batches,
-    make_model,
     make_processor,
     weights_digest,
 )
@@ -125,6 +134,7 @@ class TrainingRun:
             batches = iter(self.batches)
         # The run may have been stopped after the checkpoint of a step and before its evaluation.
         self.evaluator.catch_up(trainer.step_count)
+        self.publisher.keep_best()
         while trainer.step_count < num_steps:
             with self.monitor.waiting_for_data():
                 micro_batches = [next(batches) for _ in range(trainer.accelerator.gradient_accumulation_steps)]
@@ -141,6 +151,7 @@ class TrainingRun:
                 if saving:
                     self.checkpointer.save()
                 self.evaluator.run(step)
+                self.publisher.keep_best()
                 if saving and not is_last:
                     self.publisher.push_in_background(f"step {step}")
         return True
@@ -182,15 +193,20 @@ def build_run(
     """
     output_dir = Path(arguments.output_dir)
     rank, num_processes = accelerator.process_index, accelerator.num_processes
-    sharding = BatchSharding(arguments.train_batch_size, arguments.gradient_accumulation_steps, rank, num_processes)
     start = on_main_process(lambda: find_start(output_dir, arguments.resume_from_checkpoint, arguments.extend))
+    accelerator.gradient_accumulation_steps = num_micro_batches = count_micro_batches(arguments, start, num_processes)
+    sharding = BatchSharding(arguments.train_batch_size, num_micro_batches, rank, num_processes)
+    config = find_config(arguments)
+    on_main_process(lambda: check_memory(arguments, config, accelerator))
     source = find_data(arguments, accelerator)
-    model = make_model(arguments)
-    config = model.config
+    model = make_model(arguments, config)
     # New weights follow from the seed.
     initial_weights = on_main_process(lambda: weights_digest(model)) if arguments.model_name_or_path else None
+    model = adapt_model(model, config, arguments.seed)
     processor = make_processor(config, arguments)
     data = load_data(arguments, source, processor, accelerator, config.num_classes, start)
+    if arguments.save_best and data.eval is None:
+        raise ValueError("`save_best` needs evaluations: held-out images, and `eval_steps` above 0.")
     num_steps = count_steps(arguments, data.num_train_images)
     trajectory = {
         "model": {name: config.to_dict()[name] for name in JetConfig.__annotations__},
@@ -236,6 +252,8 @@ def build_run(
     # Everything fits: from here on, the run writes to its folder.
     if accelerator.is_main_process:
         clear_drafts(output_dir)
+        if start is None:
+            delete_folder(output_dir / BEST)  # of a run that was killed before its first checkpoint
         replace_text(output_dir / "recipe.yaml", yaml.safe_dump(asdict(arguments), sort_keys=False))
     accelerator.wait_for_everyone()
     grace_seconds = launcher.grace_seconds if launcher else None
@@ -244,9 +262,10 @@ def build_run(
     if start is not None:
         checkpointer.load(start)
         logger.info(f"resuming from {start.path}, after {start.step} of {num_steps} steps.")
-        if extended != start.trajectory.get("extended"):
-            extend_schedule(trainer, arguments.lr_scheduler_type)
-    monitor = Monitor(arguments, config, accelerator, steps, data.num_train_images, window)
+    is_extended = start is not None and extended != start.trajectory.get("extended")
+    if is_extended:
+        extend_schedule(trainer, arguments.lr_scheduler_type)
+    monitor = Monitor(arguments, config, accelerator, steps, data.num_train_images, window, is_extended)
     return TrainingRun(
         arguments=arguments,
         lock=lock,
@@ -290,14 +309,14 @@ def train(arguments: TrainArguments) -> RunResult | None:
     """
     if arguments.dry_run:
         with StopSignals():
-            plan = describe(arguments)
+            plan = describe(arguments, find_launcher())
         if PartialState().is_main_process:
             print(plan)
         return None
     output_dir, launcher = Path(arguments.output_dir), find_launcher()
     try:
         with StopSignals() as signals:
-            accelerator = make_accelerator(arguments)
+            accelerator = make_accelerator(arguments, launcher)
             with RunLock(output_dir) as lock:
                 return build_run(arguments, accelerator, lock, signals, launcher).run()
     except RunInterrupted as stop:

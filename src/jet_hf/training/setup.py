@@ -11,12 +11,10 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
-    set_seed,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -43,30 +41,27 @@ from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 from ..utils.precision import resolve_precision
 from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints
-from .launcher import find_launcher, killable_join
+from .launcher import Launcher, killable_join
 from .lock import LOCK_FILE
+from .processes import on_main_process
+from .trackers import check_installed, check_logins
 
 
 logger = logging.getLogger(__name__)
 
 
-def make_accelerator(arguments: TrainArguments) -> Accelerator:
+def make_accelerator(arguments: TrainArguments, launcher: Launcher | None) -> Accelerator:
     """
     Build the accelerator of a run, which joins the processes of the launcher.
 
     Raises:
-        ValueError: for a precision other than `no` and `bf16`, a tracker that is unknown or not installed, or
-            processes that do not see each other.
+        ValueError: for a precision other than `no` and `bf16`, a tracker that is unknown, not installed or needs a
+            login, or processes that do not see each other.
         ConnectionError: if the launcher has ended.
     """
     precision = resolve_precision(arguments.mixed_precision)
-    installed = [str(tracker) for tracker in get_available_trackers()]
-    for tracker in arguments.report_to or []:
-        # accelerate silently skips trackers that are not installed.
-        if tracker != "all" and tracker not in installed:
-            raise ValueError(
-                f"`report_to` must name installed trackers ({', '.join(installed) or 'none is'}), got {tracker}."
-            )
+    trackers = None if arguments.report_to == ["none"] else arguments.report_to
+    check_installed(trackers)
     fsdp = None
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and precision == "bf16":
         # accelerate's own policy would cast the images to bfloat16 as well.
@@ -74,40 +69,35 @@ def make_accelerator(arguments: TrainArguments) -> Accelerator:
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         fsdp = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
-    with killable_join(find_launcher()):
+    with killable_join(launcher):
         accelerator = Accelerator(
             fsdp_plugin=fsdp,
             mixed_precision=precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=arguments.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
+                num_steps=arguments.gradient_accumulation_steps or 1,
+                adjust_scheduler=False,
+                sync_with_dataloader=False,
             ),
-            log_with=arguments.report_to,
+            log_with=trackers,
             project_dir=arguments.output_dir,
-            # The only buffers are permutations, which never change.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
     check_processes(accelerator)
+    warn_of_lone_process(accelerator)
+    on_main_process(lambda: check_logins([str(tracker) for tracker in accelerator.log_with]))
     return accelerator
 
 
-def make_model(arguments: TrainArguments) -> JetForDensityEstimation:
-    """
-    Build a new model, or load the one to fine-tune, with float32 weights.
-
-    Raises:
-        ValueError: for a model with a context, which datasets of images do not have.
-    """
-    if arguments.model_name_or_path is None:
-        set_seed(arguments.seed)
-        model = JetForDensityEstimation(JetConfig(**arguments.config_fields()))
-    else:
-        model = JetForDensityEstimation.from_pretrained(arguments.model_name_or_path, dtype="float32")
-    if model.config.context_size is not None:
-        raise ValueError(
-            f"`context_size` must be None, since datasets of images have no context tokens, got "
-            f"{model.config.context_size}: train a model with a context in a training loop of your own."
+def warn_of_lone_process(accelerator: Accelerator) -> None:
+    """Warn if `accelerate launch` was asked for several processes and silently started one, as it does on CPUs."""
+    # It sets the address of the first process for several processes alone, and WORLD_SIZE only if it starts them.
+    variables = os.environ.keys()
+    asked_for_several = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= variables and "WORLD_SIZE" not in variables
+    if asked_for_several and accelerator.num_processes == 1:
+        logger.warning(
+            "`accelerate launch` was asked for several processes, but has started one. To start several on CPUs, set "
+            "ACCELERATE_USE_CPU=true and pass `--config_file recipes/accelerate/ddp.yaml --mixed_precision no`."
         )
-    return model
 
 
 def weights_digest(model: JetForDensityEstimation) -> str:
@@ -215,26 +205,29 @@ def find_splits(source: DataSource, arguments: TrainArguments, start: Checkpoint
     Return the split to train on, and the one to evaluate on or `None`.
 
     By default the latter is the validation or test split. A dataset without them is divided, unless the run resumes
-    from a checkpoint of a run that was not.
+    from a checkpoint of a run that was not. An `eval_split` of `train[held_out]` divides any dataset.
     """
-    train, held_out, divided = arguments.train_split, arguments.eval_split, f"train{KEPT}"
+    train, held_out = arguments.train_split, arguments.eval_split
+    divided, part = f"train{KEPT}", f"train{HELD_OUT}"
+    if (train, held_out) == ("train", part):
+        train = divided
     began_divided = start is not None and start.trajectory.get("train_split") == divided
     if held_out == "none" or not (arguments.eval_steps or began_divided):
         return train, None
     if held_out is None:
         try:
             held_out = held_out_split(source)
-        except UnknownSplitError as error:
+        except UnknownSplitError:
             may_divide = began_divided if start is not None else can_hold_out(source)
             if train not in ("train", divided) or not may_divide:
                 logger.warning(
-                    f"no images are held out, so nothing is evaluated: {error} Images are only held out of a whole "
-                    "split `train` of 16 or more, and not of a stream."
+                    f"no images are held out, so nothing is evaluated: {source.where} has no validation or test "
+                    "split, and only a whole split `train` of 16 or more images that is not a stream is divided."
                 )
                 return train, None
-            train, held_out = divided, f"train{HELD_OUT}"
+            train, held_out = divided, part
             logger.info(
-                f"{source.where} has no validation or test split, so {held_out} is evaluated and not trained on; "
+                f"{source.where} has no validation or test split, so {part} is evaluated and not trained on; "
                 "`eval_split` none trains on all images."
             )
     return train, held_out if arguments.eval_steps else None
@@ -258,6 +251,31 @@ def count_steps(arguments: TrainArguments, num_train_images: int | None) -> int:
             f"{arguments.num_train_epochs:g} times {num_train_images} for {arguments.train_batch_size}."
         )
     return steps
+
+
+def count_micro_batches(arguments: TrainArguments, start: Checkpoint | None, num_processes: int) -> int:
+    """
+    Return the number of micro-batches into which a process splits its share of a batch.
+
+    Unless the arguments give it, a resumed run takes the smallest number whose micro-batches have no more images than
+    those of the checkpoint, whose number of processes may have been another one.
+    """
+    given = arguments.gradient_accumulation_steps
+    if start is None or start.micro_batch_size is None:  # earlier releases did not record it
+        return given or 1
+    images, limit = arguments.train_batch_size // num_processes, start.micro_batch_size
+    number = given or next((n for n in range(1, images + 1) if images % n == 0 and images // n <= limit), 1)
+    if images // number > limit:
+        logger.warning(
+            f"micro-batches have {images // number} images, but had {limit} in {start.path}: if memory is short, "
+            "raise `gradient_accumulation_steps`, or leave it out to choose it automatically."
+        )
+    elif given is None and number > 1:
+        logger.info(
+            f"`gradient_accumulation_steps` is {number} on {num_processes} process(es), so that micro-batches have "
+            f"{images // number} images, no more than the {limit} in {start.path}."
+        )
+    return number
 
 
 def make_batches(

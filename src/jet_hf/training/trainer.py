@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data import Batch
@@ -171,6 +172,9 @@ class Trainer:
             optimizer, num_training_steps, warmup_ratio, lr_scheduler_type, cooldown_ratio
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if isinstance(self.model, DistributedDataParallel):
+            # The only buffers are permutations, which never change.
+            self.model.broadcast_buffers = False
         for name in ("encode", "decode"):
             # FSDP gathers sharded weights in hooks of `forward` alone; without FSDP this does nothing.
             register_fsdp_forward_method(model, name)

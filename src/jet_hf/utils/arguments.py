@@ -140,7 +140,8 @@ def _add_field(add_argument, item: dataclasses.Field) -> None:
     kind, is_list = value_type(item.type)
     text, default = item.metadata["help"].replace("%", "%%"), item.default
     if item.metadata.get("positional"):
-        add_argument(item.name, metavar=item.name, type=kind, help=text, choices=item.metadata.get("choices"))
+        number, choices = "+" if is_list else None, item.metadata.get("choices")
+        add_argument(item.name, metavar=item.name, type=kind, nargs=number, help=text, choices=choices)
         return
     if default is dataclasses.MISSING:
         text += " Required."

@@ -3,6 +3,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,6 +14,8 @@ from typing import Any
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The words that huggingface_hub's strict dataclasses put before the messages of their validators.
+OF_VALIDATOR = re.compile(r"Class validation error for validator '\w+':\s+\w+: ")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -81,7 +84,8 @@ def console(*errors: type[Exception]) -> Iterator[None]:
             yield
     except expected as error:
         # On every process: a later one may be the only one with this error.
-        raise SystemExit(f"{prefix}error: {' '.join(str(error).split())}") from error
+        message = OF_VALIDATOR.sub("", str(error))
+        raise SystemExit(f"{prefix}error: {' '.join(message.split())}") from error
     except KeyboardInterrupt as stop:
         if not rank():
             print(" ".join(str(stop).split()) or "stopped by SIGINT.", file=sys.stderr, flush=True)
