@@ -113,7 +113,8 @@ class Publisher:
             if best := self._best_evaluation():
                 loss = f"{best[self.monitor.metric_name]:.4f} {self.monitor.unit}"
                 self.monitor.log(
-                    f"the model with the best evaluation, {loss} at step {best['step']}, is in {self.output_dir / BEST}"
+                    f"the model with the best evaluation, {loss} at step {best['step']}, is in "
+                    f"{self.output_dir / BEST}"
                 )
         self.accelerator.wait_for_everyone()
 
