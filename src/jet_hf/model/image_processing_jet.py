@@ -71,7 +71,7 @@ def to_numpy(values: ArrayLike) -> np.ndarray:
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
-def to_levels(values: Pixels, num_levels: int) -> Pixels:
+def as_levels(values: Pixels, num_levels: int) -> Pixels:
     """
     Convert whole numbers from 0 to below `num_levels`, of any real dtype, to uint8, or to int32 for more than 256.
 
@@ -457,7 +457,7 @@ class JetImageProcessor(PilBackend):
             else:
                 image, input_data_format = np.array(upright(image)), ChannelDimension.LAST
         pixels = image.detach() if on_device(image) else to_numpy(image)
-        pixels = channels_first(to_levels(pixels, num_levels), num_channels, input_data_format)
+        pixels = channels_first(as_levels(pixels, num_levels), num_channels, input_data_format)
         if do_convert_rgb:
             pixels = convert_channels(pixels, num_channels, num_levels)
         return pixels if device is None else torch.as_tensor(pixels, device=device)
