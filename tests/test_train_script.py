@@ -36,7 +36,7 @@ from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.evaluation import evaluate
 from jet_hf.data import DataSource, load_pixels
 from jet_hf.training import CheckpointError, NonFiniteLossError, TrainArguments, Trainer
-from jet_hf.training.checkpoints import Checkpoint, clear_drafts, read_manifest
+from jet_hf.training.checkpoints import Checkpoint, clear_drafts, prune_checkpoints, read_manifest
 from jet_hf.training.environment import checkout_commit
 from jet_hf.training.setup import count_micro_batches
 
@@ -454,7 +454,7 @@ def test_another_run_is_not_written_over_and_other_settings_are_refused(images, 
     ("fields", "message"),
     [
         ({"dataset_path": None}, "`dataset_name` and `dataset_path`, got neither"),
-        ({"dataset_path": "typo/", "hidden_size": 15}, "typo does not exist"),  # before a model is built
+        ({"dataset_path": "typo/"}, "typo does not exist"),
         ({"dataset_path": ROOT / "README.md"}, r"README\.md must be a folder or a parquet, tar or npz file"),
         ({"train_split": "trian"}, "trian"),
         ({"image_column": "picture"}, "picture"),
@@ -503,6 +503,15 @@ def test_only_the_drafts_of_a_run_are_cleared_and_a_folder_that_was_not_replaced
     clear_drafts(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".git.draft", ".checkpoint-notes", "checkpoint-3", "best"}
     assert (tmp_path / "best" / "config.json").exists()
+
+
+def test_incomplete_checkpoints_do_not_displace_complete_ones(tmp_path):
+    for step in (3, 6, 9, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step != 9:
+            (tmp_path / f"checkpoint-{step}" / "checkpoint.json").write_text("{}")
+    prune_checkpoints(tmp_path, limit=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-6", "checkpoint-9", "checkpoint-12"}
 
 
 def test_a_run_pushes_its_model_and_a_failing_push_does_not_stop_it(root, images):

@@ -38,7 +38,7 @@ SMALL_RUN = {
     "num_attention_heads": 4,
     "train_batch_size": 16,
     "learning_rate": 2e-3,
-    "num_train_epochs": 60.0,
+    "num_train_epochs": 80.0,
     "save_steps": 100,
     "logging_steps": 10,
     "eval_steps": 100,
@@ -319,7 +319,7 @@ class TrainArguments(
         jet-hf train --config recipes/cifar10.yaml --dry_run
 
     Without a recipe and without a size of the model, such as --hidden_size, the run trains a small model that suits a
-    folder of photographs on a CPU: the one of recipes/photographs.yaml, in batches of 16 for 60 epochs.
+    folder of photographs on a CPU: the one of recipes/photographs.yaml, in batches of 16 for 80 epochs.
 
     With --resume_from_checkpoint latest, a killed run continues as if it had not been interrupted. SIGTERM and Ctrl-C
     save a checkpoint and end the run with exit code 0, or with 143 and 130 if there is nothing to save.

@@ -318,8 +318,9 @@ def _flatten(settings: dict) -> dict:
 
 
 def prune_checkpoints(output_dir: Path, limit: int | None) -> None:
-    """Delete all but the newest `limit` checkpoints."""
-    for path in list_checkpoints(output_dir)[: -limit if limit else 0]:
+    """Delete all but the newest `limit` checkpoints. Folders without a manifest, which cannot resume, do not count."""
+    complete = [path for path in list_checkpoints(output_dir) if (path / MANIFEST).exists()]
+    for path in complete[: -limit if limit else 0]:
         delete_folder(path)
 
 

@@ -50,7 +50,7 @@ from .trackers import check_installed, check_logins
 logger = logging.getLogger(__name__)
 
 
-def make_accelerator(arguments: TrainArguments, launcher: Launcher | None) -> Accelerator:
+def make_accelerator(arguments: TrainArguments, launcher: Launcher | None = None) -> Accelerator:
     """
     Build the accelerator of a run, which joins the processes of the launcher.
 
