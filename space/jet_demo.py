@@ -122,16 +122,21 @@ class JetDemo:
         device: Device of the model. `None` uses a GPU if there is one.
 
     Raises:
-        OSError, ValueError: If the model does not exist or cannot be loaded.
+        OSError, ValueError: If the model does not exist or cannot be loaded, or has no bits per dimension of 8-bit
+            images.
     """
 
     def __init__(self, model_id: str | os.PathLike, device: str | None = None):
         self.model_id = str(model_id)
         self.model = JetForDensityEstimation.from_pretrained(self.model_id, use_safetensors=True).eval()
+        self.model.config.check_bits_per_dim()
+        self.processor = JetImageProcessor.from_pretrained(self.model_id)
+        self.processor.check_scale()
+        if self.model.config.num_levels != 256:
+            raise ValueError(f"the demo takes models of 256 gray levels, got {self.model.config.num_levels}.")
         self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if can_prepare(self.model):
             prepare_for_inference(self.model)
-        self.processor = JetImageProcessor.from_pretrained(self.model_id)
         self.held_out = load_scores(self.model_id)
         # Averaging an image of 50 million pixels takes several hundred megabytes, hence one image at a time.
         self._fitting = threading.Lock()

@@ -14,6 +14,7 @@ from hub_server import Client, HubServer
 from pictures import write_bad, write_good
 
 from jet_hf import JetConfig, JetForDensityEstimation
+from jet_hf.model.modeling_jet import scale_bytes
 
 
 # A background job of a shell ignores SIGINT, and so would the processes that tests start.
@@ -96,12 +97,16 @@ def tiny_model(std: float = 0.1, **fields) -> JetForDensityEstimation:
 
 
 def random_bytes(batch_size: int, config: JetConfig, seed: int = 0) -> torch.Tensor:
+    """Return random gray levels: bytes for up to 256 of them, else uint16."""
     shape = (batch_size, config.num_channels, config.image_size, config.image_size)
-    return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    if config.num_levels <= 256:
+        return torch.randint(config.num_levels, shape, generator=generator, dtype=torch.uint8)
+    return torch.randint(config.num_levels, shape, generator=generator).to(torch.uint16)
 
 
 def random_images(batch_size: int, config: JetConfig, seed: int = 0) -> torch.Tensor:
-    return random_bytes(batch_size, config, seed) / 127.5 - 1
+    return scale_bytes(random_bytes(batch_size, config, seed), config.num_levels)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -96,6 +96,8 @@ def measure(accelerator: Accelerator) -> tuple[Trainer, dict]:
         results["averaged_scores"] = score(trainer)
     results["scores_again"] = score(trainer)
     results["samples_again"] = model.sample(2, generator=torch.Generator().manual_seed(0)).tolist()
+    noisy = make_trainer(tiny_model(noise_std=0.2), make_accelerator()).base_model
+    results["denoised_samples"] = noisy.sample(2, generator=torch.Generator().manual_seed(0)).tolist()
     return trainer, results
 
 

@@ -57,6 +57,9 @@ NAN, INF = math.nan, math.inf
             ({"layer_norm_eps": v}, f"`layer_norm_eps` must be zero or a positive number, got {v}")
             for v in (-1e-6, NAN)
         ],
+        *[({"noise_std": v}, f"`noise_std` must be a positive number or None, got {v}") for v in (0, -0.1, NAN, INF)],
+        ({"noise_std": 0.1, "dequantization": "flow"}, "got dequantization=flow and noise_std=0.1"),
+        *[({"num_levels": v}, f"`num_levels` must be from 2 to 65536, got {v}") for v in (-1, 1, 65537)],
         ({"hidden_act": "gelou"}, "`hidden_act` must be one of .*'gelu'.* got 'gelou'"),
         ({"num_hidden_layers": -1}, "`num_hidden_layers` must be at least 0, got -1"),
         ({"dequantization_num_hidden_layers": -1}, "`dequantization_num_hidden_layers` must be at least 0, got -1"),
@@ -80,7 +83,7 @@ def test_values_that_cannot_work(fields, message):
 
 
 SIZES = [name for name, kind in JetConfig.__annotations__.items() if kind in (int, int | None)]
-SIZES = [name for name in SIZES if name not in ("permutation_seed", "num_hidden_layers")]
+SIZES = [name for name in SIZES if name not in ("permutation_seed", "num_hidden_layers", "num_levels")]
 
 
 def test_sizes_below_one():
@@ -94,7 +97,7 @@ def test_sizes_below_one():
 def test_wrong_types_in_the_constructor_and_in_a_file(tmp_path):
     fields = json.loads(tiny_config().to_json_string(use_diff=False)) | {"model_type": "jet"}
     wrong = {bool: (1, "true", None), int: (True, "4", 4.0, None), int | None: (True, "4", 4.0), str: (1, None)}
-    wrong |= {float: (True, "1.0", None), float | int: (True, "1.0", None)}
+    wrong |= {float: (True, "1.0", None), float | int: (True, "1.0", None), float | int | None: (True, "1.0")}
     wrong |= {tuple[str, ...] | list[str]: ("channels", None, ["channels", 1], (None,))}
     for field, kind in JetConfig.__annotations__.items():
         for value in wrong[kind]:
@@ -116,6 +119,8 @@ def test_wrong_types_in_the_constructor_and_in_a_file(tmp_path):
         {"scale_factor": 1},
         {"coupling_kinds": ("spatial",)},
         {"context_size": 1},
+        {"num_levels": 2},
+        {"num_levels": 65536},
     ],
 )
 @torch.no_grad()
@@ -144,6 +149,7 @@ def conditional():
 
 # Calls that take images or latents, and the name of that argument.
 CALLS = {
+    "score": (lambda model, images, **kwargs: model.score(images, **kwargs), "pixel_values"),
     "model": (lambda model, images, **kwargs: model(images, **kwargs), "pixel_values"),
     "bare model": (lambda model, images, **kwargs: model.jet(images, **kwargs), "pixel_values"),
     "encode": (lambda model, images, **kwargs: model.encode(images, **kwargs), "pixel_values"),
@@ -391,6 +397,38 @@ def test_wrong_guidance(conditional):
 def test_guidance_without_a_context(plain):
     with pytest.raises(ValueError, match="neither classes nor a context"):
         plain.sample(2, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize(
+    "guidance, message",
+    [
+        ({"guidance": "cubic"}, r"`guidance` must be one of \['linear', 'variance_aware'\], got 'cubic'"),
+        ({"guidance_scale": (1, 2, 3)}, r"`guidance_scale` must be one number, or the two .* got \(1, 2, 3\)"),
+        ({"guidance_scale": (1, -2)}, "`guidance_scale` must be zero or a positive number, got -2"),
+        ({"guidance_scale": None}, "`guidance` and `attention_temperature` need a `guidance_scale`"),
+        ({"guidance_scale": None, "guidance": "linear", "attention_temperature": 2}, ".*need a `guidance_scale`"),
+        *[
+            ({"attention_temperature": v}, f"`attention_temperature` must be a positive number, got {v}")
+            for v in (0, -1.0, NAN, INF)
+        ],
+    ],
+)
+def test_wrong_choices_of_guidance(conditional, guidance, message):
+    guidance = {"guidance_scale": 2.0, "guidance": "variance_aware"} | guidance
+    for call in (conditional.decode, lambda images, context, **given: conditional.sample(2, context=context, **given)):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            call(IMAGES, CONTEXT, **guidance)
+
+
+def test_attention_temperature_of_a_cnn():
+    with pytest.raises(ValueError, match="`attention_temperature` needs the backbone 'vit', got 'cnn'"):
+        tiny_model(backbone="cnn", num_groups=2).decode(IMAGES, guidance_scale=2, attention_temperature=2)
+
+
+def test_denoising_without_noise(plain):
+    for call in (lambda: plain.denoise(IMAGES), lambda: plain.sample(2, denoise=True)):
+        with pytest.raises(ValueError, match=r"`denoise` needs a model .* but `config.noise_std` is None"):
+            call()
 
 
 # Samples and the distribution

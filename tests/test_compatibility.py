@@ -68,8 +68,10 @@ def test_a_checkpoint_resumes_to_the_recorded_weights(release):
         "eval_steps": 0,
         "sample_steps": 0,
     }
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    train(parse_arguments([*flags, "--coupling_kinds", "channels", "spatial"]))
+    flags = [f"--{name}={value}" for name, value in settings.items()] + ["--coupling_kinds", "channels", "spatial"]
+    with pytest.raises(ValueError, match=r"`model.noise_std` was None and is now 0.1"):  # it had no such field
+        train(parse_arguments([*flags, "--noise_std=0.1"]))
+    train(parse_arguments(flags))
     expected = load_file(release / "final.safetensors")
     resumed = JetForDensityEstimation.from_pretrained(release / "run").state_dict()
     assert resumed.keys() == expected.keys()

@@ -17,6 +17,7 @@ VARIANTS = {
     "cnn": {"backbone": "cnn", "num_groups": 2},
     "masking": {"coupling_mode": "masking", "use_invertible_dense": True},
     "dequantization": {"dequantization": "flow", "dequantization_num_coupling_layers": 2},
+    "noise": {"noise_std": 0.2, "num_levels": 17},
 }
 
 
@@ -58,6 +59,13 @@ def test_per_sample_gradients(model, training):
         for name, parameter in model.named_parameters():
             expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             torch.testing.assert_close(gradients[name][i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_of_images_in_a_map(model):
+    images, others = inputs_of(model)
+    del others["noise"]
+    scores = vmap(lambda image, others: model.score(image[None], **of_one(others))[0])(images, others)
+    torch.testing.assert_close(scores, model.score(images, **others), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("training", [False, True])

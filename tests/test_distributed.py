@@ -62,7 +62,7 @@ def test_all_processes_skip_a_step_that_one_of_them_spoils(kind, results):
 
 
 def test_sharding_changes_no_number(results):
-    for name in ("steps", "scores", "averaged_scores", "samples"):
+    for name in ("steps", "scores", "averaged_scores", "samples", "denoised_samples"):
         np.testing.assert_allclose(results["fsdp2"][0][name], results["ddp"][0][name], rtol=1e-6, err_msg=name)
 
 
@@ -85,7 +85,7 @@ def test_the_moving_average_is_put_in_place_and_taken_out_again(kind, results, a
 @pytest.mark.parametrize("kind", KINDS)
 def test_sampling_works_before_the_first_step_and_after_the_last(kind, results, alone):
     for rank in range(2):
-        for name in ("samples", "samples_again"):
+        for name in ("samples", "samples_again", "denoised_samples"):
             np.testing.assert_allclose(results[kind][rank][name], alone[name], atol=1e-4, err_msg=name)
     assert np.abs(np.subtract(alone["samples"], alone["samples_again"])).max() > 0.1
 

@@ -690,6 +690,75 @@ def test_post_process_refuses(num_channels, values, message):
         JetImageProcessor(num_channels=num_channels).post_process(values)
 
 
+# Other numbers of gray levels
+
+
+@pytest.mark.parametrize("num_levels", [2, 17, 256, 4096, 65536])
+def test_levels_come_back_as_arrays_and_images(num_levels, tmp_path):
+    dtype = np.uint8 if num_levels <= 256 else np.uint16
+    levels = np.random.default_rng(0).integers(num_levels, size=(3, 1, 8, 8)).astype(dtype)
+    levels[0, 0, 0, :2] = 0, num_levels - 1
+    JetImageProcessor(size=8, num_channels=1, num_levels=num_levels).save_pretrained(tmp_path)
+    processor = JetImageProcessor.from_pretrained(tmp_path)
+    processor.check_scale(num_levels)
+    pixel_values = processor(levels, return_tensors="pt").pixel_values
+    expected = 2 * torch.from_numpy(levels.astype(np.float64)) / (num_levels - 1) - 1
+    torch.testing.assert_close(pixel_values, expected.float(), rtol=0, atol=1e-7)
+    tiny_model(num_channels=1, num_levels=num_levels)(pixel_values)  # accepted
+    noise = torch.rand(pixel_values.shape, generator=torch.Generator().manual_seed(0)) * 0.98 / ((num_levels - 1) / 2)
+    for values, dequantized in ((pixel_values, True), (pixel_values + noise, True), (pixel_values - 1e-6, False)):
+        found = processor.to_levels(values, dequantized)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, levels)
+    # Pictures fill the range of their mode, and become the same pixel values.
+    images = processor.post_process(pixel_values)
+    assert {image.mode for image in images} == {"L" if num_levels <= 256 else "I;16"}
+    assert np.asarray(images[0]).min() == 0 and np.asarray(images[0]).max() == (255 if num_levels <= 256 else 65535)
+    for i, image in enumerate(images):
+        image.save(tmp_path / f"{i}.png")
+    again = processor([Image.open(tmp_path / f"{i}.png") for i in range(3)], return_tensors="pt").pixel_values
+    assert torch.equal(again, pixel_values)
+
+
+@pytest.mark.parametrize("num_levels", [17, 65536])
+def test_averages_are_rounded_to_levels_on_every_device(num_levels, monkeypatch):
+    array = np.random.default_rng(0).integers(num_levels, size=(8, 8)).astype(np.uint16)
+    means = array.reshape(4, 2, 4, 2).astype(np.float64).mean(axis=(1, 3))
+    processor = JetImageProcessor(size=4, num_channels=1, num_levels=num_levels)
+    expected = np.floor(means + 0.5) * 2 / (num_levels - 1) - 1
+    np.testing.assert_allclose(processor(array, return_tensors="np").pixel_values[0, 0], expected, rtol=0, atol=1e-7)
+    on_cpu = processor(array, return_tensors="pt").pixel_values
+    monkeypatch.setattr(image_processing_jet, "on_device", lambda image: isinstance(image, torch.Tensor))
+    assert torch.equal(processor(torch.from_numpy(array), return_tensors="pt").pixel_values, on_cpu)
+
+
+def test_levels_that_images_do_not_have_are_refused():
+    digits = JetImageProcessor(size=8, num_channels=1, num_levels=17)
+    deep = JetImageProcessor(size=8, num_channels=1, num_levels=65536)
+    for processor, image, message in (
+        (digits, GRAY, "must hold whole numbers from 0 to 16, got uint8 values from"),
+        (digits, np.full((8, 8), 17), "must hold whole numbers from 0 to 16, got int64 values from 17 to 17"),
+        (digits, np.full((8, 8), -1), "must hold whole numbers from 0 to 16, got int64 values from -1"),
+        (digits, RGB % 17, "only 8-bit images can be converted from 3 channels to 1, got `num_levels` 17"),
+        (deep, GRAY, "of `num_levels` 65536 must have more than 8 bits, got uint8"),
+        (deep, np.full((8, 8), 65536), "must hold whole numbers from 0 to 65535, got int64 values from 65536"),
+        (deep, Image.fromarray(GRAY), r"must have 16 bits \(mode I;16 or I\), got mode 'L'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(image)
+    with pytest.raises(ValueError, match="the filter LANCZOS takes 8-bit images, got `num_levels` 17: use BOX"):
+        JetImageProcessor(size=4, num_channels=1, num_levels=17, resample=Image.Resampling.LANCZOS)(GRAY % 17)
+    with pytest.raises(ValueError, match="`num_levels` must be at most 256 for images as bytes, got 65536"):
+        deep.to_uint8(GRAY)
+    with pytest.raises(ValueError, match="use `to_levels`"):
+        JetImageProcessor(size=8, num_levels=65536).post_process(torch.zeros(1, 3, 8, 8))
+    for number in (1, 65537, 2.0):
+        with pytest.raises(ValueError, match=f"`num_levels` must be .*, got {number}"):
+            JetImageProcessor(num_levels=number)
+    # For one call, the scale follows too.
+    np.testing.assert_allclose(digits(GRAY, num_levels=256).pixel_values[0][0], GRAY / 127.5 - 1, rtol=0, atol=1e-7)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "fields, std",

@@ -6,6 +6,7 @@ from conftest import random_bytes, random_images, tiny_config, tiny_model
 from PIL import Image
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
+from jet_hf.model.modeling_jet import bits_per_dim, scale_bytes
 
 
 @torch.no_grad()
@@ -40,12 +41,64 @@ def test_untrained_model_scores_random_bytes_as_theory_says():
 
 
 @torch.no_grad()
-def test_a_model_of_the_uniform_density_would_score_eight_bits():
-    from jet_hf.model.modeling_jet import bits_per_dim
-
+def test_a_model_of_the_uniform_density_would_score_the_bits_of_a_level():
     dims = 12
-    log_prob = torch.tensor([-dims * math.log(256 / 127.5)])  # uniform over [-1, 1 + 1/127.5)
+    for num_levels in (2, 17, 256, 65536):
+        width = 2 / (num_levels - 1)
+        log_prob = torch.tensor([-dims * math.log(2 + width)])  # uniform over [-1, 1 + width)
+        expected = torch.tensor([math.log2(num_levels)])
+        torch.testing.assert_close(bits_per_dim(log_prob, dims, num_levels), expected)
+    log_prob = torch.tensor([-dims * math.log(256 / 127.5)])
     torch.testing.assert_close(bits_per_dim(log_prob, dims), torch.tensor([8.0]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_levels", [2, 17, 65536])
+def test_images_of_other_levels_are_scored_on_their_grid(num_levels):
+    model = tiny_model(num_levels=num_levels)
+    levels = random_bytes(3, model.config)
+    x, noise = random_images(3, model.config), torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert levels.int().max() == num_levels - 1 or num_levels > 256
+    torch.testing.assert_close(x, 2 * levels.float() / (num_levels - 1) - 1)
+    output = model(x, noise=noise)
+    nats = model.distribution().log_prob(x + noise * 2 / (num_levels - 1))
+    bits = -nats / (192 * math.log(2)) + math.log2((num_levels - 1) / 2)
+    torch.testing.assert_close(output.bits_per_dim, bits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.log_likelihood, -bits * 192 * math.log(2), rtol=1e-5, atol=1e-4)
+    # The probabilities of a new model's two levels, from the normal distribution function.
+    torch.manual_seed(0)
+    new = JetForDensityEstimation(tiny_config(num_levels=2)).eval()
+    images = torch.ones(1, 3, 8, 8).expand(400, -1, -1, -1)
+    chances = [torch.special.ndtr(torch.tensor(bound)).item() for bound in (1.0, 3.0)]
+    draws = new(images, generator=torch.Generator().manual_seed(0)).bits_per_dim
+    expected = (0.5 * math.log(2 * math.pi) + 0.5 * (3**3 - 1) / (3 * 2) - math.log(2)) / math.log(2)
+    assert draws.mean().item() == pytest.approx(expected, abs=5 * draws.std().item() / 20)
+    assert expected > -math.log2(chances[1] - chances[0]), "an upper bound"
+
+
+def test_levels_that_contradict_the_data_are_refused():
+    model = tiny_model(num_levels=17)
+    bytes_ = random_bytes(2, tiny_config())
+    for images, message in (
+        (bytes_ / 127.5 - 1, "got 8-bit images: reduce them to the model's levels, or set `num_levels` to 256"),
+        (random_bytes(2, model.config) / 16, r"got values `u / 16` in \[0, 1\]: scale them"),
+        (random_bytes(2, model.config).float(), "got whole numbers from 0 to 16: scale levels by `u / 8 - 1`"),
+        (random_images(2, model.config) * 1.5, "which lie in .* differently"),
+        (random_images(2, model.config) * 0.9, "between the gray levels"),
+    ):
+        with pytest.raises(ValueError, match=f"^`pixel_values` must be images of 17 levels `u / 8 - 1`, .*{message}"):
+            model(images)
+    with pytest.raises(ValueError, match=r"`pixel_values` must be 8-bit images .* between the gray levels"):
+        tiny_model()(random_images(2, model.config))
+    with pytest.raises(ValueError, match=r"`pixels` must be gray levels from 0 to 16 \(`num_levels` 17\), got 255"):
+        scale_bytes(bytes_.clamp(min=255), 17)
+    with pytest.raises(ValueError, match=r"of a model with `num_levels` 65536 \(torch.uint16\), got torch.uint8"):
+        scale_bytes(bytes_, 65536)
+    deep = tiny_model(num_levels=65536)
+    for dtype in (torch.float16, torch.bfloat16):
+        model(random_images(2, model.config).to(dtype))
+        with pytest.raises(ValueError, match=f"must be torch.float32, got {dtype}"):
+            deep(random_images(2, deep.config).to(dtype))
 
 
 @torch.no_grad()

@@ -264,6 +264,8 @@ FIELDS = {
     "scale_factor": 3.0,
     "num_groups": 2,
     "dequantization_num_attention_heads": 1,
+    "num_levels": 17,
+    "noise_std": 0.1,
 }
 
 

@@ -1,6 +1,7 @@
 """Variants of the model in the paper: shared properties of all variants, then those of single variants."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.density import bits_per_patch
 from jet_hf.analysis.evaluation import evaluate
 from jet_hf.data import Batch, BatchSharding, DataSource, ReadOptions, load_pixels, read_pixels, stream_batches
+from jet_hf.model import flow_jet
+from jet_hf.model.modeling_jet import JetDensityEstimationOutput
 from jet_hf.training import Trainer, parse_arguments
 from jet_hf.training import train as run_training
 
@@ -28,12 +31,13 @@ GLOW = {"use_actnorm": True, "use_invertible_dense": True}
 FLOW = {"dequantization": "flow", "dequantization_num_coupling_layers": 2}
 CNN = {"backbone": "cnn", "num_groups": 2}
 VARIANTS = {
-    "masking": {"coupling_mode": "masking"},
+    "masking": {"coupling_mode": "masking", "num_levels": 17},
     "cnn": CNN,
     "glow": GLOW,
     "dequantization_flow": FLOW | {"dequantization_hidden_size": 24, "dequantization_num_attention_heads": 3},
     "classes": {"num_classes": 3},
     "context": {"context_size": 5},
+    "noise": {"noise_std": 0.2},
     "everything": CNN | GLOW | FLOW | {"coupling_mode": "masking", "num_classes": 3},
 }
 # A flow of few layers with every kind of split.
@@ -64,7 +68,12 @@ def noise_of(images: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def scores(model: JetForDensityEstimation) -> torch.Tensor:
     images = random_images(4, model.config)
-    return model(images, noise=noise_of(images), **conditions_of(model, 4)).bits_per_dim
+    return score_of(model(images, noise=noise_of(images), **conditions_of(model, 4)))
+
+
+def score_of(output: JetDensityEstimationOutput) -> torch.Tensor:
+    """Return the bits per dimension of images, or the nats per dimension of noisy images."""
+    return output.noisy_nats_per_dim if output.bits_per_dim is None else output.bits_per_dim
 
 
 @variants
@@ -86,8 +95,13 @@ def test_log_det_is_that_of_the_jacobian(name):
     model = model.double()
     images = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     conditions = conditions_of(model, 1)
-    guidance = {"guidance_scale": 1.5} if conditions else {}
-    for transform in (partial(model.encode, **conditions), partial(model.decode, **conditions, **guidance)):
+    guided = [{}]
+    if conditions:
+        guided = [{"guidance_scale": 1.5}, {"guidance_scale": (1, 2), "guidance": "variance_aware"}]
+    elif model.config.backbone == "vit":
+        guided += [{"guidance_scale": 2, "attention_temperature": 0.5, "guidance": "variance_aware"}]
+    decoders = [partial(model.decode, **conditions, **guidance) for guidance in guided]
+    for transform in (partial(model.encode, **conditions), *decoders):
         _, log_det = transform(images)
         jacobian, _ = torch.autograd.functional.jacobian(transform, images)
         _, expected = torch.linalg.slogdet(jacobian.reshape(32, 32))
@@ -97,7 +111,7 @@ def test_log_det_is_that_of_the_jacobian(name):
 
 @variants
 @torch.no_grad()
-def test_a_new_flow_is_the_identity_and_its_score_that_of_uniform_noise(name):
+def test_a_new_flow_is_the_identity_and_its_loss_that_of_a_standard_normal(name):
     torch.manual_seed(0)
     model = JetForDensityEstimation(tiny_config(**(SPLITS | VARIANTS[name]))).eval()
     images = random_images(2, model.config)
@@ -105,8 +119,12 @@ def test_a_new_flow_is_the_identity_and_its_score_that_of_uniform_noise(name):
     latents, log_det = model.encode(images, **conditions)
     torch.testing.assert_close(latents, images, rtol=0, atol=1e-6)
     assert log_det.abs().max() < 1e-4
-    expected = JetForDensityEstimation(tiny_config())(images, noise=noise_of(images)).bits_per_dim
-    torch.testing.assert_close(model(images, noise=noise_of(images), **conditions).bits_per_dim, expected)
+    noise, levels_per_unit = noise_of(images), (model.config.num_levels - 1) / 2
+    is_noisy = model.config.noise_std is not None
+    noisy = images + noise * (model.config.noise_std if is_noisy else 1 / levels_per_unit)
+    nats = (0.5 * noisy.square() + 0.5 * math.log(2 * math.pi)).mean(dim=(1, 2, 3))
+    expected = nats if is_noisy else (nats + math.log(levels_per_unit)) / math.log(2)
+    torch.testing.assert_close(score_of(model(images, noise=noise, **conditions)), expected)
 
 
 @variants
@@ -117,6 +135,7 @@ def test_bfloat16_conditioners_keep_a_float32_flow(name, setting):
     expected = scores(model)
     model = model.bfloat16() if setting == "bfloat16" else model
     images = random_images(64, model.config)
+    images = model.add_noise(images, noise_of(images))  # a state of zeros would be more sensitive to rounding
     conditions = conditions_of(model, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "autocast"):
         latents, log_det = model.encode(images, **conditions)
@@ -154,7 +173,7 @@ def test_compiled_without_breaks(name):
     inputs = {"pixel_values": images, "noise": noise_of(images), **conditions_of(model, 2)}
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(**inputs).bits_per_dim, model(**inputs).bits_per_dim, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(score_of(compiled(**inputs)), score_of(model(**inputs)), rtol=1e-5, atol=1e-5)
 
 
 @variants
@@ -172,6 +191,10 @@ def test_eager_and_sdpa_agree(name, tmp_path):
 def test_bits_of_patches_add_up(name):
     model = variant(name)
     images = random_images(4, model.config)
+    if model.config.noise_std is not None:
+        with pytest.raises(ValueError, match="has no bits per dimension of images"):
+            bits_per_patch(model, images, noise_of(images), **conditions_of(model, 4))
+        return
     bits = bits_per_patch(model, images, noise_of(images), **conditions_of(model, 4))
     total = bits.total.sum(dim=(1, 2)).float() / model.config.num_dims
     torch.testing.assert_close(total, scores(model), rtol=1e-5, atol=1e-5)
@@ -187,7 +210,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     with torch.no_grad():
         output = model(**torch.load(folder / "inputs.pt"))
-    torch.save(output.bits_per_dim, folder / "bits.pt")
+    torch.save(output.to_tuple()[1], folder / "bits.pt")
 """
 
 
@@ -223,7 +246,7 @@ def train(images, folder, name, **fields):
     run_training(parse_arguments(flags))
 
 
-@pytest.mark.parametrize("name", ["masking", "glow", "dequantization_flow"])
+@pytest.mark.parametrize("name", ["masking", "glow", "dequantization_flow", "noise"])
 def test_training_and_resuming_end_in_the_same_weights(name, images, tmp_path):
     train(images, tmp_path / "straight", name)
     shutil.copytree(tmp_path / "straight" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
@@ -231,8 +254,8 @@ def test_training_and_resuming_end_in_the_same_weights(name, images, tmp_path):
     models = [JetForDensityEstimation.from_pretrained(tmp_path / folder) for folder in ("straight", "resumed")]
     assert_same_tensors(models[0].state_dict(), models[1].state_dict())
     lines = (tmp_path / "straight" / "evaluations.jsonl").read_text().splitlines()
-    bits = [json.loads(line)["bits_per_dim"] for line in lines]
-    assert bits[-1] < bits[0], "it learns"
+    losses = [json.loads(line)["noisy_nats_per_dim" if name == "noise" else "bits_per_dim"] for line in lines]
+    assert losses[-1] < losses[0], "it learns"
 
 
 # Properties of single variants
@@ -383,6 +406,73 @@ def test_guidance_extrapolates_from_no_label_to_the_label():
         model.sample(2, generator=generator.manual_seed(0), labels=labels, guidance_scale=scale) for scale in (None, 3)
     ]
     assert (samples[0] - samples[1]).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_variance_aware_guidance_divides_normal_densities():
+    """Each coupling decodes `N(-bias, 1 / scale ** 2)`; the guided density is `p ** (1 + w) / unguided ** w`."""
+    model = variant("classes", std=0.3, num_coupling_layers=1, coupling_kinds=["channels"])
+    coupling, labels = model.jet.couplings[0], torch.tensor([0, 2])
+    predicted = []
+    coupling.conditioner.register_forward_hook(lambda module, inputs, outputs: predicted.append(outputs))
+    latents = random_images(2, model.config)
+
+    def decoded(scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        predicted.clear()
+        images, _ = model.decode(latents, labels=labels, guidance_scale=scale, guidance="variance_aware")
+        return (
+            flow_jet.split(model.jet.patchify(values), coupling.split_indices())[1] for values in (images, latents)
+        )
+
+    for weight in (-1.0, 0.0, 0.7, 3.0):
+        given, standard = decoded(1 + weight)
+        (mean, std), (other_mean, other_std) = (
+            (-bias.double(), 1 / (2 * torch.sigmoid(raw.double()))) for bias, raw in predicted
+        )
+        other_std = torch.maximum(other_std, std)
+        precision = (1 + weight) / std**2 - weight / other_std**2
+        expected_mean = ((1 + weight) * mean / std**2 - weight * other_mean / other_std**2) / precision
+        torch.testing.assert_close(given.double(), expected_mean + standard * precision**-0.5, rtol=1e-5, atol=1e-5)
+        if weight >= 0:
+            assert (precision**-0.5 <= std * (1 + 1e-9)).all(), "it never widens"
+            assert weight == 0 or ((precision**-0.5 < 0.99 * std).any() and (other_std == std).any())
+
+
+@torch.no_grad()
+def test_guidance_is_annealed_over_the_depth():
+    model = variant("classes", num_coupling_layers=3)
+    seen = []
+    for coupling in model.jet.couplings:
+        coupling.register_forward_pre_hook(lambda module, inputs: seen.append((module.layer_index, inputs[4].scale)))
+    latents, labels = random_images(2, model.config), torch.tensor([0, 2])
+    model.decode(latents, labels=labels, guidance_scale=(1, 2))
+    assert seen == [(2, 1.0), (1, 1.5), (0, 2.0)], "from the layer next to the latents to the one next to the image"
+    same = [model.decode(latents, labels=labels, guidance_scale=scale)[0] for scale in (1.5, (1.5, 1.5), [1.5])]
+    assert torch.equal(same[0], same[1]) and torch.equal(same[0], same[2])
+
+
+@torch.no_grad()
+def test_attention_temperature_guides_a_model_without_labels():
+    model = tiny_model(num_coupling_layers=3)
+    latents = random_images(2, model.config)
+    plain, _ = model.decode(latents)
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        guided = {
+            (scale, temperature): model.decode(latents, guidance_scale=scale, attention_temperature=temperature)[0]
+            for scale, temperature in ((1, 0.5), (2, 0.5), (0, 0.5), (2, 1.0))
+        }
+        torch.testing.assert_close(guided[1, 0.5], plain)
+        torch.testing.assert_close(guided[2, 1.0], plain)
+        assert (guided[2, 0.5] - plain).abs().max() > 1e-3
+        # The unguided prediction is that of a model with sharper attention.
+        for module in model.modules():
+            if hasattr(module, "scaling"):
+                module.scaling *= 2
+        torch.testing.assert_close(model.decode(latents)[0], guided[0, 0.5])
+        for module in model.modules():
+            if hasattr(module, "scaling"):
+                module.scaling /= 2
 
 
 @torch.no_grad()

@@ -475,7 +475,22 @@ class SampleArguments(BoundedArguments):
     )
     batch_size: int = argument("Images to decode at a time.", 64, at_least=1)
     label: int | None = argument("Class of the samples; by default all classes in turn.", None)
-    guidance_scale: float | None = argument("Scale of classifier-free guidance; 1 disables it.", None)
+    guidance_scale: list[float] | None = argument(  # noqa: RUF009
+        "Scale of classifier-free guidance; 1 disables it. Two numbers are those of the coupling layers next to the "
+        "latents and next to the image.",
+        None,
+    )
+    guidance: str = argument(
+        "Rule of the guidance: linear, or variance_aware, which never widens a distribution.",
+        "linear",
+        choices=("linear", "variance_aware"),
+    )
+    attention_temperature: float | None = argument(
+        "Temperature of the unguided prediction's attention, which guides models without classes.", None, above=0
+    )
+    denoise: bool | None = argument(
+        "Remove the noise of the samples; by default for models that were trained with noise_std.", None
+    )
     columns: int = argument("Images in a row of the grid.", 8, at_least=1)
     reconstruct: list[str] | None = argument("Images to encode and decode.", None)  # noqa: RUF009
     interpolate: list[str] | None = argument("Two images to interpolate between.", None)  # noqa: RUF009
@@ -486,7 +501,8 @@ class SampleArguments(BoundedArguments):
             raise ValueError("`reconstruct` and `interpolate` exclude each other, got both.")
         if self.interpolate and len(self.interpolate) != 2:
             raise ValueError(f"`interpolate` takes two images, got {len(self.interpolate)}.")
-        of_samples = ["temperature", "label", "guidance_scale", *(["num_images"] if self.reconstruct else [])]
+        of_samples = ["temperature", "label", "guidance_scale", "guidance", "attention_temperature", "denoise"]
+        of_samples += ["num_images"] if self.reconstruct else []
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         for name in of_samples if self.reconstruct or self.interpolate else []:
             if getattr(self, name) != defaults[name]:

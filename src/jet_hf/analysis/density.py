@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from ..model.conditioners_jet import Conditioning
-from ..model.configuration_jet import LEVELS_PER_UNIT
 from ..model.flow_jet import JetCoupling, steps
-from ..model.modeling_jet import JetForDensityEstimation, dequantize, standard_normal_log_prob
-from ..model.validation_jet import check_8bit_images, check_noise
+from ..model.modeling_jet import JetForDensityEstimation, standard_normal_log_prob
+from ..model.validation_jet import check_noise, check_quantized_images
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,11 @@ def bits_per_patch(
         context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
 
     Raises:
-        ValueError: for a wrong shape or dtype, or values that are not those of bytes.
+        ValueError: for a wrong shape or dtype, values that are not those of bytes, or a model with `noise_std`.
     """
     jet, config = model.jet, model.config
-    pixel_values = check_8bit_images(pixel_values, config, jet.state_dtype)
+    config.check_bits_per_dim()
+    pixel_values = check_quantized_images(pixel_values, config, jet.state_dtype)
     noise = check_noise(noise, pixel_values)
     conditioning = jet.condition(len(pixel_values), context, labels, context_mask)
     log_det = torch.zeros(len(pixel_values), config.num_patches, dtype=torch.float64, device=pixel_values.device)
@@ -71,9 +71,9 @@ def bits_per_patch(
         state, log_det = _transform(model.dequantizer.couplings, start, tokens)
         log_det += _log_prob_per_patch(state) - _log_prob_per_patch(start)
         noise = model.dequantizer.to_noise(state)
-    state, image_log_det = _transform(jet.couplings, jet.patchify(dequantize(pixel_values, noise)), conditioning)
+    state, image_log_det = _transform(jet.couplings, jet.patchify(model.add_noise(pixel_values, noise)), conditioning)
     latent = _log_prob_per_patch(state)
-    log_det = log_det + image_log_det - config.patch_dim * math.log(LEVELS_PER_UNIT)
+    log_det = log_det + image_log_det - config.patch_dim * math.log(config.levels_per_unit)
     grid = (-1, config.grid_size, config.grid_size)
     return PatchBits(*(-(term / math.log(2)).reshape(grid) for term in (latent, log_det)))
 

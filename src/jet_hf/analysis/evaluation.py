@@ -22,10 +22,11 @@ from .. import __version__
 from ..data import RELEASES, Batch, DataSource, PixelSplit, eval_batches, known_release
 from ..data.pixels import LABEL, check_classes
 from ..hub import EvaluationRecord
+from ..model.configuration_jet import JetConfig
 from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
 from ..model.validation_jet import check_whole, trusted_values
 from ..utils.files import replace_text, strict_json
-from ..utils.noise import MASK, uniform_noise
+from ..utils.noise import MASK, normal_noise, uniform_noise
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,31 @@ def evaluate(
         progress: Whether the main process shows a progress bar on stderr.
 
     Raises:
-        ValueError: for an empty dataset, a number below 1, labels out of range, or processes that do not see each
-            other.
+        ValueError: for an empty dataset, a number below 1, labels out of range, processes that do not see each other,
+            or a model with `noise_std`, which has no bits per dimension.
+    """
+    _config_of(model).check_bits_per_dim()
+    scores = score_images(model, dataset, batch_size, num_noise_samples, seed, accelerator, progress)
+    return Evaluation(scores, num_noise_samples)
+
+
+def _config_of(model: nn.Module) -> JetConfig:
+    return cast(JetForDensityEstimation, getattr(model, "module", model)).config
+
+
+@torch.no_grad()
+def score_images(
+    model: nn.Module,
+    dataset: datasets.Dataset,
+    batch_size: int = 64,
+    num_noise_samples: int = 1,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    progress: bool = False,
+) -> torch.Tensor:
+    """
+    Return the loss of each image, float64 (num_images,): bits per dimension, or nats per dimension of the noisy image
+    for a model with `noise_std`, which takes one noise sample. See [`evaluate`] for the arguments and the errors.
     """
     check_whole("batch_size", batch_size)
     check_whole("num_noise_samples", num_noise_samples)
@@ -105,7 +129,7 @@ def evaluate(
     if num_images == 0:
         raise ValueError("`dataset` has no images to evaluate.")
     if LABEL in dataset.column_names:
-        num_classes = cast(JetForDensityEstimation, getattr(model, "module", model)).config.num_classes
+        num_classes = _config_of(model).num_classes
         if num_classes is not None:  # as in training, the label after the last class stands for an unknown class
             check_classes(dataset.with_format("arrow")[:][LABEL], num_classes + 1, "`dataset`")
     process_index, num_processes, device = 0, 1, None
@@ -134,19 +158,22 @@ def evaluate(
     if accelerator is not None and num_processes > 1:
         # Images of other processes are zero here. Not every device has float64; the scores are computed in float32.
         scores = accelerator.reduce(scores.to(device, torch.float32), "sum").cpu().double()
-    return Evaluation(scores, num_noise_samples)
+    return scores
 
 
 def _score(model: nn.Module, batch: Batch, num_noise_samples: int, seed: int) -> torch.Tensor:
-    """Return the bits per dimension of each draw, (num_noise_samples, B), on the device of the batch."""
+    """Return the loss of each draw, (num_noise_samples, B), on the device of the batch."""
     pixels, indices, labels = batch
-    pixel_values, draws = scale_bytes(pixels), []
+    config = _config_of(model)
+    draw_noise = uniform_noise if config.noise_std is None else normal_noise
+    pixel_values, draws = scale_bytes(pixels, config.num_levels), []
     for draw in range(num_noise_samples):
         # Streams count down from the last one. Training draws from stream 0, often with the same seed and indices, and
         # held-out images must not be scored with the noise of training.
-        noise = uniform_noise(seed, indices, tuple(pixels.shape[1:]), stream=MASK - draw)
+        noise = draw_noise(seed, indices, tuple(pixels.shape[1:]), stream=MASK - draw)
         with trusted_values():
-            draws.append(model(pixel_values, labels=labels, noise=noise).bits_per_dim)
+            output = model(pixel_values, labels=labels, noise=noise)
+        draws.append(output.bits_per_dim if config.noise_std is None else output.noisy_nats_per_dim)
     return torch.stack(draws)
 
 

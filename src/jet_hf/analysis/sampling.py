@@ -4,19 +4,18 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import cast
+from typing import Any, cast
 
 import torch
 from PIL import Image
 
-from ..model.configuration_jet import LEVELS_PER_UNIT
 from ..model.flow_jet import JetCoupling, steps
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation, dequantize
 from ..model.validation_jet import (
-    check_8bit_images,
     check_images,
     check_not_negative,
+    check_quantized_images,
     check_values,
     check_whole,
     is_number,
@@ -61,7 +60,8 @@ def sample_images(
     seed: int = 0,
     batch_size: int = 64,
     label: int | None = None,
-    guidance_scale: float | None = None,
+    denoise: bool | None = None,
+    **guidance: Any,
 ) -> list[Image.Image]:
     """
     Sample a model, class-conditional or not.
@@ -74,19 +74,24 @@ def sample_images(
         seed: Seed of the latents. The same seed gives the same images in batches of any size.
         batch_size: Number of images to decode at a time, at least 1.
         label: Class of all images; by default the images cycle through the classes.
-        guidance_scale: Strength of classifier-free guidance, see [`JetModel.decode`].
+        denoise: Whether to denoise the samples, as models with `noise_std` do by default, see
+            [`JetForDensityEstimation.sample`].
+        guidance: Arguments of classifier-free guidance, see [`JetModel.decode`].
 
     Raises:
-        ValueError: for a number out of range, a label of a model without classes, or a processor whose scale is not
-            the model's.
+        ValueError: for a number out of range, a label of a model without classes, denoising without `noise_std`, or a
+            processor whose scale is not the model's.
     """
     check_not_negative("temperature", temperature)
-    processor.check_scale()
+    processor.check_scale(model.config.num_levels)
+    denoise = model.denoises(denoise)
     images: list[Image.Image] = []
     for latents in draw_latents(model, num_images, seed, batch_size):
         labels = sample_labels(model, range(len(images), len(images) + len(latents)), label)
-        decoded, _ = model.decode(temperature * latents, labels=labels, guidance_scale=guidance_scale)
-        images += processor.post_process(decoded)
+        decoded, _ = model.decode(temperature * latents, labels=labels, **guidance)
+        if denoise:
+            decoded = model.denoise(decoded, labels=labels)
+        images += processor.post_process(decoded, dequantized=model.config.noise_std is None)
     return images
 
 
@@ -183,12 +188,13 @@ def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> R
     Raises:
         ValueError: for a wrong shape or dtype, or values that are not those of bytes.
     """
-    pixel_values = check_8bit_images(pixel_values, model.config, model.jet.state_dtype)
-    dequantized = dequantize(pixel_values, MID_LEVEL)
+    config = model.config
+    pixel_values = check_quantized_images(pixel_values, config, model.jet.state_dtype)
+    dequantized = dequantize(pixel_values, MID_LEVEL, config.num_levels)
     labels = no_labels(model, len(pixel_values))
     latents, _ = model.encode(dequantized, labels=labels)
     decoded, _ = model.decode(latents, labels=labels)
-    levels, originals = (torch.floor((values + 1) * LEVELS_PER_UNIT) for values in (decoded, dequantized))
+    levels, originals = (torch.floor((values + 1) * config.levels_per_unit) for values in (decoded, dequantized))
     return Reconstruction(latents, decoded, (decoded - dequantized).abs().max().item(), torch.equal(levels, originals))
 
 
@@ -237,8 +243,8 @@ def interpolate(
         ValueError: if `num_steps` is below 2, or for values that are not those of bytes.
     """
     check_whole("num_steps", num_steps, low=2)
-    pixel_values = check_8bit_images(torch.stack([first, second]), model.config, model.jet.state_dtype, "images")
-    (start, end), _ = model.encode(dequantize(pixel_values, MID_LEVEL), labels=no_labels(model, 2))
+    images = check_quantized_images(torch.stack([first, second]), model.config, model.jet.state_dtype, "images")
+    (start, end), _ = model.encode(dequantize(images, MID_LEVEL, model.config.num_levels), labels=no_labels(model, 2))
     path = latent_path(start, end, torch.linspace(0, 1, num_steps, dtype=torch.float64))
     return model.decode(path, labels=no_labels(model, num_steps))[0]
 

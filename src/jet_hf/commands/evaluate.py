@@ -35,7 +35,7 @@ def run(arguments: EvaluateArguments) -> None:
     source = DataSource.at(arguments.dataset, arguments.dataset_config, release=arguments.dataset_release, **columns)
     check_outputs(arguments, source)
     accelerator = Accelerator(mixed_precision=resolve_precision(arguments.mixed_precision))
-    load_config(arguments.model, "model")
+    load_config(arguments.model, "model").check_bits_per_dim()
     model = JetForDensityEstimation.from_pretrained(arguments.model)
     processor = JetImageProcessor.from_pretrained(arguments.model)
     selection = ("max_images", "max_undecodable_share", "random_crops_per_image", "seed")

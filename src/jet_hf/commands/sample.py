@@ -34,11 +34,13 @@ def make_images(arguments: SampleArguments) -> list[Image.Image]:
     load_config(arguments.model, "model")
     model = JetForDensityEstimation.from_pretrained(arguments.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if can_prepare(model):
+    # The layers of prepared models have no gradients, which denoising takes.
+    if can_prepare(model) and not (model.denoises(arguments.denoise) and not inputs):
         prepare_for_inference(model)
     processor = JetImageProcessor.from_pretrained(arguments.model)
     if not inputs:
-        names = ("num_images", "temperature", "seed", "batch_size", "label", "guidance_scale")
+        names = ["num_images", "temperature", "seed", "batch_size", "label", "denoise"]
+        names += ["guidance_scale", "guidance", "attention_temperature"]
         return sample_images(model, processor, **{name: getattr(arguments, name) for name in names})
     pixel_values = processor(inputs, return_tensors="pt").pixel_values.to(model.device)
     if arguments.interpolate:

@@ -1,7 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Model cards with evaluation results in the Hub's machine-readable form."""
 
-import json
 import math
 import os
 import re
@@ -12,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from ..model.configuration_jet import JetConfig
 from ..utils.files import replace_file
 
 
@@ -76,14 +76,20 @@ class CardFacts:
 
 def write_model_card(folder: str | os.PathLike, facts: CardFacts, model_id: str) -> None:
     """
-    Write the `README.md` of a model folder.
+    Write the `README.md` of a model folder. That of a model with `noise_std` says that it has no bits per dimension.
 
     Args:
         folder: Folder of a saved model.
         facts: Facts about the model.
         model_id: Name of the model on the Hub, for the examples.
+
+    Raises:
+        ValueError: for scores of a model with `noise_std`.
     """
     folder = Path(folder)
+    config = _read_config(folder)
+    if facts.evaluations and config is not None:
+        config.check_bits_per_dim()
     base_model = facts.base_model if _is_hub_id(facts.base_model) else None
     results = [_eval_result(record) for record in facts.evaluations if math.isfinite(record.bits_per_dim)]
     metadata = ModelCardData(
@@ -106,7 +112,10 @@ def write_model_card(folder: str | os.PathLike, facts: CardFacts, model_id: str)
         dataset_note=facts.dataset_note,
         # The card must not reveal the path of a local folder.
         base_model_title=facts.base_model and (base_model or Path(facts.base_model).name),
-        shape=_describe_shape(folder / "config.json"),
+        shape=_describe_shape(config),
+        noise_std=config and config.noise_std,
+        num_levels=config.num_levels if config else 256,
+        uniform_bits=f"{math.log2(config.num_levels if config else 256):.4g}",
         has_samples=facts.has_samples and (folder / "samples.png").is_file(),
         scores=[_score_row(record) for record in facts.evaluations],
         training=[[_cell(key), _cell(value)] for key, value in facts.training.items()],
@@ -124,12 +133,15 @@ def add_evaluation(path: str | os.PathLike, record: EvaluationRecord) -> None:
         record: Score to add.
 
     Raises:
-        ValueError: If there is no card, its metadata is invalid, or the score is not finite.
+        ValueError: If there is no card, its metadata is invalid, the score is not finite, or the model beside the card
+            has a `noise_std`.
     """
     path = Path(path)
     card_path = path / "README.md" if path.is_dir() else path
     if not card_path.is_file():
         raise ValueError(f"`path` must be a model card or its folder, got {path}: {card_path} does not exist.")
+    if (config := _read_config(card_path.parent)) is not None:
+        config.check_bits_per_dim()
     if not math.isfinite(record.bits_per_dim):
         raise ValueError(f"`bits_per_dim` must be a finite number, got {record.bits_per_dim}.")
     card = read_card(card_path)
@@ -204,11 +216,15 @@ def _cell(value: str | int | float) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def _describe_shape(config_path: Path) -> str | None:
-    if not config_path.is_file():
+def _read_config(folder: Path) -> JetConfig | None:
+    path = folder / "config.json"
+    return JetConfig.from_json_file(path) if path.is_file() else None
+
+
+def _describe_shape(config: JetConfig | None) -> str | None:
+    if config is None:
         return None
-    config = json.loads(config_path.read_text(encoding="utf-8"))
-    size, channels, layers = (config.get(name) for name in ("image_size", "num_channels", "num_coupling_layers"))
+    size, channels, layers = (getattr(config, name) for name in ("image_size", "num_channels", "num_coupling_layers"))
     return f"Images have {size} x {size} pixels and {channels} channels; the flow has {layers} coupling layers."
 
 

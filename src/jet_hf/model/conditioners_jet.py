@@ -22,6 +22,30 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .configuration_jet import JetConfig
 
 
+class Guidance(NamedTuple):
+    """
+    Guidance of the coupling layers, which combine the parameters of a guided and of an unguided prediction.
+
+    Args:
+        scales: Strengths at the layers next to the latents and next to the image, between which the others are
+            interpolated: 0 for the unguided prediction, 1 for the guided one.
+        rule: Name in `GUIDANCE_RULES`.
+        attention_temperature: Temperature of self-attention in the unguided prediction.
+        scale: Strength at one layer, see [`at`].
+    """
+
+    scales: tuple[float, float]
+    rule: str
+    attention_temperature: float
+    scale: torch.Tensor | None = None
+
+    def at(self, depth: float, state: torch.Tensor) -> "Guidance":
+        """Return the guidance of a layer, at a depth from 0 next to the image to 1 next to the latents."""
+        first, last = self.scales
+        # As a tensor, the strength of each layer needs no compiled graph of its own.
+        return self._replace(scale=state.new_full((), last + depth * (first - last)))
+
+
 class Conditioning(NamedTuple):
     """
     Inputs of the conditioners beside the image.
@@ -29,17 +53,24 @@ class Conditioning(NamedTuple):
     Args:
         context: Tensor (B, L, context_width) that the conditioners attend to, or `None`.
         context_mask: Boolean tensor (B, L), False for padding, or `None`.
-        guidance_scale: Strength of classifier-free guidance, or `None` for no guidance.
+        guidance: Guidance of the coupling layers, or `None`.
+        attention_temperature: Divisor of the logits of self-attention.
     """
 
     context: torch.Tensor | None = None
     context_mask: torch.Tensor | None = None
-    guidance_scale: float | None = None
+    guidance: Guidance | None = None
+    attention_temperature: float = 1.0
 
-    def without_context(self) -> "Conditioning":
-        """Replace the context by zeros, which stand for no context in the original's training."""
-        assert self.context is not None
-        return Conditioning(torch.zeros_like(self.context), self.context_mask)
+    def guided(self) -> "Conditioning":
+        """Return the inputs of the guided prediction."""
+        return self._replace(guidance=None)
+
+    def unguided(self) -> "Conditioning":
+        """Return the inputs of the unguided prediction: zeros stand for no context, as in the original's training."""
+        assert self.guidance is not None
+        context = None if self.context is None else torch.zeros_like(self.context)
+        return Conditioning(context, self.context_mask, None, self.guidance.attention_temperature)
 
 
 def linear(in_features: int, out_features: int, initialization: str) -> nn.Linear:
@@ -81,7 +112,12 @@ class JetAttentionBase(nn.Module):
         self.scaling = self.head_dim**-0.5
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        temperature: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Attend with the implementation that the configuration names.
@@ -89,6 +125,7 @@ class JetAttentionBase(nn.Module):
         Args:
             query, key, value: Tensors (B, N, E), (B, L, E) and (B, L, E).
             mask: Boolean tensor (B, L), True for tokens to attend to.
+            temperature: Divisor of the logits.
 
         Returns:
             The attended values (B, N, E), and the weights (B, H, N, L) or `None`.
@@ -103,7 +140,7 @@ class JetAttentionBase(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, weights = attention(self, query, key, value, mask, dropout=0.0, scaling=self.scaling)
+        output, weights = attention(self, query, key, value, mask, dropout=0.0, scaling=self.scaling / temperature)
         return output.flatten(2), weights
 
 
@@ -115,8 +152,11 @@ class JetAttention(JetAttentionBase):
         self.qkv_proj = linear(config.hidden_size, 3 * config.hidden_size, "xavier_uniform_qkv")
         self.o_proj = linear(config.hidden_size, config.hidden_size, "xavier_uniform")
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        output, weights = self.attend(*self.qkv_proj(hidden_states).chunk(3, dim=-1))
+    def forward(
+        self, hidden_states: torch.Tensor, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = self.qkv_proj(hidden_states).chunk(3, dim=-1)
+        output, weights = self.attend(query, key, value, temperature=temperature)
         return self.o_proj(output), weights
 
 
@@ -184,8 +224,9 @@ class JetViTLayer(nn.Module):
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = JetMLP(config)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = hidden_states + self.attention(self.layernorm_before(hidden_states))[0]
+    def forward(self, hidden_states: torch.Tensor, attention_temperature: float = 1.0) -> torch.Tensor:
+        attended, _ = self.attention(self.layernorm_before(hidden_states), attention_temperature)
+        hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.layernorm_after(hidden_states))
 
 
@@ -221,7 +262,7 @@ class JetConditioner(nn.Module):
         """Project tokens (B, N, F) to hidden states (B, N, E)."""
         return self.in_proj(tokens)
 
-    def run_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def run_blocks(self, hidden_states: torch.Tensor, attention_temperature: float = 1.0) -> torch.Tensor:
         """Map hidden states (B, N, E) to normalized ones of the same shape."""
         raise NotImplementedError
 
@@ -231,7 +272,7 @@ class JetConditioner(nn.Module):
 
         Args:
             tokens: float32 tensor (B, N, F).
-            conditioning: Context and mask.
+            conditioning: Context, mask and attention temperature.
 
         Returns:
             P float32 tensors (B, N, F).
@@ -242,7 +283,8 @@ class JetConditioner(nn.Module):
             assert conditioning.context is not None
             context = conditioning.context.to(dtype)
             hidden_states = hidden_states + self.cross_attention(hidden_states, context, conditioning.context_mask)
-        output = self.out_proj(self.run_blocks(hidden_states)).to(tokens.dtype)
+        hidden_states = self.run_blocks(hidden_states, conditioning.attention_temperature)
+        output = self.out_proj(hidden_states).to(tokens.dtype)
         return output.chunk(self.num_parameters, dim=-1)
 
 
@@ -263,9 +305,9 @@ class JetViT(JetConditioner):
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.in_proj(tokens) + self.position_embeddings
 
-    def run_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def run_blocks(self, hidden_states: torch.Tensor, attention_temperature: float = 1.0) -> torch.Tensor:
         for layer in self.layers:
-            hidden_states = layer(hidden_states)
+            hidden_states = layer(hidden_states, attention_temperature)
         return self.layernorm(hidden_states)
 
 
@@ -337,7 +379,7 @@ class JetCNN(JetConditioner):
             tokens = tokens.unflatten(1, (self.grid_size // 2, 2)).transpose(2, 3)
         return tokens.reshape(grid.shape[0], -1, grid.shape[1])
 
-    def run_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def run_blocks(self, hidden_states: torch.Tensor, attention_temperature: float = 1.0) -> torch.Tensor:
         hidden_states = self.to_grid(hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states)

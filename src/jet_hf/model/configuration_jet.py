@@ -30,8 +30,13 @@ CHOICES = {
     "backbone": BACKBONES,
     "dequantization": DEQUANTIZATIONS,
 }
-# An 8-bit value u becomes u / 127.5 - 1, so that one gray level is 1 / 127.5 wide.
-LEVELS_PER_UNIT = 127.5
+GUIDANCE_RULES = ("linear", "variance_aware")
+MAX_NUM_LEVELS = 2**16
+
+
+def levels_per_unit(num_levels: int) -> float:
+    """Return the number of gray levels in one unit of the model's scale [-1, 1]."""
+    return (num_levels - 1) / 2
 
 
 @strict
@@ -99,6 +104,12 @@ class JetConfig(PreTrainedConfig):
             Number of blocks of its conditioners.
         dequantization_num_attention_heads (`int`, *optional*, defaults to `num_attention_heads`):
             Number of their attention heads.
+        num_levels (`int`, *optional*, defaults to 256):
+            Number of gray levels of the images, from 2 to 65,536. A level u becomes `2 * u / (num_levels - 1) - 1`.
+        noise_std (`float`, *optional*):
+            Standard deviation of the Gaussian noise that is added to the scaled images instead of dequantization
+            noise, as in TarFlow (Zhai et al., 2024). The model is then the density of noisy images, which has no bits
+            per dimension of images, and its samples are denoised.
         permutation_seed (`int`, *optional*, defaults to 0):
             Seed of the channel permutations. The same seed gives the same permutations on every machine.
 
@@ -145,6 +156,8 @@ class JetConfig(PreTrainedConfig):
     dequantization_hidden_size: int | None = None
     dequantization_num_hidden_layers: int | None = None
     dequantization_num_attention_heads: int | None = None
+    num_levels: int = 256
+    noise_std: float | int | None = None
     permutation_seed: int = 0
 
     def __post_init__(self, **kwargs) -> None:
@@ -180,6 +193,11 @@ class JetConfig(PreTrainedConfig):
         return self.num_channels * self.image_size**2
 
     @property
+    def levels_per_unit(self) -> float:
+        """Number of gray levels in one unit of the model's scale, 127.5 for 8-bit images."""
+        return levels_per_unit(self.num_levels)
+
+    @property
     def context_width(self) -> int | None:
         """Width of the context tokens, given or embedded from labels, or `None` without a context."""
         return self.hidden_size if self.num_classes is not None else self.context_size
@@ -209,6 +227,14 @@ class JetConfig(PreTrainedConfig):
         patterns = itertools.cycle(self.spatial_couplings)
         return [next(patterns) if kind == "spatial" else kind for kind in kinds]
 
+    def check_bits_per_dim(self) -> None:
+        """Raise ValueError for a model of noisy images, whose density gives no bits per dimension of images."""
+        if self.noise_std is not None:
+            raise ValueError(
+                f"this model was trained with Gaussian noise (`noise_std` {self.noise_std}): it is the density of "
+                "noisy images and has no bits per dimension of images."
+            )
+
     def validate_fields(self) -> None:
         """Raise ValueError for invalid values. `@strict` calls every method whose name starts with `validate_`."""
         self._check_names()
@@ -231,11 +257,15 @@ class JetConfig(PreTrainedConfig):
     def _check_numbers(self) -> None:
         for field, kind in JetConfig.__annotations__.items():
             value, minimum = getattr(self, field), 0 if field.endswith("num_hidden_layers") else 1
-            is_size = kind in (int, int | None) and field != "permutation_seed"
+            is_size = kind in (int, int | None) and field not in ("permutation_seed", "num_levels")
             if is_size and value is not None and value < minimum:
                 raise ValueError(f"`{field}` must be at least {minimum}, got {value}.")
         if not (math.isfinite(self.scale_factor) and self.scale_factor > 0):
             raise ValueError(f"`scale_factor` must be a positive number, got {self.scale_factor}.")
+        if self.noise_std is not None and not (math.isfinite(self.noise_std) and self.noise_std > 0):
+            raise ValueError(f"`noise_std` must be a positive number or None, got {self.noise_std}.")
+        if not 2 <= self.num_levels <= MAX_NUM_LEVELS:
+            raise ValueError(f"`num_levels` must be from 2 to {MAX_NUM_LEVELS}, got {self.num_levels}.")
         if not (math.isfinite(self.layer_norm_eps) and self.layer_norm_eps >= 0):
             raise ValueError(f"`layer_norm_eps` must be zero or a positive number, got {self.layer_norm_eps}.")
         for field, divisor in (("image_size", "patch_size"), ("hidden_size", "num_attention_heads")):
@@ -262,6 +292,11 @@ class JetConfig(PreTrainedConfig):
             raise ValueError(
                 "the number of patches must be even, because spatial `coupling_kinds` halve them, got "
                 f"{self._describe('image_size', 'patch_size')}, which is {self.num_patches} patches."
+            )
+        if self.dequantization == "flow" and self.noise_std is not None:
+            raise ValueError(
+                "`noise_std` replaces the dequantization noise, so it excludes the dequantization flow, got "
+                f"{self._describe('dequantization', 'noise_std')}."
             )
         if self.dequantization == "flow":
             try:

@@ -22,7 +22,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from .conditioners_jet import CONDITIONERS, Conditioning, JetConditioner
+from .conditioners_jet import CONDITIONERS, Conditioning, Guidance, JetConditioner
 from .configuration_jet import JetConfig
 
 
@@ -148,7 +148,7 @@ class JetTransform(nn.Module):
 
         Args:
             values: float32 tensor (B, N, D/2).
-            parameters: `num_parameters` tensors of this shape.
+            parameters: `num_parameters` tensors of this shape, or the result of [`guide`].
             inverse: Whether to apply the inverse.
 
         Returns:
@@ -156,9 +156,25 @@ class JetTransform(nn.Module):
         """
         raise NotImplementedError
 
+    def guide(
+        self, guided: Sequence[torch.Tensor], unguided: Sequence[torch.Tensor], weight: torch.Tensor
+    ) -> Sequence[torch.Tensor]:
+        """
+        Combine two predictions by variance-aware guidance.
+
+        Args:
+            guided, unguided: Parameters of the two predictions.
+            weight: Weight of the guidance, a number of at least -1. With 0 the result is the guided prediction.
+        """
+        raise NotImplementedError
+
 
 class JetAffineTransform(JetTransform):
-    """`y = (x + bias) * scale` with `scale = scale_factor * sigmoid(raw_scale)` (paper, section 2.1)."""
+    """
+    `y = (x + bias) * scale` with `scale = scale_factor * sigmoid(raw_scale)` (paper, section 2.1).
+
+    Guided parameters have a third tensor, the logarithm of a factor of the scale.
+    """
 
     num_parameters = 2
 
@@ -170,10 +186,30 @@ class JetAffineTransform(JetTransform):
     def forward(
         self, values: torch.Tensor, parameters: Sequence[torch.Tensor], inverse: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        bias, raw_scale = parameters
+        bias, raw_scale, *log_gain = parameters
         scale = self.scale_factor * torch.sigmoid(raw_scale)
         log_scale = nn.functional.logsigmoid(raw_scale) + self.log_scale_factor
+        if log_gain:
+            scale, log_scale = scale * log_gain[0].exp(), log_scale + log_gain[0]
         return values / scale - bias if inverse else (values + bias) * scale, log_scale
+
+    def guide(
+        self, guided: Sequence[torch.Tensor], unguided: Sequence[torch.Tensor], weight: torch.Tensor
+    ) -> Sequence[torch.Tensor]:
+        """
+        Combine two predictions by the guidance of STARFlow (Gu et al., 2025), which never widens a distribution.
+
+        For a normal latent, the decoded value has mean `-bias` and standard deviation `1 / scale`. The result is the
+        normal density that is proportional to `guided ** (1 + weight) / unguided ** weight`, with the unguided
+        variance raised to the guided one where it is smaller.
+        """
+        (bias, raw_scale), (unguided_bias, unguided_raw_scale) = guided, unguided
+        log_sigmoid = nn.functional.logsigmoid
+        # The ratio of the variances, guided to unguided.
+        ratio = torch.exp(2 * (log_sigmoid(unguided_raw_scale) - log_sigmoid(raw_scale)).clamp(max=0))
+        gain = 1 + weight * (1 - ratio)
+        bias = ((1 + weight) * bias - weight * ratio * unguided_bias) / gain
+        return bias, raw_scale, 0.5 * gain.log()
 
 
 TRANSFORMS: dict[str, type[JetTransform]] = {"affine": JetAffineTransform}
@@ -304,11 +340,14 @@ class JetConditionalMap(nn.Module):
         self, conditioner: JetConditioner, first: torch.Tensor, indices: torch.Tensor, conditioning: Conditioning
     ) -> Sequence[torch.Tensor]:
         """Predict the transform's parameters, each (B, N, D/2), from the first half (B, N, D/2)."""
-        if conditioning.guidance_scale is not None:
-            scale, conditioning = conditioning.guidance_scale, conditioning._replace(guidance_scale=None)
-            guided = self.predict(conditioner, first, indices, conditioning)
-            unguided = self.predict(conditioner, first, indices, conditioning.without_context())
-            return [torch.lerp(start, end, scale) for start, end in zip(unguided, guided, strict=True)]
+        guidance = conditioning.guidance
+        if guidance is not None:
+            assert guidance.scale is not None
+            guided = self.predict(conditioner, first, indices, conditioning.guided())
+            unguided = self.predict(conditioner, first, indices, conditioning.unguided())
+            if guidance.rule == "variance_aware":
+                return self.transform.guide(guided, unguided, guidance.scale - 1)
+            return [torch.lerp(start, end, guidance.scale) for start, end in zip(unguided, guided, strict=True)]
         if not self.masking:
             return conditioner(first, conditioning)
         outputs = conditioner(merge(first, torch.zeros_like(first), indices), conditioning)
@@ -376,7 +415,8 @@ class JetCoupling(GradientCheckpointingLayer):
         inverse: bool,
         context: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
-        guidance_scale: float | None = None,
+        guidance: Guidance | None = None,
+        attention_temperature: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
         Apply the layer or its inverse.
@@ -384,8 +424,8 @@ class JetCoupling(GradientCheckpointingLayer):
         Args:
             state: float32 tensor (B, N, D).
             inverse: Whether to apply the inverse.
-            context, context_mask, guidance_scale: Fields of a [`Conditioning`]. They are separate arguments because
-                reentrant gradient checkpointing differentiates only arguments that are tensors.
+            context, context_mask, guidance, attention_temperature: Fields of a [`Conditioning`]. They are separate
+                arguments because reentrant gradient checkpointing differentiates only arguments that are tensors.
 
         Returns:
             The state, `log_scale` and `glow_log_det` of a [`Step`].
@@ -393,7 +433,7 @@ class JetCoupling(GradientCheckpointingLayer):
         glow_log_det = None
         if not inverse:
             state, glow_log_det = self._apply_glow(state, inverse)
-        conditioning = Conditioning(context, context_mask, guidance_scale)
+        conditioning = Conditioning(context, context_mask, guidance, attention_temperature)
         state, log_scale = self.map(self.conditioner, state, self.split_indices(), inverse, conditioning)
         if inverse:
             state, glow_log_det = self._apply_glow(state, inverse)
@@ -471,7 +511,11 @@ def steps(
     Yields:
         The [`Step`] of each layer. A layer runs only when the caller asks for its step.
     """
+    guidance = conditioning.guidance
     for coupling in reversed(couplings) if inverse else couplings:
+        if guidance is not None:
+            depth = coupling.layer_index / max(1, len(couplings) - 1)
+            conditioning = conditioning._replace(guidance=guidance.at(depth, state))
         state, log_scale, glow_log_det = coupling(state, inverse, *conditioning)
         yield Step(coupling, state, log_scale, glow_log_det)
         del log_scale  # frees its memory before the next layer runs

@@ -1,6 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Image processor of Jet: converts images of any kind to the model's 8-bit grid, and samples to images.
+Image processor of Jet: converts images of any kind to the model's grid of gray levels, and samples to images.
 
 Images on the CPU are processed with Pillow and NumPy, tensors on another device with PyTorch there. Both use the same
 exact arithmetic, so that an image has the same pixel values on every device, bit for bit.
@@ -21,14 +21,16 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .configuration_jet import MAX_NUM_LEVELS
 from .validation_jet import check_whole, is_number
 
 
 # Images on the CPU, and images on another device.
 Pixels: TypeAlias = np.ndarray | torch.Tensor
 
-# Images that were scaled in float32 and not dequantized lie up to this many gray levels below their byte.
-LEVEL_TOLERANCE = 2e-5
+# Images that were scaled in float32 and not dequantized lie up to this share of the range below their level, which
+# is 2e-5 gray levels of 8-bit images.
+LEVEL_TOLERANCE = 2e-5 / 255
 # The nearest bfloat16 value may be this many gray levels away.
 HALF_PRECISION_TOLERANCE = 0.25
 SCALE_FIELDS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
@@ -69,9 +71,9 @@ def to_numpy(values: ArrayLike) -> np.ndarray:
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
-def to_bytes(values: Pixels) -> Pixels:
+def as_levels(values: Pixels, num_levels: int) -> Pixels:
     """
-    Convert whole numbers from 0 to 255, of any real dtype, to uint8.
+    Convert whole numbers from 0 to below `num_levels`, of any real dtype, to uint8, or to int32 for more than 256.
 
     Raises:
         ValueError: for other dtypes and values, and for an empty array.
@@ -79,18 +81,21 @@ def to_bytes(values: Pixels) -> Pixels:
     shape, dtype = tuple(values.shape), getattr(values.dtype, "name", str(values.dtype)).removeprefix("torch.")
     if not ("int" in dtype or "float" in dtype) or 0 in shape:
         raise ValueError(f"an image array must hold bytes (uint8), got {dtype} of shape {shape}.")
-    if dtype == "uint8":
+    if dtype == "uint8" and num_levels == 256:
         return values
-    with np.errstate(invalid="ignore"):  # the comparison finds values that have no byte
-        levels = cast(values, "uint8")
-    is_byte: Any = cast(levels, dtype) == values
-    if not is_byte.all():
+    if dtype == "uint8" and num_levels > 256:
+        raise ValueError(f"an image array of `num_levels` {num_levels} must have more than 8 bits, got uint8.")
+    with np.errstate(invalid="ignore"):  # the comparison finds values that are no level
+        levels = cast(values, "uint8" if num_levels <= 256 else "int32")
+    is_level: Any = cast(levels, dtype) == values
+    if not is_level.all() or not 0 <= int(levels.min()) <= int(levels.max()) < num_levels:
         values = cast(values, "float32")
         raise ValueError(
-            f"an image array must hold whole numbers from 0 to 255, got {dtype} values from {values.min():g} to "
-            f"{values.max():g}. Likelihoods are of 8-bit images: scale the values and round them to bytes first."
+            f"an image array must hold whole numbers from 0 to {num_levels - 1}, got {dtype} values from "
+            f"{values.min():g} to {values.max():g}. Likelihoods are of images of {num_levels} gray levels: scale the "
+            "values and round them to levels first."
         )
-    if "float" in dtype and levels.max() == 1:
+    if "float" in dtype and levels.max() == 1 and num_levels > 2:
         raise ValueError(
             "a floating-point image array with values 0 and 1 is ambiguous (bytes 0 and 1, or black and white): "
             "pass uint8."
@@ -136,20 +141,21 @@ def area_weights(in_size: int, out_size: int) -> np.ndarray:
 
 def resize_area(image: Pixels, height: int, width: int) -> Pixels:
     """
-    Average bytes (..., C, H, W) over equal areas, as in TensorFlow's `ResizeMethod.AREA`, to (..., C, height, width).
+    Average levels (..., C, H, W) over equal areas, as in TensorFlow's `ResizeMethod.AREA`, to (..., C, height, width).
 
-    Averages are rounded to the nearest byte, halves upward. They are exact on every device that has float64, since
+    Averages are rounded to the nearest level, halves upward. They are exact on every device that has float64, since
     all sums are whole numbers.
     """
     old_height, old_width = image.shape[-2:]
     if (old_height, old_width) == (height, width):
         return image
     xp, count, channels = namespace(image), old_height * old_width, []
+    dtype = str(image.dtype).removeprefix("torch.")
     rows = xp.asarray(area_weights(old_height, height), device=image.device)
     columns = xp.asarray(area_weights(old_width, width).T, device=image.device)
     for channel in range(image.shape[-3]):  # one at a time: float64 takes eight times the memory of bytes
         sums = rows @ cast(image[..., channel, :, :], "float64") @ columns
-        channels.append(cast(xp.floor((2 * sums + count) / (2 * count)), "uint8"))
+        channels.append(cast(xp.floor((2 * sums + count) / (2 * count)), dtype))
     return xp.stack(channels, -3)
 
 
@@ -166,8 +172,8 @@ def upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def deep_to_bytes(image: Image.Image) -> Image.Image:
-    """Convert a gray image of mode I, I;16 or F to mode L; 16-bit values are scaled to bytes."""
+def gray_values(image: Image.Image) -> tuple[np.ndarray, int]:
+    """Return the values of a gray image of mode I, I;16 or F, float64 (H, W), and the largest value of its scale."""
     values = np.array(image).astype(np.float64)
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 65535):
         raise ValueError(
@@ -178,20 +184,29 @@ def deep_to_bytes(image: Image.Image) -> Image.Image:
             f"an image of mode 'F' with values up to {values.max()} is ambiguous (bytes 0 and 1, or black and white): "
             "scale it to 0 to 255."
         )
-    if image.mode.startswith("I;16") or values.max() > 255:
-        values = values / 257
-    return Image.fromarray(np.floor(values + 0.5).astype(np.uint8))
+    return values, 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
 
 
-def pil_to_array(image: Image.Image, num_channels: int) -> np.ndarray:
+def rescale(values: np.ndarray, last: int, num_levels: int) -> np.ndarray:
+    """Scale values from 0 to `last` to levels from 0 to below `num_levels`, rounded to the nearest, halves upward."""
+    return np.floor(values.astype(np.float64) * (num_levels - 1) / last + 0.5)
+
+
+def pil_to_array(image: Image.Image, num_channels: int, num_levels: int = 256) -> np.ndarray:
     """
-    Convert a PIL image of any mode to uint8 (C, H, W), with C = 1 or 3.
+    Convert a PIL image of any mode to levels (C, H, W), with C = 1 or 3: uint8, or int32 for more than 256 levels.
 
-    The EXIF orientation is applied, transparent images are composed over white, and 16-bit values are scaled to bytes.
+    The EXIF orientation is applied, transparent images are composed over white, and the range of the mode, 8 or 16
+    bits, is scaled to the levels.
+
+    Raises:
+        ValueError: for an image of 8 bits where more levels are expected.
     """
     image = upright(image)
+    if num_levels > 256:
+        return deep_to_array(image, num_channels, num_levels)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = deep_to_bytes(image)
+        image = Image.fromarray(rescale(*gray_values(image), 256).astype(np.uint8))
     elif image.mode == "LAB":
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         image = to_rgb.apply(image)
@@ -200,14 +215,25 @@ def pil_to_array(image: Image.Image, num_channels: int) -> np.ndarray:
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    if num_channels == 1:
-        return np.array(image.convert("L"))[None]
-    return np.array(image.convert("RGB")).transpose(2, 0, 1)
+    array = (
+        np.array(image.convert("L"))[None] if num_channels == 1 else np.array(image.convert("RGB")).transpose(2, 0, 1)
+    )
+    return array if num_levels == 256 else rescale(array, 255, num_levels).astype(np.uint8)
 
 
-def convert_channels(image: Pixels, num_channels: int | None) -> Pixels:
+def deep_to_array(image: Image.Image, num_channels: int, num_levels: int) -> np.ndarray:
+    """Convert a gray image of 16 bits to levels, int32 (C, H, W)."""
+    if not (image.mode == "I" or image.mode.startswith("I;16")):
+        raise ValueError(
+            f"an image for `num_levels` {num_levels} must have 16 bits (mode I;16 or I), got mode {image.mode!r}."
+        )
+    values, _ = gray_values(image)
+    return np.repeat(rescale(values, 65535, num_levels).astype(np.int32)[None], num_channels, axis=0)
+
+
+def convert_channels(image: Pixels, num_channels: int | None, num_levels: int) -> Pixels:
     """
-    Convert bytes (..., C, H, W) to `num_channels` channels, as PIL images of modes L, RGB and RGBA are converted.
+    Convert levels (..., C, H, W) to `num_channels` channels, as PIL images of modes L, RGB and RGBA are converted.
 
     Raises:
         ValueError: if there is no such conversion, or if it takes Pillow and the image is on another device.
@@ -221,6 +247,11 @@ def convert_channels(image: Pixels, num_channels: int | None) -> Pixels:
         )
     if channels == 1:
         return image[..., [0, 0, 0], :, :]
+    if num_levels != 256:
+        raise ValueError(
+            f"only 8-bit images can be converted from {channels} channels to {num_channels}, got `num_levels` "
+            f"{num_levels}."
+        )
     host_image = for_pillow(image, f"converting {channels} channels to {num_channels}")
     return pil_to_array(Image.fromarray(host_image.transpose(1, 2, 0)), num_channels)
 
@@ -241,7 +272,7 @@ def scaling(
     image_std: ArrayLike,
     **kwargs,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the factor and the offset, each (num_channels or 1, 1, 1), of the scale `bytes * factor - offset`."""
+    """Return the factor and the offset, each (num_channels or 1, 1, 1), of the scale `levels * factor - offset`."""
     if not do_normalize:
         image_mean, image_std = 0.0, 1.0
     mean, std = (np.array(value, dtype=np.float64).reshape(-1, 1, 1) for value in (image_mean, image_std))
@@ -253,12 +284,12 @@ def scaling(
     return (rescale_factor if do_rescale else 1.0) / std, mean / std
 
 
-def scale_levels(image: Pixels, factor: np.ndarray, offset: np.ndarray) -> Pixels:
-    """Scale bytes (..., C, H, W) to float32; by default to `u / 127.5 - 1`, bit for bit."""
-    # A table of all bytes, since some devices have no float64.
-    levels = (np.arange(256) * factor).astype(np.float32) - offset.astype(np.float32)
+def scale_levels(image: Pixels, factor: np.ndarray, offset: np.ndarray, num_levels: int) -> Pixels:
+    """Scale levels (..., C, H, W) to float32; by default to `u / 127.5 - 1`, bit for bit."""
+    # A table of all levels, since some devices have no float64.
+    levels = (np.arange(num_levels) * factor).astype(np.float32) - offset.astype(np.float32)
     xp = namespace(image)
-    table = xp.asarray(levels.reshape(-1, 256), device=image.device)
+    table = xp.asarray(levels.reshape(-1, num_levels), device=image.device)
     return table[xp.arange(len(table), device=image.device)[:, None, None], cast(image, "int64")]
 
 
@@ -266,9 +297,12 @@ class JetImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-a
     """
     num_channels (`int`, *optional*, defaults to `self.num_channels`):
         Number of channels of the model: 3 converts to RGB, 1 to gray; any other number takes arrays only.
+    num_levels (`int`, *optional*, defaults to `self.num_levels`):
+        Number of gray levels of the model.
     """
 
     num_channels: int | None
+    num_levels: int | None
 
 
 class JetImageProcessor(PilBackend):
@@ -277,6 +311,9 @@ class JetImageProcessor(PilBackend):
 
     PIL images (any mode), arrays and tensors (bytes, channels first or last) are cropped to the largest centered
     square, area-averaged to `size`, and scaled to [-1, 1] as `u / 127.5 - 1`. Enlarging a smaller image warns.
+
+    For another number of levels, arrays and tensors hold whole numbers below `num_levels`, and the 8 bits of PIL
+    images, or the 16 bits of mode I;16, are scaled to the levels. More than 256 levels take 16 bits.
 
     Tensors on another device than the CPU, also as a batch (B, C, H, W), are processed there and stay there, and get
     the same pixel values. Two steps take Pillow and are refused there: converting color or transparent images to
@@ -287,6 +324,8 @@ class JetImageProcessor(PilBackend):
             Size of the model's images.
         num_channels (`int`, *optional*, defaults to 3):
             Number of channels of the model's images.
+        num_levels (`int`, *optional*, defaults to 256):
+            Number of gray levels of the model's images.
         do_center_crop (`bool`, *optional*, defaults to `True`):
             Whether to crop to the aspect ratio of `size`. `False` squeezes the whole image.
         do_resize, resample (*optional*, default to `True` and `BOX`):
@@ -294,12 +333,13 @@ class JetImageProcessor(PilBackend):
         do_convert_rgb (`bool`, *optional*, defaults to `True`):
             Whether to convert to `num_channels` channels.
         do_rescale, rescale_factor, do_normalize, image_mean, image_std (*optional*):
-            Scale of the pixel values; by default bytes are multiplied by 1/255 and become (x - 0.5) / 0.5.
+            Scale of the pixel values; by default bytes are multiplied by 1/255 (levels by `1 / (num_levels - 1)`) and
+            become (x - 0.5) / 0.5.
         device (`str` or `torch.device`, *optional*):
             Device to crop, resize and scale on; by default the image's own.
 
     Raises:
-        ValueError: for a size or a number of channels below 1.
+        ValueError: for a size or a number of channels below 1, or a number of levels below 2 or above 65,536.
 
     Example:
 
@@ -316,12 +356,13 @@ class JetImageProcessor(PilBackend):
 
     size = {"height": 64, "width": 64}
     num_channels = 3
+    num_levels = 256
     do_convert_rgb = True
     do_center_crop = True
     do_resize = True
     resample = PILImageResampling.BOX
     do_rescale = True
-    rescale_factor = 1 / 255
+    rescale_factor = None  # follows the number of levels
     do_normalize = True
 
     def __init__(self, **kwargs: Unpack[JetImageProcessorKwargs]):
@@ -342,20 +383,35 @@ class JetImageProcessor(PilBackend):
             TypeError: for an unknown keyword argument.
             ValueError: for arrays that do not hold bytes, channels that cannot be converted, or several devices.
         """
+        if kwargs.get("num_levels") is not None:
+            kwargs.setdefault("rescale_factor", 1 / (kwargs["num_levels"] - 1))
         return super().preprocess(images, **kwargs)
 
-    def _standardize_kwargs(self, size=None, num_channels=None, image_mean=None, image_std=None, **kwargs) -> dict:
+    def _standardize_kwargs(
+        self,
+        size=None,
+        num_channels=None,
+        num_levels=None,
+        rescale_factor=None,
+        image_mean=None,
+        image_std=None,
+        **kwargs,
+    ) -> dict:
         check_whole("num_channels", num_channels)
+        check_whole("num_levels", num_levels, low=2)
+        if num_levels > MAX_NUM_LEVELS:
+            raise ValueError(f"`num_levels` must be from 2 to {MAX_NUM_LEVELS}, got {num_levels}.")
         if is_number(size, Integral):
             size = int(size)  # transformers takes no NumPy integers
         if isinstance(size, list | tuple) and len(size) != 2:
             raise ValueError(f"`size` must be one number, or height and width, got {size}.")
-        # The default statistics follow the number of channels.
+        # The default statistics follow the number of channels, and the scale follows the number of levels.
         image_mean, image_std = ([0.5] * num_channels if value is None else value for value in (image_mean, image_std))
         kwargs = super()._standardize_kwargs(size=size, image_mean=image_mean, image_std=image_std, **kwargs)
         for side in ("height", "width"):
             check_whole(f"size['{side}']", getattr(kwargs["size"], side, None))
-        return kwargs | {"num_channels": int(num_channels)}
+        scale = {"rescale_factor": 1 / (int(num_levels) - 1) if rescale_factor is None else rescale_factor}
+        return kwargs | scale | {"num_channels": int(num_channels), "num_levels": int(num_levels)}
 
     def _validate_preprocess_kwargs(self, crop_size=None, **kwargs) -> None:
         if crop_size is not None:
@@ -384,22 +440,26 @@ class JetImageProcessor(PilBackend):
         image: Image.Image | Pixels,
         do_convert_rgb: bool | None = None,
         num_channels: int | None = None,
+        num_levels: int = 256,
         input_data_format: str | ChannelDimension | None = None,
         device: str | torch.device | None = None,
         **kwargs,
     ) -> Pixels:
-        """Convert one image of any kind to uint8 (C, H, W), or a batch on a device to (B, C, H, W)."""
+        """
+        Convert one image of any kind to levels (C, H, W), or a batch on a device to (B, C, H, W). They are uint8, or
+        int32 for more than 256 levels.
+        """
         if isinstance(image, Image.Image):
             if 0 in image.size:
                 raise ValueError(f"an image must have at least one pixel, got {image.width} x {image.height}.")
             if do_convert_rgb and num_channels in (1, 3):
-                image, input_data_format = pil_to_array(image, num_channels), ChannelDimension.FIRST
+                image, input_data_format = pil_to_array(image, num_channels, num_levels), ChannelDimension.FIRST
             else:
                 image, input_data_format = np.array(upright(image)), ChannelDimension.LAST
         pixels = image.detach() if on_device(image) else to_numpy(image)
-        pixels = channels_first(to_bytes(pixels), num_channels, input_data_format)
+        pixels = channels_first(as_levels(pixels, num_levels), num_channels, input_data_format)
         if do_convert_rgb:
-            pixels = convert_channels(pixels, num_channels)
+            pixels = convert_channels(pixels, num_channels, num_levels)
         return pixels if device is None else torch.as_tensor(pixels, device=device)
 
     def center_crop(self, image: Pixels, size: SizeDict, **kwargs) -> Pixels:
@@ -411,7 +471,12 @@ class JetImageProcessor(PilBackend):
         return image[..., top : top + crop_height, left : left + crop_width]
 
     def resize(
-        self, image: Pixels, size: SizeDict, resample: PILImageResampling | int | None = None, **kwargs
+        self,
+        image: Pixels,
+        size: SizeDict,
+        resample: PILImageResampling | int | None = None,
+        num_levels: int = 256,
+        **kwargs,
     ) -> Pixels:
         """Resize (..., C, H, W); `BOX` is exact area averaging. Warns where this enlarges the image."""
         height, width = image.shape[-2:]
@@ -423,26 +488,43 @@ class JetImageProcessor(PilBackend):
             )
         if resample in (None, PILImageResampling.BOX):
             return resize_area(image, size.height, size.width)
+        if num_levels != 256:
+            name = PILImageResampling(resample).name
+            raise ValueError(f"the filter {name} takes 8-bit images, got `num_levels` {num_levels}: use BOX.")
         host_image = for_pillow(image, f"resizing with the filter {PILImageResampling(resample).name}")
         channels = [Image.fromarray(channel).resize((size.width, size.height), resample) for channel in host_image]
         return np.stack([np.array(channel) for channel in channels])
 
     def to_uint8(self, image: Image.Image | Pixels) -> np.ndarray:
-        """Convert one image, cropped and resized as configured, to the bytes (C, S, S) that the model scores."""
+        """
+        Convert one image, cropped and resized as configured, to the bytes (C, S, S) that the model scores.
+
+        Raises:
+            ValueError: for a model of more than 256 levels, whose images are no bytes.
+        """
+        if self.num_levels > 256:
+            raise ValueError(f"`num_levels` must be at most 256 for images as bytes, got {self.num_levels}.")
         return to_numpy(self._fit(self.process_image(image, **vars(self)), **vars(self)))
 
     def _fit(
-        self, image: Pixels, do_center_crop: bool, do_resize: bool, size: SizeDict, resample: int, **kwargs
+        self,
+        image: Pixels,
+        do_center_crop: bool,
+        do_resize: bool,
+        size: SizeDict,
+        resample: int,
+        num_levels: int,
+        **kwargs,
     ) -> Pixels:
         if do_center_crop:
             image = self.center_crop(image, size)
-        return self.resize(image, size, resample) if do_resize else image
+        return self.resize(image, size, resample, num_levels) if do_resize else image
 
     def _preprocess(self, images: list[Pixels], return_tensors: str | None = None, **kwargs) -> BatchFeature:
         pixel_values: list[Pixels] = []
         for image in images:
             factor, offset = scaling(**kwargs | {"num_channels": image.shape[-3]})
-            values = scale_levels(self._fit(image, **kwargs), factor, offset)
+            values = scale_levels(self._fit(image, **kwargs), factor, offset, kwargs["num_levels"])
             pixel_values.extend(values if values.ndim == 4 else [values])
         devices = {values.device for values in pixel_values if isinstance(values, torch.Tensor)}
         if len(devices) > 1:
@@ -453,22 +535,29 @@ class JetImageProcessor(PilBackend):
             pixel_values = [torch.as_tensor(values, device=next(iter(devices))) for values in pixel_values]
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
-    def check_scale(self) -> None:
-        """Raise ValueError unless this processor scales bytes as the model does, as [`post_process`] assumes."""
+    def check_scale(self, num_levels: int = 256) -> None:
+        """Raise ValueError unless this processor scales levels as the model does, as [`post_process`] assumes."""
+        if self.num_levels != num_levels:
+            raise ValueError(f"the processor must have the model's `num_levels` {num_levels}, got {self.num_levels}.")
         factor, offset = scaling(**vars(self))
-        if not (np.allclose(factor, 1 / 127.5, rtol=1e-6) and np.allclose(offset, 1, rtol=1e-6)):
+        if not (np.allclose(factor, 2 / (num_levels - 1), rtol=1e-6) and np.allclose(offset, 1, rtol=1e-6)):
             given = ", ".join(f"{name}={getattr(self, name)!r}" for name in SCALE_FIELDS)
-            raise ValueError(f"the processor must scale bytes to [-1, 1] as `u / 127.5 - 1`, got {given}.")
+            kind = "bytes" if num_levels == 256 else "levels"
+            raise ValueError(
+                f"the processor must scale {kind} to [-1, 1] as `u / {(num_levels - 1) / 2:g} - 1`, got {given}."
+            )
 
-    def post_process(self, pixel_values: torch.Tensor | np.ndarray) -> list[Image.Image]:
+    def to_levels(self, pixel_values: torch.Tensor | np.ndarray, dequantized: bool = True) -> np.ndarray:
         """
-        Convert dequantized pixel values, such as samples, to images.
+        Convert pixel values, such as samples, to gray levels.
 
         Args:
-            pixel_values: (B, C, S, S), or one image (C, S, S), with C the model's 1 or 3 channels, on its scale.
+            pixel_values: (B, C, S, S), or one image (C, S, S), on the model's scale.
+            dequantized: Whether values are rounded down, since dequantization only ever adds, or to the nearest level,
+                as samples of a model with `noise_std` need it.
 
         Returns:
-            One PIL image each: clipped, and rounded down, since dequantization only ever adds.
+            uint8 (B, C, S, S), or uint16 for more than 256 levels, clipped to the model's levels.
 
         Raises:
             ValueError: for another shape, or values that are not floating-point and finite.
@@ -476,19 +565,44 @@ class JetImageProcessor(PilBackend):
         values = to_numpy(pixel_values)
         is_half = values.dtype == np.float16 or getattr(pixel_values, "dtype", None) == torch.bfloat16
         values = values[None] if values.ndim == 3 else values
-        if values.ndim != 4 or values.shape[1] != self.num_channels or self.num_channels not in (1, 3):
+        if values.ndim != 4 or values.shape[1] != self.num_channels:
             raise ValueError(
-                f"`pixel_values` must have shape (batch_size, {self.num_channels}, height, width), with 1 or 3 "
-                f"channels to make images of, got {values.shape}."
+                f"`pixel_values` must have shape (batch_size, {self.num_channels}, height, width), got {values.shape}."
             )
         if values.dtype.kind != "f":
             raise ValueError(f"`pixel_values` must be floating-point, on the model's scale, got {values.dtype}.")
         if not np.isfinite(values).all():
             raise ValueError("`pixel_values` must be finite, got NaN or infinite values.")
         factor, offset = scaling(**vars(self))
-        tolerance = HALF_PRECISION_TOLERANCE if is_half else LEVEL_TOLERANCE
-        levels = np.floor((values.astype(np.float64) + offset) / factor + tolerance)
-        images = np.clip(levels, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        last = self.num_levels - 1
+        added = (HALF_PRECISION_TOLERANCE if is_half else LEVEL_TOLERANCE * last) if dequantized else 0.5
+        levels = np.floor((values.astype(np.float64) + offset) / factor + added)
+        return np.clip(levels, 0, last).astype(np.uint8 if last < 256 else np.uint16)
+
+    def post_process(self, pixel_values: torch.Tensor | np.ndarray, dequantized: bool = True) -> list[Image.Image]:
+        """
+        Convert pixel values, such as samples, to images.
+
+        Args:
+            pixel_values: (B, C, S, S), or one image (C, S, S), with C the model's 1 or 3 channels, on its scale.
+            dequantized: Whether values are rounded down or to the nearest level, see [`to_levels`].
+
+        Returns:
+            One PIL image each, clipped, with the levels scaled to 8 bits, or to mode I;16 for more than 256 levels.
+
+        Raises:
+            ValueError: for another shape, values that are not floating-point and finite, or color images of more than
+                256 levels, which Pillow does not have.
+        """
+        if self.num_channels not in (1, 3) or (self.num_levels > 256 and self.num_channels != 1):
+            raise ValueError(
+                "`pixel_values` must be those of a processor with 1 or 3 channels to make images of (1 for more than "
+                f"256 levels), got num_channels={self.num_channels}: use `to_levels`."
+            )
+        levels, num_values = self.to_levels(pixel_values, dequantized), 256 if self.num_levels <= 256 else 65536
+        if num_values != self.num_levels:
+            levels = rescale(levels, self.num_levels - 1, num_values).astype(levels.dtype)
+        images = levels.transpose(0, 2, 3, 1)
         return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in images]
 
 

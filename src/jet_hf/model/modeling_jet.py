@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -22,8 +23,8 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .conditioners_jet import Conditioning, JetAttention, JetStandardizedConv2d, JetViT, linear
-from .configuration_jet import LEVELS_PER_UNIT, JetConfig
+from .conditioners_jet import Conditioning, Guidance, JetAttention, JetStandardizedConv2d, JetViT, linear
+from .configuration_jet import JetConfig, levels_per_unit
 from .flow_jet import (
     JetActNorm,
     JetConditionalMap,
@@ -36,16 +37,17 @@ from .flow_jet import (
     unpatchify,
 )
 from .validation_jet import (
-    check_8bit_images,
     check_context,
     check_context_mask,
     check_generator,
-    check_guidance_scale,
+    check_guidance,
     check_images,
     check_keywords,
     check_labels,
+    check_levels,
     check_noise,
     check_not_negative,
+    check_quantized_images,
     check_values,
     check_whole,
 )
@@ -54,21 +56,21 @@ from .validation_jet import (
 # Likelihoods (paper, section 2.2)
 
 
-def scale_bytes(pixels: torch.Tensor) -> torch.Tensor:
+def scale_bytes(pixels: torch.Tensor, num_levels: int = 256) -> torch.Tensor:
     """
-    Scale bytes `u` to the model's range, `u / 127.5 - 1`, float32.
+    Scale bytes `u`, or levels of another number, to the model's range, `2 * u / (num_levels - 1) - 1`, float32.
 
     Raises:
-        ValueError: for a dtype other than uint8, since its values may be scaled already.
+        ValueError: for a dtype other than uint8 (uint16 for more than 256 levels), since its values may be scaled
+            already, or for levels that the model does not have.
     """
-    if pixels.dtype != torch.uint8:
-        raise ValueError(f"`pixels` must be bytes (torch.uint8), got {pixels.dtype}.")
-    return pixels / LEVELS_PER_UNIT - 1
+    check_levels("pixels", pixels, num_levels)
+    return pixels.float() / levels_per_unit(num_levels) - 1
 
 
-def dequantize(pixel_values: torch.Tensor, noise: torch.Tensor | float) -> torch.Tensor:
-    """Add noise in [0, 1), in units of a gray level, to 8-bit images (Theis et al., 2015)."""
-    return pixel_values + noise / LEVELS_PER_UNIT
+def dequantize(pixel_values: torch.Tensor, noise: torch.Tensor | float, num_levels: int = 256) -> torch.Tensor:
+    """Add noise in [0, 1), in units of a gray level, to images of gray levels (Theis et al., 2015)."""
+    return pixel_values + noise / levels_per_unit(num_levels)
 
 
 def standard_normal_log_prob(latents: torch.Tensor) -> torch.Tensor:
@@ -77,12 +79,12 @@ def standard_normal_log_prob(latents: torch.Tensor) -> torch.Tensor:
     return -0.5 * latents.square().sum(dim=1) - 0.5 * latents.shape[1] * math.log(2 * math.pi)
 
 
-def bits_per_dim(log_prob: torch.Tensor, num_dims: int) -> torch.Tensor:
+def bits_per_dim(log_prob: torch.Tensor, num_dims: int, num_levels: int = 256) -> torch.Tensor:
     """
-    Return the bits per dimension (B,) of 8-bit images, given the log-density `log_prob` (B,), in nats, of the scaled,
-    dequantized images. A model that is uniform over the 256 levels gives 8.
+    Return the bits per dimension (B,) of images of gray levels, given the log-density `log_prob` (B,), in nats, of the
+    scaled, dequantized images. A model that is uniform over the levels gives `log2(num_levels)`: 8 for 8-bit images.
     """
-    return -(log_prob - num_dims * math.log(LEVELS_PER_UNIT)) / (num_dims * math.log(2))
+    return -(log_prob - num_dims * math.log(levels_per_unit(num_levels))) / (num_dims * math.log(2))
 
 
 # Outputs
@@ -118,15 +120,18 @@ class JetDensityEstimationOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`):
-            Mean of `bits_per_dim` over the batch.
-        bits_per_dim (`torch.FloatTensor` of shape `(batch_size,)`):
+            Mean of `bits_per_dim` over the batch, or of `noisy_nats_per_dim` for a model with `noise_std`.
+        bits_per_dim (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, without `noise_std`):
             Bits per dimension of the 8-bit images, an upper bound estimated with one draw of the noise.
-        log_likelihood (`torch.FloatTensor` of shape `(batch_size,)`):
+        log_likelihood (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, without `noise_std`):
             Lower bound on the log-probability of the 8-bit images, in nats: `-bits_per_dim * d * log(2)`.
+        noisy_nats_per_dim (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, with `noise_std`):
+            Negative log-density of the noisy images, in nats per dimension. It is no likelihood of the images, and may
+            be negative.
         latents (`torch.FloatTensor` of shape `(batch_size, num_channels, image_size, image_size)`):
-            Latents of the dequantized images.
+            Latents of the dequantized or noisy images.
         log_det (`torch.FloatTensor` of shape `(batch_size,)`):
-            Log-determinant of the Jacobian of the map from dequantized image to latents, in nats.
+            Log-determinant of the Jacobian of the map from dequantized or noisy image to latents, in nats.
         dequantization_log_det (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, with a dequantization flow):
             Minus the log-density of the dequantization noise, in nats, which is a term of `log_likelihood`.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_hidden_states=True`):
@@ -138,6 +143,7 @@ class JetDensityEstimationOutput(ModelOutput):
     loss: torch.Tensor | None = None
     bits_per_dim: torch.Tensor | None = None
     log_likelihood: torch.Tensor | None = None
+    noisy_nats_per_dim: torch.Tensor | None = None
     latents: torch.Tensor | None = None
     log_det: torch.Tensor | None = None
     dequantization_log_det: torch.Tensor | None = None
@@ -175,7 +181,7 @@ def initialize_linear(layer: nn.Linear, initialization: str) -> None:
 
 # Graphs of one compiled map: each direction, batch size and mode needs one. PyTorch stops compiling at 8 by default.
 RECOMPILE_LIMIT = 64
-# Fields that change the function of the weights but no tensor's shape, so that transformers would not notice a change.
+# Fields that change the model of the weights but no tensor's shape, so that transformers would not notice a change.
 FIELDS_OF_THE_WEIGHTS = (
     "coupling_kinds",
     "spatial_couplings",
@@ -188,6 +194,8 @@ FIELDS_OF_THE_WEIGHTS = (
     "num_groups",
     "scale_factor",
     "dequantization_num_attention_heads",
+    "num_levels",
+    "noise_std",
 )
 # Arguments of `from_pretrained` that locate the files of a repository.
 LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -401,6 +409,13 @@ class JetDequantizationFlow(nn.Module):
 # The models
 
 
+class GuidanceKwargs(TypedDict, total=False):
+    """Rule of the guidance, see [`JetModel.decode`]."""
+
+    guidance: str
+    attention_temperature: float | None
+
+
 class JetModel(JetPreTrainedModel):
     r"""
     Bare normalizing flow: a bijection between images and latents, with its log-determinant.
@@ -448,7 +463,6 @@ class JetModel(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
-        guidance_scale: float | None = None,
     ) -> Conditioning:
         """
         Validate the conditional inputs and combine them into a [`Conditioning`].
@@ -459,7 +473,6 @@ class JetModel(JetPreTrainedModel):
             labels: int64 tensor (B,) of classes, for a model whose configuration sets `num_classes`. The value
                 `num_classes` stands for no label, which gives a context of zeros.
             context_mask: Boolean tensor (B, L), False for padding of the `context`.
-            guidance_scale: Strength of classifier-free guidance, see [`decode`].
 
         Raises:
             ValueError: for arguments that are missing or unexpected, or have a wrong shape, dtype or range.
@@ -467,13 +480,12 @@ class JetModel(JetPreTrainedModel):
         check_context(context, self.config, batch_size)
         check_labels(labels, self.config, batch_size)
         check_context_mask(context_mask, context)
-        check_guidance_scale(guidance_scale, self.config)
         if labels is not None:
             assert self.label_embedding is not None
             num_classes = self.label_embedding.num_embeddings
             tokens = self.label_embedding(labels.clamp(max=num_classes - 1))
             context = (tokens * (labels < num_classes)[:, None])[:, None]
-        return Conditioning(context, None if context_mask is None else context_mask.bool(), guidance_scale)
+        return Conditioning(context, None if context_mask is None else context_mask.bool())
 
     def encode(
         self,
@@ -510,7 +522,9 @@ class JetModel(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | tuple[float, float] | None = None,
+        guidance: str = "linear",
+        attention_temperature: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Map latents to images. This is the inverse of [`encode`], at the same cost.
@@ -518,10 +532,16 @@ class JetModel(JetPreTrainedModel):
         Args:
             latents: float32 tensor (B, C, S, S), any finite values.
             context, labels, context_mask: Inputs of a conditional model, see [`condition`].
-            guidance_scale: Strength of classifier-free guidance, as in TarFlow (Zhai et al., 2024), at twice the cost:
-                the parameters of each coupling layer are extrapolated from those without context (0) to those with
-                context (1) and beyond. The result is another invertible flow, whose density is not proportional to
+            guidance_scale: Strength of classifier-free guidance, at twice the cost: in each coupling layer, 0 stands
+                for the prediction without context, 1 for that with context, and more extrapolates. Two numbers are
+                the strengths at the layers next to the latents and next to the image, between which the others are
+                interpolated. The result is another invertible flow, whose density is not proportional to
                 `p(x | y) ** scale`. `None` means no guidance and gives the same as 1.
+            guidance: Rule of the guidance: `"linear"` extrapolates the parameters of the couplings, as TarFlow does
+                (Zhai et al., 2024); `"variance_aware"` extrapolates the densities that they stand for, as STARFlow
+                does (Gu et al., 2025), and never widens them.
+            attention_temperature: Temperature of self-attention in the prediction without context, as in TarFlow. It
+                guides models that have no context. `None` stands for 1.
 
         Returns:
             pixel_values: float32 tensor (B, C, S, S).
@@ -533,7 +553,12 @@ class JetModel(JetPreTrainedModel):
         """
         check_images("latents", latents, self.config, self.state_dtype)
         check_values("latents", latents)
-        conditioning = self.condition(latents.shape[0], context, labels, context_mask, guidance_scale)
+        check_guidance(guidance_scale, guidance, attention_temperature, self.config)
+        conditioning = self.condition(latents.shape[0], context, labels, context_mask)
+        if guidance_scale is not None:
+            scales = guidance_scale if isinstance(guidance_scale, tuple | list) else (guidance_scale,)
+            temperature = 1.0 if attention_temperature is None else attention_temperature
+            conditioning = conditioning._replace(guidance=Guidance((scales[0], scales[-1]), guidance, temperature))
         return self._transform(latents, conditioning, inverse=True)
 
     def _transform(
@@ -620,6 +645,10 @@ class JetForDensityEstimation(JetPreTrainedModel):
     r"""
     Jet as a density model of 8-bit images, which it scores in bits per dimension and samples.
 
+    With `config.noise_std` it is a density model of noisy images `y = x + noise_std * eps` instead, where x are the
+    scaled images `u / 127.5 - 1` and eps is standard normal noise. Such a model removes noise and has the better
+    samples, but it has no bits per dimension of images.
+
     Example:
 
     ```python
@@ -657,10 +686,11 @@ class JetForDensityEstimation(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | tuple[float, float] | None = None,
+        **guidance: Unpack[GuidanceKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Map latents to images, see [`JetModel.decode`]."""
-        return self.jet.decode(latents, context, labels, context_mask, guidance_scale)
+        return self.jet.decode(latents, context, labels, context_mask, guidance_scale, **guidance)
 
     @can_return_tuple
     def forward(
@@ -675,16 +705,17 @@ class JetForDensityEstimation(JetPreTrainedModel):
     ) -> JetDensityEstimationOutput | tuple[torch.Tensor, ...]:
         """
         Score 8-bit images, dequantized with uniform noise in training and evaluation (paper, section 2.2) or with the
-        noise of a dequantization flow, which gives the variational bound of Ho et al. (2019).
+        noise of a dequantization flow, which gives the variational bound of Ho et al. (2019). A model with `noise_std`
+        scores noisy images instead, see [`JetDensityEstimationOutput`].
 
         Args:
             pixel_values: Tensor (B, C, S, S) of bytes `u` as `u / 127.5 - 1`, the output of [`JetImageProcessor`], in
-                float32. Values in float16 and bfloat16 are replaced by those of their bytes, so that
-                `processor(...).to(model.device, model.dtype)` gives the float32 score. [`encode`] and [`distribution`]
-                take continuous values.
+                float32; levels of another `num_levels` as `2 * u / (num_levels - 1) - 1`. Values in float16 and
+                bfloat16 are replaced by those of their bytes, so that `processor(...).to(model.device, model.dtype)`
+                gives the float32 score. [`encode`] and [`distribution`] take continuous values.
             context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
             noise: Uniform noise, float32 tensor (B, C, S, S) in [0, 1), which is the dequantization noise or the input
-                of the dequantization flow. Drawn if not given.
+                of the dequantization flow; standard normal noise for a model with `noise_std`. Drawn if not given.
             generator: Generator of the noise. Results with the same seed are bit-identical.
             kwargs: `output_hidden_states` and `output_attentions`, as in transformers.
 
@@ -692,28 +723,34 @@ class JetForDensityEstimation(JetPreTrainedModel):
             ValueError: for a wrong shape or dtype, values that are not those of bytes, conditional inputs that are
                 missing or unexpected, or both noise and a generator.
         """
-        pixel_values = check_8bit_images(pixel_values, self.config, self.jet.state_dtype)
+        config, is_noisy = self.config, self.config.noise_std is not None
+        pixel_values = check_quantized_images(pixel_values, config, self.jet.state_dtype)
         check_keywords(kwargs)
         check_generator(generator)
         if noise is None:
-            noise = self._draw(torch.rand, pixel_values.shape, pixel_values.device, generator)
+            draw = torch.randn if is_noisy else torch.rand
+            noise = self._draw(draw, pixel_values.shape, pixel_values.device, generator)
         elif generator is not None:
             raise ValueError("`noise` and `generator` exclude each other, got both.")
         else:
-            noise = check_noise(noise, pixel_values)
+            noise = check_noise(noise, pixel_values, is_normal=is_noisy)
         noise_log_det = None
         if self.dequantizer is not None:
             noise, noise_log_det = self.dequantizer(pixel_values, noise)
-        images = dequantize(pixel_values, noise)
+        images = self.add_noise(pixel_values, noise)
         output = self.jet(images, context, labels, context_mask, return_dict=True, **kwargs)
         log_prob = standard_normal_log_prob(output.latents) + output.log_det
         if noise_log_det is not None:
             log_prob = log_prob + noise_log_det.to(log_prob.device)
-        bits = bits_per_dim(log_prob, self.config.num_dims)
+        if is_noisy:
+            bits, noisy_nats = None, -log_prob / config.num_dims
+        else:
+            bits, noisy_nats = bits_per_dim(log_prob, config.num_dims, config.num_levels), None
         return JetDensityEstimationOutput(
-            loss=bits.mean(),
+            loss=noisy_nats.mean() if bits is None else bits.mean(),
             bits_per_dim=bits,
-            log_likelihood=-bits * (self.config.num_dims * math.log(2)),
+            log_likelihood=None if bits is None else -bits * (config.num_dims * math.log(2)),
+            noisy_nats_per_dim=noisy_nats,
             latents=output.latents,
             log_det=output.log_det,
             dequantization_log_det=noise_log_det,
@@ -730,7 +767,9 @@ class JetForDensityEstimation(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | tuple[float, float] | None = None,
+        denoise: bool | None = None,
+        **guidance: Unpack[GuidanceKwargs],
     ) -> torch.Tensor:
         """
         Draw images by decoding latents from `N(0, temperature ** 2)` (paper, section 2.3).
@@ -740,21 +779,116 @@ class JetForDensityEstimation(JetPreTrainedModel):
             temperature: Standard deviation of the latents, at least 0. The value 1 samples the model's density.
             generator: Generator of the latents. Results with the same seed are bit-identical.
             context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
-            guidance_scale: Strength of classifier-free guidance, see [`JetModel.decode`].
+            guidance_scale, guidance: Strength and rule of classifier-free guidance, see [`JetModel.decode`].
+            denoise: Whether to remove the noise of the samples, see [`denoise`], at the cost of an encoding and its
+                gradient. By default models with `noise_std` do.
 
         Returns:
-            pixel_values: float32 tensor (B, C, S, S), dequantized and not clipped, for
+            pixel_values: float32 tensor (B, C, S, S), dequantized (unless denoised) and not clipped, for
             [`JetImageProcessor.post_process`].
 
         Raises:
-            ValueError: for a number or temperature out of range, or conditional inputs that are missing or unexpected.
+            ValueError: for a number or temperature out of range, conditional inputs that are missing or unexpected, or
+                denoising without `noise_std`.
         """
+        denoise = self.denoises(denoise)
         check_whole("num_samples", num_samples)
         check_not_negative("temperature", temperature)
         check_generator(generator)
         shape = (num_samples, self.config.num_channels, self.config.image_size, self.config.image_size)
         latents = temperature * self._draw(torch.randn, shape, self.jet.input_device, generator)
-        return self.decode(latents, context, labels, context_mask, guidance_scale)[0]
+        images, _ = self.decode(latents, context, labels, context_mask, guidance_scale, **guidance)
+        return self.denoise(images, context, labels, context_mask) if denoise else images
+
+    def score(
+        self,
+        pixel_values: torch.Tensor,
+        context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Return the score, the gradient of the log-density of continuous images with respect to the images.
+
+        The result is differentiable if gradients are enabled, which takes `attn_implementation="eager"`. No gradients
+        of parameters are accumulated.
+
+        Args:
+            pixel_values: float32 tensor (B, C, S, S), any finite values.
+            context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
+
+        Returns:
+            float32 tensor (B, C, S, S), in nats per unit of the model's scale.
+
+        Raises:
+            ValueError: for inputs that [`JetModel.encode`] refuses.
+        """
+        check_images("pixel_values", pixel_values, self.config, self.jet.state_dtype)
+
+        def log_prob(images: torch.Tensor, *conditions: torch.Tensor | None) -> torch.Tensor:
+            latents, log_det = self.encode(images, *conditions)
+            return (standard_normal_log_prob(latents) + log_det).sum()
+
+        conditions = [context, labels, context_mask]
+        # Compilation and transforms of torch.func follow each other, but not `torch.autograd.grad`.
+        if torch.compiler.is_compiling() or _is_transformed(pixel_values):
+            return torch.func.grad(log_prob)(pixel_values, *conditions)
+        differentiable = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            # Tensors of inference mode take no part in gradients.
+            images = pixel_values.clone() if pixel_values.is_inference() else pixel_values
+            conditions = [
+                tensor.clone() if isinstance(tensor, torch.Tensor) and tensor.is_inference() else tensor
+                for tensor in conditions
+            ]
+            if not (differentiable and images.requires_grad):
+                images = images.detach().requires_grad_()
+            (score,) = torch.autograd.grad(log_prob(images, *conditions), images, create_graph=differentiable)
+        return score
+
+    def denoise(
+        self,
+        pixel_values: torch.Tensor,
+        context: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Remove noise of the standard deviation `noise_std` from images by Tweedie's formula: return the expected image
+        `y + noise_std ** 2 * score(y)` under the model, given the noisy image y.
+
+        Args:
+            pixel_values: Noisy images, float32 tensor (B, C, S, S), any finite values.
+            context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
+
+        Returns:
+            float32 tensor (B, C, S, S).
+
+        Raises:
+            ValueError: for a model without `noise_std`, or inputs that [`JetModel.encode`] refuses.
+        """
+        self.denoises(True)
+        assert self.config.noise_std is not None
+        return pixel_values + self.config.noise_std**2 * self.score(pixel_values, context, labels, context_mask)
+
+    def add_noise(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return the continuous images that the density is of: with dequantization noise, or that of `noise_std`."""
+        if self.config.noise_std is None:
+            return dequantize(pixel_values, noise, self.config.num_levels)
+        return pixel_values + self.config.noise_std * noise
+
+    def denoises(self, denoise: bool | None = None) -> bool:
+        """
+        Return whether samples are denoised: as asked, or by default whether the model has a `noise_std`.
+
+        Raises:
+            ValueError: for denoising without `noise_std`.
+        """
+        if denoise and self.config.noise_std is None:
+            raise ValueError(
+                "`denoise` needs a model that was trained with Gaussian noise, but `config.noise_std` is None."
+            )
+        return self.config.noise_std is not None if denoise is None else denoise
 
     def distribution(
         self,
@@ -763,7 +897,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         context_mask: torch.Tensor | None = None,
     ) -> "JetDistribution":
         """
-        Return the model's density over scaled, dequantized images as a `torch.distributions.Distribution`.
+        Return the model's density over scaled, dequantized or noisy images as a `torch.distributions.Distribution`.
 
         Args:
             context, labels, context_mask: Inputs of a conditional model with B = 1, see [`JetModel.condition`].
@@ -779,9 +913,19 @@ class JetForDensityEstimation(JetPreTrainedModel):
         return draw(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
 
 
+def _is_transformed(tensor: torch.Tensor) -> bool:
+    """Return whether a transform of torch.func, such as `vmap`, is at work: they refuse `requires_grad_`."""
+    try:
+        tensor.detach().requires_grad_()
+    except RuntimeError:
+        return not tensor.is_inference()
+    return False
+
+
 class JetDistribution(Distribution):
     """
-    Density of a Jet model over scaled, dequantized images `u / 127.5 - 1 + noise / 127.5`, with event shape (C, S, S).
+    Density of a Jet model over scaled, dequantized images `u / 127.5 - 1 + noise / 127.5`, with event shape (C, S, S),
+    or over noisy images for a model with `noise_std`. Samples of this density are not denoised.
     [`JetForDensityEstimation.forward`] gives the likelihood of the 8-bit images themselves.
 
     Args:

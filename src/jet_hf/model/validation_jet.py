@@ -9,10 +9,10 @@ from numbers import Integral, Real
 import torch
 from transformers.utils.generic import TransformersKwargs
 
-from .configuration_jet import LEVELS_PER_UNIT, JetConfig
+from .configuration_jet import GUIDANCE_RULES, JetConfig
 
 
-# Largest distance of a rounded value from its byte, in gray levels: in float32, and in bfloat16, in which values of
+# Largest distance of a rounded value from its level, in gray levels: in float32, and in bfloat16, in which values of
 # neighboring bytes still differ.
 LEVEL_TOLERANCE = 1e-3
 MAX_LEVEL_TOLERANCE = 0.25
@@ -133,38 +133,51 @@ def _check_finite(name: str, smallest: float, largest: float) -> None:
         raise ValueError(f"`{name}` must be finite, got NaN or infinite values.")
 
 
-def check_8bit_images(
+def check_quantized_images(
     pixel_values: torch.Tensor, config: JetConfig, dtype: torch.dtype, name: str = "pixel_values"
 ) -> torch.Tensor:
     """
-    Return 8-bit images in the flow's dtype. Half precision distinguishes all bytes, so that values of a narrower dtype
-    become exactly those of their bytes.
+    Return images on the grid of the model's gray levels in the flow's dtype. Half precision distinguishes all bytes,
+    so that values of a narrower dtype become exactly those of their levels.
 
     Args:
-        pixel_values: Tensor (B, C, S, S) of the values `u / 127.5 - 1` of bytes `u`, in float16, bfloat16 or the
-            flow's dtype.
+        pixel_values: Tensor (B, C, S, S) of the values `2 * u / (num_levels - 1) - 1` of levels `u`, in the flow's
+            dtype, or in a narrower dtype that distinguishes all levels.
         config: Configuration of the model.
         dtype: Dtype of the flow.
         name: Name of the argument in messages.
 
     Raises:
-        ValueError: for a wrong shape or dtype, or values that are not those of bytes. The message names the likely
+        ValueError: for a wrong shape or dtype, or values that are not those of levels. The message names the likely
             reason. Compiled graphs do not check values.
     """
-    check_images(name, pixel_values, config, dtype, NARROWER_DTYPES.get(dtype, ()))
+    scale = config.levels_per_unit
+    narrower = (other for other in NARROWER_DTYPES.get(dtype, ()) if scale * torch.finfo(other).eps <= 1)
+    check_images(name, pixel_values, config, dtype, tuple(narrower))
     values = pixel_values.to(dtype)
     if not _skips_values(values):
-        tolerance = LEVELS_PER_UNIT * torch.finfo(pixel_values.dtype).eps
-        _check_grid(name, values.detach(), min(max(LEVEL_TOLERANCE, tolerance), MAX_LEVEL_TOLERANCE))
+        tolerance = scale * torch.finfo(pixel_values.dtype).eps
+        tolerance = min(max(LEVEL_TOLERANCE, tolerance), MAX_LEVEL_TOLERANCE)
+        _check_grid(name, values.detach(), config.num_levels, tolerance)
     if pixel_values.dtype == dtype:
         return values
-    exact = _levels(values.detach()).round() / LEVELS_PER_UNIT - 1
+    exact = ((values.detach() + 1) * scale).round() / scale - 1
     return values + (exact - values.detach())  # differentiable in the values
 
 
-def _levels(values: torch.Tensor) -> torch.Tensor:
-    """Return values on the scale [-1, 1] in gray levels, from 0 to 255."""
-    return (values + 1) * LEVELS_PER_UNIT
+def check_levels(name: str, pixels: torch.Tensor, num_levels: int) -> None:
+    """Raise ValueError unless `pixels` are integers (uint8, or uint16 for more than 256 levels) below `num_levels`."""
+    dtype = torch.uint8 if num_levels <= 256 else torch.uint16
+    if pixels.dtype != dtype:
+        kind = "bytes" if num_levels == 256 else f"gray levels of a model with `num_levels` {num_levels}"
+        raise ValueError(f"`{name}` must be {kind} ({dtype}), got {pixels.dtype}.")
+    # Also where values are trusted: data of another number of levels would train a model of something else.
+    if num_levels <= torch.iinfo(dtype).max and pixels.numel() and not pixels.is_meta:
+        highest = int(pixels.to(torch.int32).max())
+        if highest >= num_levels:
+            raise ValueError(
+                f"`{name}` must be gray levels from 0 to {num_levels - 1} (`num_levels` {num_levels}), got {highest}."
+            )
 
 
 def _distance_from_levels(levels: torch.Tensor) -> float:
@@ -172,43 +185,49 @@ def _distance_from_levels(levels: torch.Tensor) -> float:
     return _extremes((levels - levels.round()).abs())[1]
 
 
-def _check_grid(name: str, values: torch.Tensor, tolerance: float) -> None:
-    """Raise ValueError unless `values` are those of bytes on the scale [-1, 1], to `tolerance` gray levels."""
+def _check_grid(name: str, values: torch.Tensor, num_levels: int, tolerance: float) -> None:
+    """Raise ValueError unless `values` are those of gray levels on the scale [-1, 1], to `tolerance` levels."""
     smallest, largest = _extremes(values)
     _check_finite(name, smallest, largest)
-    levels_outside = max(-1 - smallest, largest - 1) * LEVELS_PER_UNIT
-    if levels_outside <= tolerance and _distance_from_levels(_levels(values)) <= tolerance:
+    last = num_levels - 1
+    levels_outside = max(-1 - smallest, largest - 1) * last / 2
+    if levels_outside <= tolerance and _distance_from_levels((values + 1) * (last / 2)) <= tolerance:
         return
+    kind = "8-bit images" if num_levels == 256 else f"images of {num_levels} levels"
     # In bfloat16 the distance from the grid does not show how values were scaled.
     is_coarse = tolerance == MAX_LEVEL_TOLERANCE
     scale = f"values from {smallest:g} to {largest:g}"
     continuous = "Continuous values go to `encode` or `distribution().log_prob`."
-    if smallest >= 0 and largest <= 1 and (is_coarse or _distance_from_levels(255 * values) <= 2 * tolerance):
-        reason = f"got values `u / 255` in [0, 1]: scale them to [-1, 1] by `2 * x - 1`. {continuous}"
+    if smallest >= 0 and largest <= 1 and (is_coarse or _distance_from_levels(last * values) <= 2 * tolerance):
+        reason = f"got values `u / {last}` in [0, 1]: scale them to [-1, 1] by `2 * x - 1`. {continuous}"
     elif smallest >= 0 and largest > 1 and _distance_from_levels(values) <= tolerance:
-        reason = f"got whole numbers from {smallest:g} to {largest:g}: scale bytes by `u / 127.5 - 1`."
-    elif statistics := None if is_coarse else _normalized_with(values, tolerance):
+        units = "bytes" if num_levels == 256 else "levels"
+        reason = f"got whole numbers from {smallest:g} to {largest:g}: scale {units} by `u / {last / 2:g} - 1`."
+    elif statistics := None if is_coarse else _normalized_with(values, last, tolerance):
         reason = (
             f"got {scale}, normalized with {statistics} mean and standard deviation: use JetImageProcessor, which "
             "normalizes images as the model expects them."
         )
+    elif num_levels < 256 and levels_outside <= 0 and _distance_from_levels((values + 1) * 127.5) <= LEVEL_TOLERANCE:
+        reason = "got 8-bit images: reduce them to the model's levels, or set `num_levels` to 256."
     elif levels_outside < 1:
+        units = "bytes" if num_levels == 256 else "levels"
         reason = (
             "got values between the gray levels, as dequantization, or resizing without rounding, gives them: round "
-            f"images to bytes before scaling. {continuous}"
+            f"images to {units} before scaling. {continuous}"
         )
     else:
         reason = f"which lie in [-1, 1], got {scale}: they seem to be scaled or normalized differently. {continuous}"
-    raise ValueError(f"`{name}` must be 8-bit images `u / 127.5 - 1`, {reason}")
+    raise ValueError(f"`{name}` must be {kind} `u / {last / 2:g} - 1`, {reason}")
 
 
-def _normalized_with(values: torch.Tensor, tolerance: float) -> str | None:
-    """Return the owner of the mean and standard deviation that bytes (B, 3, S, S) were normalized with, if known."""
+def _normalized_with(values: torch.Tensor, last: int, tolerance: float) -> str | None:
+    """Return the owner of the mean and standard deviation that levels (B, 3, S, S) were normalized with, if known."""
     if values.shape[-3] != 3:
         return None
     for owner, statistics in KNOWN_STATISTICS.items():
         mean, std = (torch.tensor(channels, device=values.device)[:, None, None] for channels in statistics)
-        if _distance_from_levels(255 * (values * std + mean)) <= 2 * tolerance:
+        if _distance_from_levels(last * (values * std + mean)) <= 2 * tolerance:
             return owner
     return None
 
@@ -219,13 +238,13 @@ def check_keywords(keywords: dict) -> None:
         raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
 
 
-def check_noise(noise: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+def check_noise(noise: torch.Tensor, pixel_values: torch.Tensor, is_normal: bool = False) -> torch.Tensor:
     """
     Return the noise in the dtype of `pixel_values`.
 
     Raises:
-        ValueError: for noise outside of [0, 1), of another shape, or of a dtype other than float32 and that of the
-            images.
+        ValueError: for uniform noise outside of [0, 1), normal noise that is not finite, noise of another shape, or
+            of a dtype other than float32 and that of the images.
     """
     dtypes = (pixel_values.dtype, torch.float32)
     if not isinstance(noise, torch.Tensor) or noise.shape != pixel_values.shape or noise.dtype not in dtypes:
@@ -233,7 +252,9 @@ def check_noise(noise: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor
             f"`noise` must have the shape and dtype of `pixel_values`, {tuple(pixel_values.shape)} "
             f"{pixel_values.dtype}, got {_describe(noise)}."
         )
-    if not _skips_values(noise):
+    if is_normal:
+        check_values("noise", noise)
+    elif not _skips_values(noise):
         smallest, largest = _extremes(noise)
         if not (smallest >= 0 and largest < 1):
             raise ValueError(f"`noise` must lie in [0, 1), got values from {smallest:g} to {largest:g}.")
@@ -293,10 +314,38 @@ def check_labels(labels: torch.Tensor | None, config: JetConfig, batch_size: int
             )
 
 
-def check_guidance_scale(guidance_scale: float | None, config: JetConfig) -> None:
-    """Raise ValueError unless `guidance_scale` is `None`, or a finite number of at least 0 for a conditional model."""
+def check_guidance(
+    guidance_scale: float | tuple[float, float] | None,
+    rule: str,
+    attention_temperature: float | None,
+    config: JetConfig,
+) -> None:
+    """
+    Check the guidance of a decoding, see `JetModel.decode`.
+
+    Raises:
+        ValueError: for a scale below 0, an unknown rule, a temperature that is not positive, guidance of a model
+            without classes or context by anything but its attention, or a choice of guidance without a scale.
+    """
+    if rule not in GUIDANCE_RULES:
+        raise ValueError(f"`guidance` must be one of {list(GUIDANCE_RULES)}, got {rule!r}.")
     if guidance_scale is None:
+        if rule != GUIDANCE_RULES[0] or attention_temperature is not None:
+            raise ValueError("`guidance` and `attention_temperature` need a `guidance_scale`, got None.")
         return
-    check_not_negative("guidance_scale", guidance_scale)
-    if config.context_width is None:
-        raise ValueError("`guidance_scale` was given, but this model has neither classes nor a context.")
+    scales = guidance_scale if isinstance(guidance_scale, tuple | list) else [guidance_scale]
+    if len(scales) not in (1, 2):
+        raise ValueError(f"`guidance_scale` must be one number, or the two of the end layers, got {guidance_scale!r}.")
+    for scale in scales:
+        check_not_negative("guidance_scale", scale)
+    if attention_temperature is None:
+        if config.context_width is None:
+            raise ValueError(
+                "`guidance_scale` was given, but this model has neither classes nor a context: guide it by an "
+                "`attention_temperature`."
+            )
+        return
+    if not is_number(attention_temperature) or not 0 < attention_temperature < float("inf"):
+        raise ValueError(f"`attention_temperature` must be a positive number, got {attention_temperature!r}.")
+    if config.backbone != "vit":
+        raise ValueError(f"`attention_temperature` needs the backbone 'vit', got {config.backbone!r}.")

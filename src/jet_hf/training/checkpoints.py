@@ -252,7 +252,8 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Checkpoint | None:
 
 def with_defaults(trajectory: dict) -> dict:
     """Return the trajectory of a checkpoint, with the entries that earlier releases did not record."""
-    return EARLIER_RELEASES | trajectory
+    model = {"num_levels": 256, "noise_std": None} | trajectory.get("model", {})
+    return EARLIER_RELEASES | trajectory | {"model": model}
 
 
 def _comparable(theirs: dict, ours: Mapping[str, Any]) -> tuple[dict, dict]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..analysis.evaluation import evaluate
+from ..analysis.evaluation import Evaluation, score_images
 from ..analysis.sampling import image_grid, reconstruct, sample_images
 from ..arguments import TrainArguments
 from ..data import PixelSplit, read_pixels
@@ -62,19 +62,21 @@ class Evaluator:
                 self._draw(step)
 
     def _evaluate(self, step: int, pixels: PixelSplit) -> None:
-        evaluation = evaluate(
+        scores = score_images(
             self.trainer.model,
             pixels.dataset,
             batch_size=self.arguments.eval_batch_size,
             seed=self.arguments.seed,
             accelerator=self.trainer.accelerator,
         )
+        evaluation = Evaluation(scores)
+        is_noisy = self.trainer.base_model.config.noise_std is not None
         self.monitor.log_evaluation(
             {
                 "step": step,
-                "bits_per_dim": evaluation.mean,
+                "noisy_nats_per_dim" if is_noisy else "bits_per_dim": evaluation.mean,
                 "standard_error": evaluation.standard_error,
-                "num_images": len(evaluation.bits_per_dim),
+                "num_images": len(scores),
             }
         )
 
@@ -84,7 +86,7 @@ class Evaluator:
         model.eval()
         if (examples := self.data.eval or self.data.train) is not None:
             pixels = read_pixels(examples.dataset.select(range(min(8, len(examples.dataset)))))
-            pixel_values = scale_bytes(pixels.to(self.trainer.accelerator.device))
+            pixel_values = scale_bytes(pixels.to(self.trainer.accelerator.device), model.config.num_levels)
             images = self.processor.post_process(pixel_values)
             images += self.processor.post_process(reconstruct(model, pixel_values).pixel_values)
             self.monitor.save_image("reconstructions", step, image_grid(images, len(pixels)))

@@ -125,6 +125,12 @@ class Monitor:
         is_extended: bool = False,
     ):
         self.accelerator, self.batch_size, self.num_images = accelerator, arguments.train_batch_size, num_images
+        # The loss of a model with `noise_std` is no bits per dimension.
+        self.loss_name, self.metric_name, self.unit, self.images = (
+            ("bpd", "bits_per_dim", "bits per dimension", "held-out images")
+            if config.noise_std is None
+            else ("nats", "noisy_nats_per_dim", "nats per dimension", "held-out noisy images")
+        )
         self.window = window
         self.flops_per_image, output_dir = training_flops(config), Path(arguments.output_dir)
         is_cuda = accelerator.device.type == "cuda"
@@ -170,7 +176,7 @@ class Monitor:
         self._images += self.batch_size
         self.images_seen += self.batch_size
         self.bar.update()
-        self.bar.set_postfix(bpd=f"{metrics.loss:.3f}", refresh=False)
+        self.bar.set_postfix({self.loss_name: f"{metrics.loss:.3f}"}, refresh=False)
         self.window.add(metrics)
         if metrics.skipped:
             self.log(
@@ -192,7 +198,8 @@ class Monitor:
         if self.peak_flops:
             peak = self.peak_flops * self.accelerator.num_processes
             row["model_flops_utilization"] = throughput * self.flops_per_image / peak
-        self.bar.set_postfix(bpd=f"{metrics.loss:.3f}", images=f"{throughput:.3g}/s", refresh=False)
+        postfix = {self.loss_name: f"{metrics.loss:.3f}", "images": f"{throughput:.3g}/s"}
+        self.bar.set_postfix(postfix, refresh=False)
         if self.accelerator.is_main_process:
             self.metrics.append(row)
         self.trackers.log("train", row, is_repeated=metrics.step <= self.metrics.last_step)
@@ -203,8 +210,8 @@ class Monitor:
         if self.accelerator.is_main_process:
             self.evaluations.append(row)
         self.log(
-            f"step {row['step']}: {row['bits_per_dim']:.4f} ± {row['standard_error']:.4f} bits per dimension of "
-            f"{row['num_images']} held-out images"
+            f"step {row['step']}: {row[self.metric_name]:.4f} ± {row['standard_error']:.4f} {self.unit} of "
+            f"{row['num_images']} {self.images}"
         )
         self.trackers.log("eval", row, is_repeated=row["step"] <= self.evaluations.last_step)
 

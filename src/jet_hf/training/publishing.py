@@ -93,11 +93,11 @@ class Publisher:
         self.accelerator.wait_for_everyone()
 
     def _better_evaluation(self) -> dict | None:
-        """Return the evaluation of the current step, if it has fewer bits per dimension than the model in `best/`."""
-        best, last = self._best_evaluation(), self.monitor.evaluations.read()[-1]
-        if last["bits_per_dim"] is None:  # it was NaN
+        """Return the evaluation of the current step, if its loss is lower than that of the model in `best/`."""
+        best, last, name = self._best_evaluation(), self.monitor.evaluations.read()[-1], self.monitor.metric_name
+        if last[name] is None:  # it was NaN
             return None
-        return last if best is None or last["bits_per_dim"] < best["bits_per_dim"] else None
+        return last if best is None or last[name] < best[name] else None
 
     def _best_evaluation(self) -> dict | None:
         record = self.output_dir / BEST / EVALUATION
@@ -111,9 +111,10 @@ class Publisher:
             publish_files(draft, self.output_dir, last="config.json")
             self.monitor.log(f"wrote the finished model to {self.output_dir}")
             if best := self._best_evaluation():
+                loss = f"{best[self.monitor.metric_name]:.4f} {self.monitor.unit}"
                 self.monitor.log(
-                    f"the model with the best evaluation, {best['bits_per_dim']:.4f} bits per dimension at step "
-                    f"{best['step']}, is in {self.output_dir / BEST}"
+                    f"the model with the best evaluation, {loss} at step {best['step']}, is in "
+                    f"{self.output_dir / BEST}"
                 )
         self.accelerator.wait_for_everyone()
 
@@ -178,7 +179,7 @@ class Publisher:
         evaluations = [
             evaluation_record(data.source, data.eval_split, row)
             for row in monitor.evaluations.read()[-1:]
-            if row["step"] == step and data.eval_split is not None
+            if row["step"] == step and data.eval_split is not None and "bits_per_dim" in row
         ]
         return CardFacts(
             dataset_title=data_title(data.source),

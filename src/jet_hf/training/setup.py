@@ -112,7 +112,10 @@ def weights_digest(model: JetForDensityEstimation) -> str:
 def make_processor(config: JetConfig, arguments: TrainArguments) -> JetImageProcessor:
     """Build the image processor of a model and a run's way of cropping."""
     return JetImageProcessor(
-        size=config.image_size, num_channels=config.num_channels, do_center_crop=arguments.center_crop
+        size=config.image_size,
+        num_channels=config.num_channels,
+        num_levels=config.num_levels,
+        do_center_crop=arguments.center_crop,
     )
 
 

@@ -18,12 +18,11 @@ from ..data import Batch
 from ..model.modeling_jet import (
     JetDensityEstimationOutput,
     JetForDensityEstimation,
-    dequantize,
     scale_bytes,
     standard_normal_log_prob,
 )
 from ..model.validation_jet import trusted_values
-from ..utils.noise import uniform_noise
+from ..utils.noise import normal_noise, uniform_noise
 from .optim import FUSED_DEVICES, build_optimizer, build_scheduler
 
 
@@ -39,6 +38,7 @@ class StepMetrics:
     Args:
         step: Number of optimizer steps completed, this one included.
         loss: Mean bits per dimension of the whole batch, before the update: `loss_prior + loss_log_det + log2(127.5)`.
+            With `noise_std`, all three are nats per dimension without a constant.
         grad_norm: Norm of the gradient of the whole batch, before clipping.
         learning_rate: Learning rate of the step.
         loss_prior: Part of the loss due to the density of the latents, in bits per dimension.
@@ -187,8 +187,8 @@ class Trainer:
 
         Args:
             batches: Micro-batches of this process, as many as the accelerator has gradient accumulation steps.
-            noise: Dequantization noise of each micro-batch, float32 (B, C, S, S) in [0, 1). By default it is drawn
-                from the seed and the indices of the images.
+            noise: Noise of each micro-batch, as the model takes it, float32 (B, C, S, S). By default it is drawn from
+                the seed and the indices of the images.
 
         Raises:
             NonFiniteLossError, DivergenceError: before the weights are updated, see [`UpdateGuard`].
@@ -201,7 +201,7 @@ class Trainer:
         for i, batch in enumerate(batches):
             drawn = self._draw_noise(batch) if noise is None else noise[i]
             with self.accelerator.accumulate(self.model), trusted_values():
-                output = self.model(scale_bytes(batch.pixels), labels=batch.labels, noise=drawn)
+                output = self.model(self._scale(batch), labels=batch.labels, noise=drawn)
                 self.accelerator.backward(output.loss)
             losses.append(self._loss_and_terms(output))
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
@@ -247,8 +247,9 @@ class Trainer:
         log_prior, log_det = standard_normal_log_prob(output.latents), output.log_det
         if output.dequantization_log_det is not None:
             log_det = log_det + output.dequantization_log_det.to(log_det.device)
-        nats_per_bit = self.base_model.config.num_dims * math.log(2)
-        return torch.stack([output.loss, -log_prior.mean() / nats_per_bit, -log_det.mean() / nats_per_bit])
+        config = self.base_model.config
+        unit = config.num_dims * (math.log(2) if config.noise_std is None else 1)
+        return torch.stack([output.loss, -log_prior.mean() / unit, -log_det.mean() / unit])
 
     def _prepare_batch(self, batch: Batch) -> Batch:
         """Move a batch to the device; if its labels are dropped, replace them by the number of classes."""
@@ -261,13 +262,18 @@ class Trainer:
         return batch.to(self.accelerator.device, non_blocking=True)
 
     def _draw_noise(self, batch: Batch) -> torch.Tensor:
-        return uniform_noise(self.seed, batch.indices, tuple(batch.pixels.shape[1:]))
+        draw = uniform_noise if self.base_model.config.noise_std is None else normal_noise
+        return draw(self.seed, batch.indices, tuple(batch.pixels.shape[1:]))
+
+    def _scale(self, batch: Batch) -> torch.Tensor:
+        return scale_bytes(batch.pixels, self.base_model.config.num_levels)
 
     @torch.no_grad()
     def _initialize_actnorm(self, batches: Sequence[Batch]) -> None:
         """Initialize ActNorm from all images of the first step, whatever the number of processes."""
         gather = self.accelerator.gather
-        images = [gather(dequantize(scale_bytes(batch.pixels), self._draw_noise(batch))) for batch in batches]
+        add_noise = self.base_model.add_noise
+        images = [gather(add_noise(self._scale(batch), self._draw_noise(batch))) for batch in batches]
         labels = [gather(batch.labels) for batch in batches if batch.labels is not None]
         self.base_model.jet.initialize_actnorm(torch.cat(images), labels=torch.cat(labels) if labels else None)
         for name, parameter in self.base_model.named_parameters():

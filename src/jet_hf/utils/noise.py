@@ -46,6 +46,19 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[tor
     return c0, c1, c2, c3
 
 
+def normal_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...], stream: int = 0) -> torch.Tensor:
+    """
+    Return standard normal noise, float32 (B, *shape): the quantiles of the noise of [`uniform_noise`].
+
+    The distribution is symmetric, with values from -5.42 to 5.42. Devices may differ in the last bits.
+    """
+    uniform = uniform_noise(seed, indices, shape, stream)
+    is_low = uniform < 0.5
+    # In the middle of its interval of width 2 ** -24, the smaller of both tails is exact in float32.
+    tail = torch.where(is_low, uniform, 1 - 2**-24 - uniform) + 2**-25
+    return torch.special.ndtri(tail) * torch.where(is_low, 1.0, -1.0)
+
+
 def uniform_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...], stream: int = 0) -> torch.Tensor:
     """
     Return uniform noise in [0, 1) for the samples with these indices, identical on every device.
