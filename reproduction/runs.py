@@ -19,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.training import TrainArguments, parse_arguments
+from jet_hf.training.fine_tuning import find_config
 from jet_hf.utils.launch import launch
 
 from .claims import Cell
@@ -132,17 +133,10 @@ def make_runs(
         flags = [*shared, *to_flags(fields)]
         try:
             arguments = parse_arguments(flags)
-            runs.append(Run(cell, seed, flags, arguments, model_config(arguments)))
+            runs.append(Run(cell, seed, flags, arguments, find_config(arguments)))
         except (ValueError, StrictDataclassError) as error:
             raise ValueError(f"the cell {cell.name} does not fit the recipe: {error}") from error
     return runs
-
-
-def model_config(arguments: TrainArguments) -> JetConfig:
-    """Return the configuration of the model of a run."""
-    if arguments.model_name_or_path is None:
-        return JetConfig(**arguments.config_fields())
-    return JetConfig.from_pretrained(arguments.model_name_or_path)
 
 
 def check_settings(runs: list[Run]) -> None:
@@ -169,7 +163,7 @@ def check_settings(runs: list[Run]) -> None:
 
 def decisive_settings(arguments: TrainArguments) -> dict:
     """Return the settings on which the numbers of a run depend, with the defaults of the model filled in."""
-    config = model_config(arguments)
+    config = find_config(arguments)
     values = vars(arguments) | {name: getattr(config, name) for name in inspect.get_annotations(JetConfig)}
     return {item.name: values[item.name] for item in dataclasses.fields(arguments) if item.metadata["decides"]}
 
