@@ -159,8 +159,9 @@ def test_arguments_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             runs_of("glow_parts", overrides=overrides)
-    with pytest.raises(ValueError, match=r"none does not fit the recipe: .* does not exist yet: train that first"):
-        runs_of("glow_parts", recipe=str(ROOT / "recipes" / "cifar10_from_21k.yaml"))
+    model = [f"model_name_or_path={ROOT / 'space' / 'model'}"]
+    with pytest.raises(ValueError, match=r"does not fit the recipe: `use_\w+` must be False, as in the model"):
+        runs_of("glow_parts", recipe=str(ROOT / "recipes" / "cifar10_from_21k.yaml"), overrides=model)
     # Three by three patches have no halves; only channel couplings fit.
     assert runs_of("coupling_layouts", axes={"ratio": ["all_channel"]}, overrides=["image_size=12"])
     with pytest.raises(ValueError, match=r"(?s)the cell 1to1-mix does not fit the recipe: .*must be even"):

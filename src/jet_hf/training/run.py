@@ -196,9 +196,9 @@ def build_run(
     start = on_main_process(lambda: find_start(output_dir, arguments.resume_from_checkpoint, arguments.extend))
     accelerator.gradient_accumulation_steps = num_micro_batches = count_micro_batches(arguments, start, num_processes)
     sharding = BatchSharding(arguments.train_batch_size, num_micro_batches, rank, num_processes)
+    source = find_data(arguments, accelerator)
     config = find_config(arguments)
     on_main_process(lambda: check_memory(arguments, config, accelerator))
-    source = find_data(arguments, accelerator)
     model = make_model(arguments, config)
     # New weights follow from the seed.
     initial_weights = on_main_process(lambda: weights_digest(model)) if arguments.model_name_or_path else None
