@@ -12,8 +12,8 @@ BROWSER := $(if $(APT),REQUIRE_BROWSER=1)
 demo: $(VENV)/.demo
 	$(VENV)/bin/python scripts/demo.py
 
-# One thread in each process, so that sums keep their order. Some of the tests wait, hence three processes for two cores.
-PYTEST := $(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# One thread in each of two processes: sums keep their order, and the cores are not oversubscribed.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint $(VENV)/.peer chromium
 	OMP_NUM_THREADS=1 $(BROWSER) $(PYTEST)

@@ -211,7 +211,8 @@ def test_contradictions_and_unwritable_outputs_are_refused_before_the_work(run, 
 
 def test_messages_of_the_configuration_stand_alone(run, tmp_path):
     """Strict dataclasses put the name of their validator before them."""
-    words = ["--output_dir", tmp_path / "run", "--dataset_path", tmp_path / "none", "--hidden_size", 15]
+    images = ROOT / "space" / "examples"
+    words = ["--output_dir", tmp_path / "run", "--dataset_path", images, "--hidden_size", 15]
     code, _, stderr = run("train", *words)
     message = "`hidden_size` must be divisible by `num_attention_heads`, got hidden_size=15 and num_attention_heads=8"
     assert (code, stderr) == (1, f"error: {message}.\n")

@@ -454,7 +454,7 @@ def test_another_run_is_not_written_over_and_other_settings_are_refused(images, 
     ("fields", "message"),
     [
         ({"dataset_path": None}, "`dataset_name` and `dataset_path`, got neither"),
-        ({"dataset_path": "typo/"}, "typo does not exist"),
+        ({"dataset_path": "typo/", "hidden_size": 15}, "typo does not exist"),  # before a model is built
         ({"dataset_path": ROOT / "README.md"}, r"README\.md must be a folder or a parquet, tar or npz file"),
         ({"train_split": "trian"}, "trian"),
         ({"image_column": "picture"}, "picture"),
