@@ -28,8 +28,8 @@ T = TypeVar("T")
 HTTPError = HfHubHTTPError.__bases__[0]
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN, to a token with write access."
 MAX_WAIT = 60.0
-# Checkpoints, the best model beside the finished one, the files of trackers and hidden files.
-NOT_PUSHED = ["checkpoint-*/**", "best/**", "trackers/**", ".*", "*/.*"]
+# Checkpoints, the best models beside the finished one, the files of trackers and hidden files.
+NOT_PUSHED = ["checkpoint-*/**", "best/**", "best-*/**", "trackers/**", ".*", "*/.*"]
 
 
 class PushError(RuntimeError):

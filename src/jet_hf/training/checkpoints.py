@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ TRAINING_WEIGHTS = "training_weights"
 # Folder of the model with the best evaluation.
 BEST = "best"
 # The names of all folders that a run writes or deletes in part, and no others.
-DRAFTS = re.compile(r"\.((checkpoint-\d+|best)(\.draft|\.old|\.draft\.old)|model\.draft|push\.draft)")
+DRAFTS = re.compile(r"\.((checkpoint-\d+|best(-\d+)?)(\.draft|\.old|\.draft\.old)|model\.draft|push\.draft)")
 # Entries of a trajectory that may change from a checkpoint on, with `extend`.
 EXTENDABLE = {"num_steps", "lr_scheduler_type", "cooldown_ratio", "spike_factor"}
 # Entries that earlier releases did not record, with the values for what they did.
@@ -101,7 +102,9 @@ class Checkpointer:
         if self.trainer.ema:
             earlier, path = checkpoint.path / "ema", str(checkpoint.path)  # earlier releases kept the average apart
             reader = dcp.FileSystemReader(earlier) if earlier.exists() else dcp.HuggingFaceStorageReader(path)
-            dcp.load(self.trainer.ema, storage_reader=reader)
+            with warnings.catch_warnings():  # one process needs no group of processes
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")
+                dcp.load(self.trainer.ema, storage_reader=reader)
         self.trainer.step_count = checkpoint.step
 
     def save(self) -> None:

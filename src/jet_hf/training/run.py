@@ -31,7 +31,7 @@ from .launcher import Launcher, find_launcher
 from .lock import RunLock, RunLockedError
 from .monitor import MetricsWindow, Monitor
 from .processes import on_main_process
-from .publishing import Publisher
+from .publishing import Publisher, set_best_aside
 from .setup import (
     count_micro_batches,
     count_steps,
@@ -226,6 +226,7 @@ def build_run(
         trajectory["extended"] = extension_of(start, trajectory)
         on_main_process(lambda: check_later_checkpoints(output_dir, start, trajectory))
     extended = trajectory["extended"]
+    is_extended = start is not None and extended != start.trajectory.get("extended")
     steps = range(start.step if start else 0, num_steps)
     batches = make_batches(arguments, data, processor, sharding, steps, accelerator.device)
     if arguments.gradient_checkpointing:
@@ -254,6 +255,8 @@ def build_run(
         clear_drafts(output_dir)
         if start is None:
             delete_folder(output_dir / BEST)  # of a run that was killed before its first checkpoint
+        elif is_extended:
+            set_best_aside(output_dir, start.step)
         replace_text(output_dir / "recipe.yaml", yaml.safe_dump(asdict(arguments), sort_keys=False))
     accelerator.wait_for_everyone()
     grace_seconds = launcher.grace_seconds if launcher else None
@@ -262,7 +265,6 @@ def build_run(
     if start is not None:
         checkpointer.load(start)
         logger.info(f"resuming from {start.path}, after {start.step} of {num_steps} steps.")
-    is_extended = start is not None and extended != start.trajectory.get("extended")
     if is_extended:
         extend_schedule(trainer, arguments.lr_scheduler_type)
     monitor = Monitor(arguments, config, accelerator, steps, data.num_train_images, window, is_extended)

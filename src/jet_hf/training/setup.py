@@ -315,12 +315,17 @@ def find_start(output_dir: Path, resume_from_checkpoint: str | None, extend: boo
 
     Raises:
         ValueError: if the folder holds another run, or files that are not those of a run, or there is no checkpoint
-            to extend.
+            to extend, or none of a run that started from that of another folder.
         CheckpointError: if the checkpoint at the given path does not exist or is incomplete.
     """
     checkpoints, found = list_checkpoints(output_dir), None
     if resume_from_checkpoint is not None:
         found = find_checkpoint(output_dir, resume_from_checkpoint)
+        if found is None and (origin := recorded_origin(output_dir / "recipe.yaml")):
+            raise ValueError(
+                f"`resume_from_checkpoint` must be {origin}, from which the run in {output_dir} started, or another "
+                f"checkpoint, got {resume_from_checkpoint}: the run was stopped before it saved one of its own."
+            )
         if found is None and extend:
             raise ValueError(f"`extend` needs a checkpoint to train on from, but {output_dir} has no complete one.")
         if found is None:
@@ -348,8 +353,19 @@ def find_start(output_dir: Path, resume_from_checkpoint: str | None, extend: boo
 
 def is_recipe(path: Path) -> bool:
     """Return whether a file is the recipe of a run, of this release or an earlier one."""
+    return {"output_dir", "train_batch_size", "max_steps", "seed"} <= _fields_of(path).keys()
+
+
+def recorded_origin(recipe: Path) -> str | None:
+    """Return the path of the checkpoint from which the last start of a run resumed; `None` for its own latest one."""
+    origin = _fields_of(recipe).get("resume_from_checkpoint")
+    return None if origin == "latest" else origin
+
+
+def _fields_of(recipe: Path) -> dict:
+    """Return the fields of a recipe, or none if it is missing or unreadable."""
     try:
-        fields = yaml.safe_load(path.read_text())
+        fields = yaml.safe_load(recipe.read_text())
     except (OSError, ValueError, yaml.YAMLError):
-        return False
-    return isinstance(fields, dict) and {"output_dir", "train_batch_size", "max_steps", "seed"} <= fields.keys()
+        return {}
+    return fields if isinstance(fields, dict) else {}
