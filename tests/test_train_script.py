@@ -402,6 +402,12 @@ def test_a_schedule_changes_from_a_checkpoint_on(root, images, plain, caplog):
         shutil.rmtree(root / "cooled" / f"checkpoint-{step}")
     with pytest.raises(ValueError, match=r"must be .*/plain/checkpoint-6, from which the run in .*/cooled started"):
         train_here(**fields | {"resume_from_checkpoint": "latest", "extend": False}, max_steps=10)
+    (root / "cooled" / "config.json").unlink()
+    train_here(**fields, max_steps=10)
+    assert rows(root / "cooled")[0]["loss"] == logged[0]["loss"]
+    # The first command neither discards its checkpoints nor writes over another run.
+    with pytest.raises(ValueError, match=r"/cooled already holds a run \(config.json, checkpoint-9, checkpoint-10\)"):
+        train_here(**fields, max_steps=10)
 
 
 def test_a_run_extended_from_before_its_end_has_a_best_model_and_samples_of_its_own(root, images):

@@ -330,14 +330,8 @@ def find_start(output_dir: Path, resume_from_checkpoint: str | None, extend: boo
             raise ValueError(f"`extend` needs a checkpoint to train on from, but {output_dir} has no complete one.")
         if found is None:
             logger.info(f"{output_dir} has no complete checkpoint yet: starting from scratch.")
-    else:
-        results = [name for name in ("metrics.jsonl", "config.json") if (output_dir / name).exists()]
-        results += [path.name for path in checkpoints]
-        if results:
-            raise ValueError(
-                f"`output_dir` {output_dir} already holds a run ({', '.join(results)}): resume it with "
-                "`resume_from_checkpoint` latest, or choose another folder."
-            )
+    if resume_from_checkpoint != "latest" and (found is None or found.path.resolve().parent != output_dir.resolve()):
+        check_holds_no_run(output_dir, resume_from_checkpoint)
     # A run that was killed at its start may have left nothing but its own hidden files.
     others = sorted(path.name for path in output_dir.iterdir() if path.name not in (LOCK_FILE, ".recipe.yaml"))
     # A run that was killed before its first step has a recipe; a sweep writes one before it starts the run.
@@ -349,6 +343,22 @@ def find_start(output_dir: Path, resume_from_checkpoint: str | None, extend: boo
             f"({', '.join(others[:3])}{', …' if len(others) > 3 else ''}): choose another folder."
         )
     return found
+
+
+def check_holds_no_run(output_dir: Path, origin: str | None) -> None:
+    """
+    Raise ValueError if a folder holds a run, unless that started from the checkpoint `origin` of another folder and
+    was stopped before it saved one of its own.
+    """
+    was_stopped = origin is not None and recorded_origin(output_dir / "recipe.yaml") == origin
+    names = ["config.json"] if was_stopped else ["metrics.jsonl", "config.json"]
+    results = [name for name in names if (output_dir / name).exists()]
+    results += [path.name for path in list_checkpoints(output_dir)]
+    if results:
+        raise ValueError(
+            f"`output_dir` {output_dir} already holds a run ({', '.join(results)}): resume it with "
+            "`resume_from_checkpoint` latest, or choose another folder."
+        )
 
 
 def is_recipe(path: Path) -> bool:
