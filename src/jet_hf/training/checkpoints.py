@@ -301,7 +301,7 @@ def compare_trajectories(checkpoint: Checkpoint, trajectory: dict, extend: bool 
     if extend:
         changes = {name: sentence for name, sentence in changes.items() if name not in EXTENDABLE}
     if changes:
-        hint = " To continue it with another length or schedule, add --extend."
+        hint = " To continue the run with another length or schedule, add --extend."
         raise ValueError(
             f"cannot resume from {checkpoint.path}: {'; '.join(changes.values())}. To start a new run from its "
             f"weights, give it as `model_name_or_path`.{hint if changes.keys() <= EXTENDABLE else ''}"
