@@ -191,7 +191,7 @@ class TrainProcess:
         cache: Folder for the output and for the cache of `datasets`.
         num_processes: Number of training processes.
         launcher: See [`launch_command`]; without one, several processes join by themselves.
-        variables: Environment variables that the process must have from its start.
+        variables: Environment variables that the process must have from its start, which is then not a fork.
         fields: See [`flags`].
     """
 
