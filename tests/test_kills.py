@@ -62,12 +62,12 @@ def resumed_step(output: str) -> int:
     return int(found[1]) if found else 0
 
 
-def has_trained(process: TrainProcess) -> bool:
-    """Return whether the run has completed a step since its start."""
+def num_steps_of(process: TrainProcess) -> int:
+    """Return the number of steps that a run has logged since its start."""
     output, log = process.output, process.folder / "metrics.jsonl"
     if ("resuming from" not in output and "starting from scratch" not in output) or not log.exists():
-        return False
-    return log.read_text().count("\n") > resumed_step(output)
+        return 0
+    return log.read_text().count("\n") - resumed_step(output)
 
 
 # Paths that appear when a checkpoint is being written, when it is complete, and when the finished model is written.
@@ -75,14 +75,14 @@ MOMENTS = (".checkpoint-*.draft", "checkpoint-6", ".model.draft")
 
 
 def kill(process: TrainProcess, moment: str | None, generator: random.Random) -> None:
-    """Kill a run as soon as a path appears in its folder, or else at a random time."""
+    """Kill a run as soon as a path appears in its folder, or else at a random moment of a random step."""
     if moment is not None:
         process.wait_until(lambda: any(process.folder.glob(moment)))
     else:
         # One kill in five comes before the first new step, the others up to two saves after it.
-        begun = (process.folder / ".lock").exists if generator.random() < 0.2 else lambda: has_trained(process)
-        process.wait_until(lambda: begun() or process.process.poll() is not None)
-        time.sleep(generator.uniform(0, 3))
+        steps = generator.choice([0, 1, 2, 4, 6])
+        process.wait_until((process.folder / ".lock").exists if not steps else lambda: num_steps_of(process) >= steps)
+        time.sleep(generator.uniform(0, 0.3))
     process.kill_all()
 
 

@@ -147,7 +147,7 @@ def catches_sigterm(process: psutil.Process) -> bool:
 @pytest.mark.parametrize(("stage", "number"), [("imports", signal.SIGINT), ("preparation", signal.SIGTERM)])
 def test_a_signal_before_the_first_step_ends_with_one_line(root, fields, stage, number):
     folder = root / stage
-    process = TrainProcess(root, **fields, output_dir=folder)
+    process = TrainProcess(root, variables={}, **fields, output_dir=folder)  # not forked, so that it imports
     stages = {"imports": lambda: catches_sigterm(process.process), "preparation": (folder / ".lock").exists}
     output = process.when(stages[stage], number).wait(code=128 + number)
     assert output.count(f"stopped by {number.name}") == 1 and "Traceback" not in output

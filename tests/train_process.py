@@ -165,6 +165,8 @@ class ForkedRun:
         with pytest.MonkeyPatch.context() as patch:
             # The server imports by this variable alone.
             patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+            # Killed runs cannot clean up their semaphores.
+            patch.setenv("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
             self.process = self.context.Process(target=run_forked, args=(arguments, cache, log, variables))
             self.process.start()
         self.pid = self.process.pid
@@ -191,7 +193,7 @@ class TrainProcess:
         cache: Folder for the output and for the cache of `datasets`.
         num_processes: Number of training processes.
         launcher: See [`launch_command`]; without one, several processes join by themselves.
-        variables: Environment variables that the process must have from its start.
+        variables: Environment variables that the process must have from its start, which is then not a fork.
         fields: See [`flags`].
     """
 

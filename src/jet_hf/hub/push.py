@@ -71,7 +71,7 @@ def push_folder(
     that have arrived, and does not repeat a commit whose response was lost.
 
     Args:
-        folder: Folder to upload, without `checkpoint-*/`, `best/` and hidden files.
+        folder: Folder to upload, without `checkpoint-*/`, `best/`, `trackers/` and hidden files.
         repo_id: Name of the repository. The default namespace is the user of the token.
         private: Whether a new repository is private. `None` follows the user's settings.
         commit_message: Commit message.

@@ -34,7 +34,7 @@ TRAINING_WEIGHTS = "training_weights"
 BEST = "best"
 # The names of all folders that a run writes or deletes in part, and no others.
 DRAFTS = re.compile(r"\.((checkpoint-\d+|best(-\d+)?)(\.draft|\.old|\.draft\.old)|model\.draft|push\.draft)")
-# Entries of a trajectory that may change from a checkpoint on, with `extend`.
+# Entries of a trajectory that may change at a checkpoint, with `extend`.
 EXTENDABLE = {"num_steps", "lr_scheduler_type", "cooldown_ratio", "spike_factor"}
 # Entries that earlier releases did not record, with the values for what they did.
 EARLIER_RELEASES = {
@@ -304,7 +304,7 @@ def compare_trajectories(checkpoint: Checkpoint, trajectory: dict, extend: bool 
     if extend:
         changes = {name: sentence for name, sentence in changes.items() if name not in EXTENDABLE}
     if changes:
-        hint = " To train on from it with another length or schedule, add --extend."
+        hint = " To continue the run with another length or schedule, add --extend."
         raise ValueError(
             f"cannot resume from {checkpoint.path}: {'; '.join(changes.values())}. To start a new run from its "
             f"weights, give it as `model_name_or_path`.{hint if changes.keys() <= EXTENDABLE else ''}"

@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""`--extend`: another number of steps, or another schedule, from a checkpoint on."""
+"""`--extend`: continue from a checkpoint to another number of steps, or with another schedule."""
 
 import json
 from collections.abc import Mapping

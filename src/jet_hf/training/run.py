@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -33,6 +34,7 @@ from .monitor import MetricsWindow, Monitor
 from .processes import on_main_process
 from .publishing import Publisher, set_best_aside
 from .setup import (
+    RunData,
     count_micro_batches,
     count_steps,
     find_data,
@@ -208,18 +210,7 @@ def build_run(
     if arguments.save_best and data.eval is None:
         raise ValueError("`save_best` needs evaluations: held-out images, and `eval_steps` above 0.")
     num_steps = count_steps(arguments, data.num_train_images)
-    trajectory = {
-        "model": {name: config.to_dict()[name] for name in JetConfig.__annotations__},
-        "initial_weights": initial_weights,
-        "num_steps": num_steps,
-        "num_train_images": data.num_train_images,
-        "data": data.fingerprint,
-        "eval_data": data.eval and data.eval.fingerprint,
-        "mixed_precision": accelerator.mixed_precision,
-        "extended": None,
-        **arguments.own_trajectory(),
-        "train_split": data.train_split,
-    }
+    trajectory = make_trajectory(arguments, config, data, initial_weights, num_steps, accelerator.mixed_precision)
     if start is not None:
         trajectory["extended"] = start.trajectory.get("extended")
         compare_trajectories(start, trajectory, arguments.extend)
@@ -282,8 +273,31 @@ def build_run(
     )
 
 
+def make_trajectory(
+    arguments: TrainArguments,
+    config: JetConfig,
+    data: RunData,
+    initial_weights: str | None,
+    num_steps: int,
+    mixed_precision: str,
+) -> dict[str, Any]:
+    """Return the settings of a new run that must match for a resumed run to be bit-identical."""
+    return {
+        "model": {name: config.to_dict()[name] for name in JetConfig.__annotations__},
+        "initial_weights": initial_weights,
+        "num_steps": num_steps,
+        "num_train_images": data.num_train_images,
+        "data": data.fingerprint,
+        "eval_data": data.eval and data.eval.fingerprint,
+        "mixed_precision": mixed_precision,
+        "extended": None,
+        **arguments.own_trajectory(),
+        "train_split": data.train_split,
+    }
+
+
 def extend_schedule(trainer: Trainer, lr_scheduler_type: str) -> None:
-    """Let the schedule of a run that was extended apply from its next step on."""
+    """Apply the schedule of an extended run from its next step on."""
     (before,) = trainer.scheduler.get_last_lr()
     trainer.restart_schedule()
     (now,) = trainer.scheduler.get_last_lr()

@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Build the accelerator, the model, the datasets and the step count of a training run."""
+"""Build the accelerator, the image processor, the datasets and the step count of a training run."""
 
 import hashlib
 import logging
@@ -90,7 +90,7 @@ def make_accelerator(arguments: TrainArguments, launcher: Launcher | None = None
 
 def warn_of_lone_process(accelerator: Accelerator) -> None:
     """Warn if `accelerate launch` was asked for several processes and silently started one, as it does on CPUs."""
-    # It sets the address of the first process for several processes alone, and WORLD_SIZE only if it starts them.
+    # It sets MASTER_PORT only if asked for several processes, and WORLD_SIZE only if it starts them.
     variables = os.environ.keys()
     asked_for_several = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= variables and "WORLD_SIZE" not in variables
     if asked_for_several and accelerator.num_processes == 1:
@@ -222,7 +222,7 @@ def find_splits(source: DataSource, arguments: TrainArguments, start: Checkpoint
             if train not in ("train", divided) or not may_divide:
                 logger.warning(
                     f"no images are held out, so nothing is evaluated: {source.where} has no validation or test "
-                    "split, and only a whole split `train` of 16 or more images that is not a stream is divided."
+                    "split, and only a whole split `train` of at least 16 images that is no stream is divided."
                 )
                 return train, None
             train, held_out = divided, part
@@ -258,7 +258,7 @@ def count_micro_batches(arguments: TrainArguments, start: Checkpoint | None, num
     Return the number of micro-batches into which a process splits its share of a batch.
 
     Unless the arguments give it, a resumed run takes the smallest number whose micro-batches have no more images than
-    those of the checkpoint, whose number of processes may have been another one.
+    those of the checkpoint, which may come from another number of processes.
     """
     given = arguments.gradient_accumulation_steps
     if start is None or start.micro_batch_size is None:  # earlier releases did not record it
@@ -327,7 +327,7 @@ def find_start(output_dir: Path, resume_from_checkpoint: str | None, extend: boo
                 f"checkpoint, got {resume_from_checkpoint}: the run was stopped before it saved one of its own."
             )
         if found is None and extend:
-            raise ValueError(f"`extend` needs a checkpoint to train on from, but {output_dir} has no complete one.")
+            raise ValueError(f"`extend` needs a checkpoint to continue from, but {output_dir} has no complete one.")
         if found is None:
             logger.info(f"{output_dir} has no complete checkpoint yet: starting from scratch.")
     if resume_from_checkpoint != "latest" and (found is None or found.path.resolve().parent != output_dir.resolve()):
