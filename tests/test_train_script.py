@@ -430,10 +430,10 @@ def test_a_run_extended_from_before_its_end_has_a_best_model_and_samples_of_its_
 
 def test_samples_of_a_model_that_diverged_do_not_end_its_run(root, images, caplog):
     fields = {"max_steps": 1, "learning_rate": 1e30, "warmup_ratio": 0, "max_skipped_steps": 1}
-    train_here(**fields, dataset_path=images, output_dir=root / "diverged")
+    train_here(**fields, dataset_path=images, output_dir=root / "not-drawn")
     assert "step 1: the images could not be drawn: `latents` must be finite" in caplog.text
-    assert rows(root / "diverged", "evaluations.jsonl")[-1]["bits_per_dim"] is None
-    assert (root / "diverged" / "config.json").exists()
+    assert rows(root / "not-drawn", "evaluations.jsonl")[-1]["bits_per_dim"] is None
+    assert (root / "not-drawn" / "config.json").exists()
 
 
 def test_a_run_goes_on_after_steps_that_are_not_finite(root, images, monkeypatch):
