@@ -2,8 +2,8 @@
 """Contenders of the benchmark: jet_hf, jet-pytorch, and the matrix products and attention alone."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -57,15 +57,11 @@ class Task:
 
 @dataclass
 class Work:
-    """A contender ready to be measured: `run` performs its task once."""
+    """A contender ready to be measured; before [`build`] completes it, `run` returns the tensors to differentiate."""
 
-    run: Callable[[], None]
     model: nn.Module
-    optimizer: Optimizer | None
-
-
-# A model, a function that encodes, decodes or returns the tensors to differentiate, and an optimizer.
-Parts = tuple[nn.Module, Callable[[], Sequence[torch.Tensor]], Optimizer | None]
+    run: Callable[[], object]
+    optimizer: Optimizer | None = None
 
 
 def build(contender: str, task: Task) -> Work:
@@ -75,25 +71,25 @@ def build(contender: str, task: Task) -> Work:
     pixel_values = scale_bytes(torch.randint(256, shape, dtype=torch.uint8)).to(task.device)
     noise = torch.rand(shape).to(task.device)
     builder = {"jet_hf": _jet_hf, "jet_pytorch": _jet_pytorch, "floor": _floor}[contender.split("-")[0]]
-    model, call, optimizer = builder(contender, task, pixel_values, noise)
+    work = builder(contender, task, pixel_values, noise)
     is_training = task.operation == "train"
-    model.train(is_training)
-    is_autocast = "bf16" in contender and next(model.parameters()).dtype == torch.float32
+    work.model.train(is_training)
+    is_autocast = "bf16" in contender and next(work.model.parameters()).dtype == torch.float32
 
     def run() -> None:
         with torch.set_grad_enabled(is_training), torch.autocast(task.device, torch.bfloat16, enabled=is_autocast):
-            outputs = call()
+            outputs = work.run()
         if is_training:
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-            if optimizer is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-            model.zero_grad()
+            if work.optimizer is not None:
+                nn.utils.clip_grad_norm_(work.model.parameters(), 1.0)
+                work.optimizer.step()
+            work.model.zero_grad()
 
-    return Work(run, model, optimizer)
+    return replace(work, run=run)
 
 
-def _jet_hf(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Parts:
+def _jet_hf(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Work:
     model = JetForDensityEstimation(copy.deepcopy(task.config)).to(task.device)
     _randomize_outputs(model)
     if "compiled" in contender:
@@ -101,16 +97,16 @@ def _jet_hf(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch
     if "checkpointed" in contender:
         model.gradient_checkpointing_enable()
     if task.operation == "train":
-        return model, lambda: [model(pixel_values, noise=noise).loss], build_optimizer(model)
+        return Work(model, lambda: [model(pixel_values, noise=noise).loss], build_optimizer(model))
     if "bf16" in contender:
         model.bfloat16()
     if "prepared" in contender:
         prepare_for_inference(model.eval())
     function, images = getattr(model, task.operation), dequantize(pixel_values, noise)
-    return model, lambda: function(images), None
+    return Work(model, lambda: function(images))
 
 
-def _jet_pytorch(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Parts:
+def _jet_pytorch(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Work:
     from jet_pytorch import Jet
 
     config = task.config
@@ -134,13 +130,13 @@ def _jet_pytorch(contender: str, task: Task, pixel_values: torch.Tensor, noise: 
     if "compiled" in contender:
         function = torch.compile(function, mode=task.compile_mode)
     if task.operation != "train":
-        return model, lambda: function(inputs), None
+        return Work(model, lambda: function(inputs))
 
     def loss() -> list[torch.Tensor]:
         latents, log_det = function(inputs)
         return [bits_per_dim(standard_normal_log_prob(latents) + log_det[:, 0], config.num_dims).mean()]
 
-    return model, loss, AdamW(model.parameters(), lr=3e-4, weight_decay=1e-5)
+    return Work(model, loss, AdamW(model.parameters(), lr=3e-4, weight_decay=1e-5))
 
 
 @torch.no_grad()
@@ -182,8 +178,8 @@ class Floor(nn.Module):
         return outputs
 
 
-def _floor(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Parts:
+def _floor(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Work:
     dtype = torch.bfloat16 if "bf16" in contender else torch.float32
     model = Floor(task.config).to(task.device, dtype)
     tokens = noise.reshape(len(noise), task.config.num_patches, task.config.patch_dim)[..., ::2].to(dtype).contiguous()
-    return model, lambda: model(tokens.detach().requires_grad_(task.operation == "train")), None
+    return Work(model, lambda: model(tokens.detach().requires_grad_(task.operation == "train")))

@@ -41,7 +41,7 @@ def keep_freed_memory() -> None:
         library.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: its maximum; larger blocks are fetched each time
 
 
-def interleave(runs: dict, rounds: int) -> dict[str, Measurement]:
+def interleave(runs: dict, rounds: int) -> dict:
     """
     Time functions in turns, so that other work on the machine affects all of them alike.
 

@@ -50,7 +50,11 @@ def run_benchmark(arguments: BenchmarkArguments) -> None:
     }
     for part in arguments.parts:
         logger.info(f"measuring {part}")
-        results[part] = origin | {"rows": list(getattr(parts, part)(arguments))}
+        rows = list(getattr(parts, part)(arguments))
+        if not rows:
+            logger.warning(f"{part} is left out: no contender takes part in it")
+            continue
+        results[part] = origin | {"rows": rows}
         replace_text(path, strict_json(results, indent=1) + "\n")
     if arguments.report:
         report = Path(arguments.report)
