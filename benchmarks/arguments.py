@@ -8,7 +8,7 @@ import torch
 from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.model.validation_jet import check_whole
 
-from .contenders import CONTENDERS, OPERATIONS, Task, is_installed
+from .contenders import CONTENDERS, HAS_PEER, OPERATIONS, STANDARD, Task
 
 
 PARTS = ("speed", "memory", "precision", "compilation", "latency", "profile", "growth", "scoring")
@@ -25,18 +25,14 @@ class BenchmarkArguments:
         metadata={"help": f"Parts to measure, of {', '.join(PARTS)}; other results in output_dir are kept."},
     )
     contenders: list[str] = field(
-        default_factory=lambda: [
-            *("jet_hf", "jet_hf-prepared", "jet_pytorch", "floor"),
-            *("jet_hf-compiled", "jet_pytorch-compiled", "jet_hf-bf16", "jet_hf-prepared-bf16", "floor-bf16"),
-        ],
-        metadata={"help": f"Contenders, of {', '.join(CONTENDERS)}."},
+        default_factory=lambda: list(STANDARD), metadata={"help": f"Contenders, of {', '.join(CONTENDERS)}."}
     )
     operations: list[str] = field(
         default_factory=lambda: list(OPERATIONS), metadata={"help": "Operations of the part speed."}
     )
     image_size: int = field(default=32, metadata={"help": "Height and width of the images, in pixels."})
     patch_sizes: list[int] = field(
-        default_factory=lambda: [4, 2], metadata={"help": "Sides of a patch, in pixels; each is measured."}
+        default_factory=lambda: [4, 2], metadata={"help": "Sides of a patch, in pixels, for each part."}
     )
     num_coupling_layers: int = field(default=8, metadata={"help": "Number of coupling layers."})
     num_hidden_layers: int = field(default=2, metadata={"help": "Transformer blocks of a conditioner."})
@@ -48,7 +44,6 @@ class BenchmarkArguments:
     )
     rounds: int = field(default=15, metadata={"help": "Number of timed calls of each contender."})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
-    num_threads: int | None = field(default=None, metadata={"help": "CPU threads; by default torch's choice."})
     compile_mode: str | None = field(
         default=None, metadata={"help": "Mode of torch.compile, such as reduce-overhead for CUDA graphs."}
     )
@@ -64,29 +59,25 @@ class BenchmarkArguments:
                     raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value}.")
         if "jet_hf" not in self.contenders:
             raise ValueError(f"`contenders` must include jet_hf, got {', '.join(self.contenders)}.")
-        for name in ("batch_size", "rounds", "num_threads"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name))
+        check_whole("batch_size", self.batch_size)
+        check_whole("rounds", self.rounds)
         for number in self.compile_layers:
             check_whole("compile_layers", number)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("`device` must be cpu, since torch finds no GPU; got cuda.")
         for patch_size in self.patch_sizes:
-            self.config(patch_size=patch_size)
+            self.task("encode", patch_size=patch_size)
 
-    @property
-    def entrants(self) -> list[str]:
-        """The contenders whose packages are installed; only a model on the CPU can be prepared for inference."""
-        return [
-            name for name in self.contenders if is_installed(name) and (self.device == "cpu" or "prepared" not in name)
-        ]
+    def entrants(self, operation: str) -> list[str]:
+        """Return the contenders that are installed and concern an operation."""
+        out = [] if HAS_PEER else ["jet_pytorch"]
+        out += ["checkpointed"] if operation != "train" else []
+        out += ["prepared"] if operation == "train" or self.device != "cpu" else []
+        return [name for name in self.contenders if not any(word in name for word in out)]
 
-    def config(self, **fields: int) -> JetConfig:
-        """Return the configuration of the model, with `fields` in place of the arguments."""
+    def task(self, operation: str, batch_size: int | None = None, **sizes: int) -> Task:
+        """Return a task with `sizes` of the model in place of the arguments."""
         names = ("image_size", "num_coupling_layers", "num_hidden_layers", "hidden_size", "num_attention_heads")
-        sizes = {name: getattr(self, name) for name in names}
-        return JetConfig(**{**sizes, "patch_size": self.patch_sizes[0], **fields})
-
-    def task(self, operation: str, batch_size: int | None = None, **fields: int) -> Task:
-        """Return a task for all contenders, see [`config`]."""
-        return Task(operation, self.config(**fields), batch_size or self.batch_size, self.device, self.compile_mode)
+        given = {name: getattr(self, name) for name in names} | {"patch_size": self.patch_sizes[0]}
+        config = JetConfig(**given | sizes)
+        return Task(operation, config, batch_size or self.batch_size, self.device, self.compile_mode)

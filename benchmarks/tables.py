@@ -2,12 +2,13 @@
 """Markdown tables of the benchmark's results, and the plot of growth."""
 
 import os
+import re
 
 from examples.plots import plt, save_figure
 from jet_hf.utils.tables import markdown_table
 
 
-# Header, factor and format of the measured columns.
+# Header, factor and format of the measured columns; any other fraction is a share.
 COLUMNS = {
     "seconds": ("ms", 1e3, ".1f"),
     "low": ("first quartile", 1e3, ".1f"),
@@ -29,45 +30,28 @@ COLUMNS = {
     "bare": ("bare model, images/s", 1, ".1f"),
     "evaluate": ("evaluate, images/s", 1, ".1f"),
 }
-SHARE = (1, ".1%")  # factor and format of other numbers
-
-
-def _peer(name: str) -> str:
-    return "jet_pytorch"
-
-
-def _peer_in_same_mode(name: str) -> str:
-    return "-".join(["jet_pytorch", *name.split("-")[1:]])
-
-
-def _floor(name: str) -> str:
-    return "floor-bf16" if "bf16" in name else "floor"
-
-
-# Ratios of a part: header, column, and the contender to divide by.
+# Ratios of a part by header: the column, and the contender to divide by.
 RATIOS = {
-    "speed": [
-        ("x floor", "seconds", _floor),
-        ("x jet_pytorch", "seconds", _peer),
-        ("x jet_pytorch in the same mode", "seconds", _peer_in_same_mode),
-    ],
-    "memory": [("peak x jet_pytorch", "peak", _peer), ("sum x jet_pytorch", "total", _peer)],
-    "compilation": [("x jet_pytorch", "compile_seconds", _peer_in_same_mode)],
-    "latency": [("later x jet_pytorch", "later", _peer)],
+    "speed": {
+        "x floor": ("seconds", lambda name: "floor-bf16" if "bf16" in name else "floor"),
+        "x jet_pytorch": ("seconds", lambda name: "jet_pytorch"),
+        "x jet_pytorch in the same mode": ("seconds", lambda name: re.sub(r"^\w+", "jet_pytorch", name)),
+    },
+    "memory": {
+        "peak x jet_pytorch": ("peak", lambda name: "jet_pytorch"),
+        "sum x jet_pytorch": ("total", lambda name: "jet_pytorch"),
+    },
+    "compilation": {"x jet_pytorch": ("compile_seconds", lambda name: re.sub(r"^\w+", "jet_pytorch", name))},
+    "latency": {"later x jet_pytorch": ("later", lambda name: "jet_pytorch")},
 }
-SETTING = ("operation", "patch_size", "layers")  # columns that must agree for a ratio
 
 
 def update_tables(text: str, results: dict[str, dict]) -> str:
     """
-    Replace the tables of a Markdown document and keep its other text.
+    Replace the tables of a Markdown document by those of `benchmark.json`, and keep its other text.
 
     The table of a part stands between the lines `<!-- PART -->` and `<!-- end of PART -->`, with the command,
     commit, date and machine of its run. A part that the document lacks is appended to it.
-
-    Args:
-        text: The document.
-        results: The content of `benchmark.json`.
 
     Raises:
         ValueError: If the end of a table is missing.
@@ -79,37 +63,35 @@ def update_tables(text: str, results: dict[str, dict]) -> str:
         before, rest = text.split(start, 1)
         if end not in rest:
             raise ValueError(f"the report must contain the line {end.strip()} after {start.strip()}.")
-        content = f"{table(part, result['rows'])}\n\n{describe_origin(result)}"
-        text = f"{before}{start}\n{content}\n\n{end}{rest.split(end, 1)[1]}"
+        machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+        origin = f"`{result['command']}` at commit {result['commit']} on {result['date']}"
+        origin = f"Measured by {origin} with batches of {result['batch_size']}: {machine}."
+        text = f"{before}{start}\n{table(part, result['rows'])}\n\n{origin}\n\n{end}{rest.split(end, 1)[1]}"
     return text
-
-
-def describe_origin(result: dict) -> str:
-    """Name the command, commit, date and machine of a part's results."""
-    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-    origin = f"`{result['command']}` at commit {result['commit']} on {result['date']}"
-    return f"Measured by {origin} with batches of {result['batch_size']}: {machine}."
 
 
 def table(part: str, rows: list[dict]) -> str:
     """Format the rows of a part as a Markdown table: labels, measured columns, ratios. Lists are left out."""
-    keys = [key for key, value in rows[0].items() if not isinstance(value, list)]
-    labels = [key for key in keys if key not in COLUMNS and not isinstance(rows[0][key], float)]
-    columns = {key: COLUMNS.get(key, (key, *SHARE)) for key in keys if key not in labels}
-    ratios = RATIOS.get(part, [])
-    lines = [[label.replace("_", " ") for label in labels] + [header for header, *_ in (*columns.values(), *ratios)]]
+    lines = []
     for row in rows:
-        cells = [f"`{row[label]}`" if label == "contender" else str(row[label]) for label in labels]
-        cells += [format(factor * row[key], spec) for key, (_, factor, spec) in columns.items()]
-        cells += [_ratio(rows, row, column, reference(row["contender"])) for _, column, reference in ratios]
-        lines.append(cells)
-    return markdown_table(lines, len(labels))
+        labels, numbers = {}, {}
+        for key, value in row.items():
+            if isinstance(value, str | int) and key not in COLUMNS:
+                labels[key.replace("_", " ")] = f"`{value}`" if key == "contender" else str(value)
+            elif not isinstance(value, list):
+                header, factor, spec = COLUMNS.get(key, (key, 1, ".1%"))
+                numbers[header] = format(factor * value, spec)
+        for header, (column, reference) in RATIOS.get(part, {}).items():
+            numbers[header] = _ratio(rows, row, column, reference(row["contender"]))
+        lines.append(labels | numbers)
+    return markdown_table([list(lines[0]), *(list(line.values()) for line in lines)], len(labels))
 
 
 def _ratio(rows: list[dict], row: dict, column: str, contender: str) -> str:
     """Format a number over that of another contender in the same setting; empty if that did not run."""
+    setting = [row.get(key) for key in ("operation", "patch_size", "layers")] + [contender]
     for other in rows:
-        if other["contender"] == contender and all(other.get(key) == row.get(key) for key in SETTING):
+        if [other.get(key) for key in ("operation", "patch_size", "layers", "contender")] == setting:
             return f"{row[column] / other[column]:.2f}"
     return ""
 
@@ -118,15 +100,12 @@ def plot_growth(path: str | os.PathLike, rows: list[dict]) -> None:
     """Plot the seconds of encoding and training against each size, for jet_hf and the floor."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     figure, axes = plt.subplots(1, len(sizes), figsize=(3.5 * len(sizes), 3.5), squeeze=False)
-    for axis, size in zip(axes[0], sizes, strict=True):
-        for row in rows:
-            if row["size"] == size:
-                color, style = {"encode": "C0", "train": "C1"}[row["operation"]], {"jet_hf": "o-", "floor": ":"}
-                label = f"{row['operation']}, {row['contender']}"
-                axis.plot(
-                    row["values"], row["seconds"], style[row["contender"]], color=color, markersize=4, label=label
-                )
-                axis.set(xscale="log", yscale="log", xlabel=size, xticks=row["values"], xticklabels=row["values"])
+    for row in rows:
+        axis = axes[0][sizes.index(row["size"])]
+        color, style = {"encode": "C0", "train": "C1"}[row["operation"]], {"jet_hf": "o-", "floor": ":"}
+        label = f"{row['operation']}, {row['contender']}"
+        axis.loglog(row["values"], row["seconds"], style[row["contender"]], color=color, markersize=4, label=label)
+        axis.set(xlabel=row["size"], xticks=row["values"], xticklabels=row["values"])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("seconds")

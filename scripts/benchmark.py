@@ -27,7 +27,8 @@ def main() -> None:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import HfArgumentParser
 
-    from benchmarks import BenchmarkArguments, run_benchmark
+    from benchmarks.arguments import BenchmarkArguments
+    from benchmarks.run import run_benchmark
     from jet_hf.utils.console import console
 
     formatter = argparse.RawDescriptionHelpFormatter
