@@ -1,20 +1,27 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""The report of a table in Markdown: results over seeds beside the paper's, verdicts on its claims, and a plot."""
+"""
+The report of a table in Markdown: results over seeds beside the paper's, verdicts on its claims, and a plot.
+
+Runs with the same seed share their images and their noise, so cells are compared per seed. The error of a comparison
+is half the width of the 95 % confidence interval of Student's t over the seeds. Many comparisons are tested: if
+nothing differed, one in forty would exceed its error on the claimed side.
+"""
 
 import math
+from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy import stats
 
 from jet_hf.training import TrainArguments
 from jet_hf.training.fine_tuning import find_config
 from jet_hf.utils.files import replace_file, replace_text
 from jet_hf.utils.tables import markdown_table
 
-from .claims import Cell
-from .tables import Table
-from .verdicts import Judgment, Verdict, confidence_margin, judge
+from .tables import Cell, Table
 
 
 UNKNOWN = "n/a"
@@ -49,9 +56,35 @@ COMPUTE_LEGEND = """\
 seeds. The line joins the cells that no other cell undercuts in both compute and bits per dimension."""
 
 
-def write_report(
-    path: Path, command: str, table: Table, cells: list[Cell], rows: list[dict], arguments: TrainArguments
-) -> None:
+class Verdict(StrEnum):
+    """Outcome of a comparison. A claim has the first of these that one of its comparisons has."""
+
+    CONTRARY = "contrary"
+    NOT_RUN = "not run"
+    ONE_SEED = "one seed, no error"
+    WITHIN_ERROR = "within the error"
+    SHOWN = "shown"
+
+
+class Comparison(NamedTuple):
+    """A claimed difference in words, with its mean over the seeds and its error, NaN if they are unknown."""
+
+    text: str
+    mean: float
+    error: float
+    verdict: Verdict
+
+
+class Judgment(NamedTuple):
+    """Verdict on a claim, with its comparisons and the smallest difference in the paper, NaN if unknown."""
+
+    text: str
+    verdict: Verdict
+    comparisons: list[Comparison]
+    paper_margin: float
+
+
+def write_report(path: Path, command: str, table: Table, rows: list[dict], arguments: TrainArguments) -> None:
     """
     Write the report, and a plot with the same name beside it.
 
@@ -59,12 +92,10 @@ def write_report(
         path: Markdown file to write.
         command: Command that makes the report, as its first line.
         table: Table of the paper, or grid.
-        cells: Cells of the sweep.
         rows: Results, see [`collect_rows`].
         arguments: Arguments that all runs share.
     """
-    bits = bits_by_seed(cells, rows)
-    summary = summarize(cells, rows, bits)
+    bits, summary = summarize(table.cells, rows)
     picture = path.with_suffix(".png")
     parts = [
         f"`{command}`",
@@ -72,10 +103,10 @@ def write_report(
         setting_text(table, rows, arguments),
         "## Bits per dimension",
         results_table(table, summary, bits),
-        results_legend(cells, table.reference),
+        results_legend(table),
     ]
-    if claims := table.claims(cells):
-        judgments = [judge(claim, bits, summary["flops"], summary["paper"]) for claim in claims]
+    if table.claims:
+        judgments = [judge(claim, summary, bits) for claim in table.claims]
         number = sum(len(judgment.comparisons) for judgment in judgments)
         legend = CLAIMS_LEGEND.format(number=number, chance=number / 40)
         parts += ["## The paper's claims", claims_table(judgments), legend]
@@ -87,28 +118,99 @@ def write_report(
     replace_text(path, "\n\n".join(parts) + "\n")
 
 
-def bits_by_seed(cells: list[Cell], rows: list[dict]) -> pd.DataFrame:
-    """Return the bits per dimension with a row for each seed and a column for each cell, NaN without a result."""
-    frame = pd.DataFrame(rows).astype({"bits_per_dim": float})
-    return frame.pivot(index="seed", columns="cell", values="bits_per_dim")[[cell.name for cell in cells]]
+def summarize(cells: list[Cell], rows: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """
+    Return the bits per dimension and a summary, NaN without a result.
 
-
-def summarize(cells: list[Cell], rows: list[dict], bits: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of the cells: results over seeds, the paper's result, size and group."""
-    sizes = pd.DataFrame(rows).groupby("cell")
-    label = next((key for key in GROUP_LABELS if key in cells[0].labels), next(iter(cells[0].labels)))
-    return pd.DataFrame(
-        {
-            "paper": pd.Series({cell.name: cell.paper for cell in cells}, dtype=float),
-            "mean": bits.mean(),
-            "sem": bits.sem(),
-            "finished": bits.count(),
-            "parameters": sizes["num_parameters"].first(),
-            "flops": sizes["training_flops"].first().astype(float),
-            "group": pd.Series({cell.name: f"{label} {cell.labels[label]}" for cell in cells}),
-        },
-        index=[cell.name for cell in cells],
+    Returns:
+        A table of the bits per dimension with a row for each seed and a column for each cell, and one of the cells
+        with their labels, results over seeds, paper's result, size and group in the plot.
+    """
+    frame, names = pd.DataFrame(rows).astype({"bits_per_dim": float}), [cell.name for cell in cells]
+    bits = frame.pivot(index="seed", columns="cell", values="bits_per_dim")[names]
+    sizes = frame.groupby("cell")
+    labels = pd.DataFrame([cell.labels for cell in cells], index=names)
+    label = next((key for key in GROUP_LABELS if key in labels), labels.columns[0])
+    return bits, labels.assign(
+        paper=pd.Series([cell.paper for cell in cells], names, dtype=float),
+        mean=bits.mean(),
+        sem=bits.sem(),
+        finished=bits.count(),
+        parameters=sizes["num_parameters"].first(),
+        flops=sizes["training_flops"].first().astype(float),
+        group=label + " " + labels[label].astype(str),
     )
+
+
+def select_pairs(cells: pd.DataFrame, condition: str) -> pd.DataFrame:
+    """Return the pairs of cells that meet a condition, with the columns of the cells as `high_` and `low_` ones."""
+    cells = cells.rename_axis("name").reset_index()
+    return cells.add_prefix("high_").merge(cells.add_prefix("low_"), how="cross").query(condition)
+
+
+def contrasts(claim: dict, cells: pd.DataFrame, results: str) -> dict[str, pd.Series]:
+    """
+    Return what a claim states: sums of the cells' bits per dimension that are positive, as weights by their wording.
+
+    Args:
+        claim: Entry of `paper.yaml`, which describes the kinds of claims.
+        cells: The cells, see [`summarize`].
+        results: Column of the results, by which the best cells at like compute are chosen: `mean` or `paper`.
+    """
+    pairs = select_pairs(cells, claim["pairs"])
+    if claim.get("like_compute"):
+        high, low = f"high_{results}", f"low_{results}"
+        pairs = pairs.dropna(subset=[high, low, "high_flops", "low_flops"])
+        pairs = pairs[pairs[high] == pairs[high].min()].query("low_flops <= high_flops").nsmallest(1, low)
+    if "minus" in claim:
+        others = select_pairs(cells, claim["minus"])
+        return {
+            claim["comparison"].format(wide=wide, narrow=narrow): difference(wide).sub(
+                difference(narrow), fill_value=0
+            )
+            for _, wide in pairs.iterrows()
+            for _, narrow in others.iterrows()
+        }
+    found = {f"{pair['high_name']} above {pair['low_name']}": difference(pair) for _, pair in pairs.iterrows()}
+    if "average" in claim and found:
+        return {claim["average"]: pd.concat(found.values()) / len(found)}
+    return found
+
+
+def difference(pair: pd.Series) -> pd.Series:
+    """Return the weights of the difference between the cells of a pair."""
+    return pd.Series({pair["high_name"]: 1.0, pair["low_name"]: -1.0})
+
+
+def evaluate(weights: pd.Series, bits: pd.DataFrame) -> pd.Series:
+    """Return the known values of a weighted sum of cells, for a table with a column for each cell."""
+    return (bits[weights.index] @ weights).dropna()
+
+
+def confidence_margin(values: pd.Series) -> float:
+    """Return half the width of the 95 % confidence interval of a mean, NaN for fewer than two values."""
+    return stats.t.ppf(0.975, len(values) - 1) * values.sem()
+
+
+def compare(text: str, values: pd.Series) -> Comparison:
+    """Judge the values of a claimed difference, one for each seed with which all of its cells are finished."""
+    mean, error = values.mean(), confidence_margin(values)
+    if len(values) < 2:
+        verdict = Verdict.NOT_RUN if values.empty else Verdict.ONE_SEED
+    elif abs(mean) <= error:
+        verdict = Verdict.WITHIN_ERROR
+    else:
+        verdict = Verdict.SHOWN if mean > 0 else Verdict.CONTRARY
+    return Comparison(text, mean, error, verdict)
+
+
+def judge(claim: dict, cells: pd.DataFrame, bits: pd.DataFrame) -> Judgment:
+    """Compare a claim of `paper.yaml` with the results; [`summarize`] returns both tables."""
+    comparisons = [compare(text, evaluate(sums, bits)) for text, sums in contrasts(claim, cells, "mean").items()]
+    verdict = min((item.verdict for item in comparisons), key=list(Verdict).index, default=Verdict.NOT_RUN)
+    paper = cells[["paper"]].T
+    margins = [margin for sums in contrasts(claim, cells, "paper").values() for margin in evaluate(sums, paper)]
+    return Judgment(claim["text"], verdict, comparisons, min(margins, default=math.nan))
 
 
 def setting_text(table: Table, rows: list[dict], arguments: TrainArguments) -> str:
@@ -171,10 +273,10 @@ def plus_minus(mean: float, error: float, sign: str = "") -> str:
     return f"{mean:{sign}.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
 
 
-def results_legend(cells: list[Cell], reference: str | None) -> str:
+def results_legend(table: Table) -> str:
     """Return the explanation of the results: symbols, and remarks on the paper."""
-    differences = [DIFFERENCES_LEGEND for cell in cells if cell.name == reference]
-    notes = [f"On `{cell.name}`: {cell.note}." for cell in cells if cell.note]
+    differences = [DIFFERENCES_LEGEND for cell in table.cells if cell.name == table.reference]
+    notes = [f"On `{cell.name}`: {cell.note}." for cell in table.cells if cell.note]
     return " ".join([RESULTS_LEGEND, *differences, *notes])
 
 
