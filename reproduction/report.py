@@ -8,10 +8,10 @@ nothing differed, one in forty would exceed its error on the claimed side.
 """
 
 import math
-from enum import StrEnum
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
@@ -29,14 +29,14 @@ MARKERS = "osD^vP*X"
 # Label by which the plot groups the cells: the first of these that the table has.
 GROUP_LABELS = ("backbone", "pattern", "mode", "dequantization", "parts", "layers")
 
-SETTING = """\
-- Paper: {paper}.
-- Here: {size} x {size} images from `{data}`{crops}{scored}; {layers} coupling layers of depth {depth} and width \
-{width} unless the table sets them; {steps} with a batch size of {batch_size} and a learning rate of {rate:g}; seeds \
-{seeds}.
-
-Where the data or the sizes differ from the paper's, compare only the orderings, not the numbers. An ordering that is \
-shown here is shown for this setting."""
+# Outcomes of a comparison. A claim has the first of these that one of its comparisons has.
+CONTRARY, NOT_RUN, ONE_SEED, WITHIN_ERROR, SHOWN = VERDICTS = (
+    "contrary",
+    "not run",
+    "one seed, no error",
+    "within the error",
+    "shown",
+)
 
 RESULTS_LEGEND = """\
 ± in the column *here* is the standard error over seeds; a seed draws the weights, the permutations, the data order \
@@ -56,34 +56,6 @@ COMPUTE_LEGEND = """\
 seeds. The line joins the cells that no other cell undercuts in both compute and bits per dimension."""
 
 
-class Verdict(StrEnum):
-    """Outcome of a comparison. A claim has the first of these that one of its comparisons has."""
-
-    CONTRARY = "contrary"
-    NOT_RUN = "not run"
-    ONE_SEED = "one seed, no error"
-    WITHIN_ERROR = "within the error"
-    SHOWN = "shown"
-
-
-class Comparison(NamedTuple):
-    """A claimed difference in words, with its mean over the seeds and its error, NaN if they are unknown."""
-
-    text: str
-    mean: float
-    error: float
-    verdict: Verdict
-
-
-class Judgment(NamedTuple):
-    """Verdict on a claim, with its comparisons and the smallest difference in the paper, NaN if unknown."""
-
-    text: str
-    verdict: Verdict
-    comparisons: list[Comparison]
-    paper_margin: float
-
-
 def write_report(path: Path, command: str, table: Table, rows: list[dict], arguments: TrainArguments) -> None:
     """
     Write the report, and a plot with the same name beside it.
@@ -97,19 +69,18 @@ def write_report(path: Path, command: str, table: Table, rows: list[dict], argum
     """
     bits, summary = summarize(table.cells, rows)
     picture = path.with_suffix(".png")
+    references = [DIFFERENCES_LEGEND for cell in table.cells if cell.name == table.reference]
+    notes = [f"On `{cell.name}`: {cell.note}." for cell in table.cells if cell.note]
     parts = [
         f"`{command}`",
         f"# {table.title}",
         setting_text(table, rows, arguments),
         "## Bits per dimension",
         results_table(table, summary, bits),
-        results_legend(table),
+        " ".join([RESULTS_LEGEND, *references, *notes]),
     ]
     if table.claims:
-        judgments = [judge(claim, summary, bits) for claim in table.claims]
-        number = sum(len(judgment.comparisons) for judgment in judgments)
-        legend = CLAIMS_LEGEND.format(number=number, chance=number / 40)
-        parts += ["## The paper's claims", claims_table(judgments), legend]
+        parts += ["## The paper's claims", claims_text(table.claims, summary, bits)]
     if missing := [f"- `{row['cell']}`, seed {row['seed']}: {row['reason']}" for row in rows if row["reason"]]:
         parts += ["## Runs without a result", "\n".join(missing)]
     parts += ["## Compute", f"![Bits per dimension against training compute]({picture.name})", COMPUTE_LEGEND]
@@ -148,69 +119,52 @@ def select_pairs(cells: pd.DataFrame, condition: str) -> pd.DataFrame:
     return cells.add_prefix("high_").merge(cells.add_prefix("low_"), how="cross").query(condition)
 
 
-def contrasts(claim: dict, cells: pd.DataFrame, results: str) -> dict[str, pd.Series]:
+def differences(claim: dict, cells: pd.DataFrame, bits: pd.DataFrame) -> pd.DataFrame:
     """
-    Return what a claim states: sums of the cells' bits per dimension that are positive, as weights by their wording.
+    Return the differences between cells that are above zero if a claim holds.
 
     Args:
-        claim: Entry of `paper.yaml`, which describes the kinds of claims.
-        cells: The cells, see [`summarize`].
-        results: Column of the results, by which the best cells at like compute are chosen: `mean` or `paper`.
+        claim: Claim of `paper.yaml`, which describes the kinds of claims.
+        cells: Labels and FLOPs of the cells.
+        bits: Bits per dimension with a column for each cell, and a row for each seed or one for the paper.
+
+    Returns:
+        A table with a column for each comparison, named after it, and the rows of `bits`.
     """
     pairs = select_pairs(cells, claim["pairs"])
     if claim.get("like_compute"):
-        high, low = f"high_{results}", f"low_{results}"
-        pairs = pairs.dropna(subset=[high, low, "high_flops", "low_flops"])
-        pairs = pairs[pairs[high] == pairs[high].min()].query("low_flops <= high_flops").nsmallest(1, low)
+        means = bits.mean()
+        pairs = pairs.assign(high=pairs["high_name"].map(means), low=pairs["low_name"].map(means))
+        pairs = pairs.dropna(subset=["high", "low", "high_flops", "low_flops"])
+        pairs = pairs[pairs["high"] == pairs["high"].min()].query("low_flops <= high_flops").nsmallest(1, "low")
     if "minus" in claim:
-        others = select_pairs(cells, claim["minus"])
-        return {
-            claim["comparison"].format(wide=wide, narrow=narrow): difference(wide).sub(
-                difference(narrow), fill_value=0
-            )
-            for _, wide in pairs.iterrows()
-            for _, narrow in others.iterrows()
-        }
-    found = {f"{pair['high_name']} above {pair['low_name']}": difference(pair) for _, pair in pairs.iterrows()}
-    if "average" in claim and found:
-        return {claim["average"]: pd.concat(found.values()) / len(found)}
-    return found
+        pairs = pairs.merge(select_pairs(cells, claim["minus"]).add_prefix("minus_"), how="cross")
+    found = {}
+    for pair in pairs.to_dict("records"):
+        text = claim.get("wording", "{high_name} above {low_name}").format(**pair)
+        found[text] = bits[pair["high_name"]] - bits[pair["low_name"]]
+        if "minus" in claim:
+            found[text] -= bits[pair["minus_high_name"]] - bits[pair["minus_low_name"]]
+    values = pd.DataFrame(found, index=bits.index, dtype=float)
+    return values.mean(axis=1, skipna=False).to_frame("average") if claim.get("average") and found else values
 
 
-def difference(pair: pd.Series) -> pd.Series:
-    """Return the weights of the difference between the cells of a pair."""
-    return pd.Series({pair["high_name"]: 1.0, pair["low_name"]: -1.0})
+def compare(values: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean, the error and the verdict of each column of differences, of the seeds without NaN."""
+    count, mean, error = values.count(), values.mean(), confidence_margin(values)
+    outcomes = [(count == 0, NOT_RUN), (count == 1, ONE_SEED), (mean.abs() <= error, WITHIN_ERROR), (mean > 0, SHOWN)]
+    verdict = np.select(*zip(*outcomes, strict=True), default=CONTRARY)
+    return pd.DataFrame({"mean": mean, "error": error, "verdict": verdict})
 
 
-def evaluate(weights: pd.Series, bits: pd.DataFrame) -> pd.Series:
-    """Return the known values of a weighted sum of cells, for a table with a column for each cell."""
-    return (bits[weights.index] @ weights).dropna()
+def judge(comparisons: pd.DataFrame) -> str:
+    """Return the verdict on a claim."""
+    return min(comparisons["verdict"], key=VERDICTS.index, default=NOT_RUN)
 
 
-def confidence_margin(values: pd.Series) -> float:
+def confidence_margin(values: pd.Series | pd.DataFrame) -> float | pd.Series:
     """Return half the width of the 95 % confidence interval of a mean, NaN for fewer than two values."""
-    return stats.t.ppf(0.975, len(values) - 1) * values.sem()
-
-
-def compare(text: str, values: pd.Series) -> Comparison:
-    """Judge the values of a claimed difference, one for each seed with which all of its cells are finished."""
-    mean, error = values.mean(), confidence_margin(values)
-    if len(values) < 2:
-        verdict = Verdict.NOT_RUN if values.empty else Verdict.ONE_SEED
-    elif abs(mean) <= error:
-        verdict = Verdict.WITHIN_ERROR
-    else:
-        verdict = Verdict.SHOWN if mean > 0 else Verdict.CONTRARY
-    return Comparison(text, mean, error, verdict)
-
-
-def judge(claim: dict, cells: pd.DataFrame, bits: pd.DataFrame) -> Judgment:
-    """Compare a claim of `paper.yaml` with the results; [`summarize`] returns both tables."""
-    comparisons = [compare(text, evaluate(sums, bits)) for text, sums in contrasts(claim, cells, "mean").items()]
-    verdict = min((item.verdict for item in comparisons), key=list(Verdict).index, default=Verdict.NOT_RUN)
-    paper = cells[["paper"]].T
-    margins = [margin for sums in contrasts(claim, cells, "paper").values() for margin in evaluate(sums, paper)]
-    return Judgment(claim["text"], verdict, comparisons, min(margins, default=math.nan))
+    return stats.t.ppf(0.975, values.count() - 1) * values.sem()
 
 
 def setting_text(table: Table, rows: list[dict], arguments: TrainArguments) -> str:
@@ -220,81 +174,69 @@ def setting_text(table: Table, rows: list[dict], arguments: TrainArguments) -> s
         return f"Each cell names the fields that it sets; the recipe of the grid sets all others. Seeds: {seeds}."
     config = find_config(arguments)
     steps, images = (sorted({row[key] for row in rows if row[key]}) for key in ("num_steps", "num_eval_images"))
-    return SETTING.format(
-        paper=table.setting,
-        size=config.image_size,
-        data=arguments.dataset_release or arguments.dataset_name or arguments.dataset_path,
-        crops=f" ({crops} random crops per image)" if (crops := arguments.random_crops_per_image) else "",
-        scored=f", scored on {' or '.join(map(str, images))} held-out images" if images else "",
-        layers=config.num_coupling_layers,
-        depth=config.num_hidden_layers,
-        width=config.hidden_size,
-        steps=f"{' or '.join(f'{number:,}' for number in steps)} steps" if steps else "an unknown number of steps",
-        batch_size=arguments.train_batch_size,
-        rate=arguments.learning_rate,
-        seeds=seeds,
-    )
+    data = arguments.dataset_release or arguments.dataset_name or arguments.dataset_path
+    crops = f" ({crops} random crops per image)" if (crops := arguments.random_crops_per_image) else ""
+    scored = f", scored on {' or '.join(map(str, images))} held-out images" if images else ""
+    length = f"{' or '.join(f'{number:,}' for number in steps)} steps" if steps else "an unknown number of steps"
+    return f"""\
+- Paper: {table.setting}.
+- Here: {config.image_size} x {config.image_size} images from `{data}`{crops}{scored}; {config.num_coupling_layers} \
+coupling layers of depth {config.num_hidden_layers} and width {config.hidden_size} unless the table sets them; \
+{length} with a batch size of {arguments.train_batch_size} and a learning rate of {arguments.learning_rate:g}; \
+seeds {seeds}.
+
+Where the data or the sizes differ from the paper's, compare only the orderings, not the numbers. An ordering that is \
+shown here is shown for this setting."""
 
 
-def results_table(table: Table, summary: pd.DataFrame, bits: pd.DataFrame) -> str:
+def results_table(table: Table, cells: pd.DataFrame, bits: pd.DataFrame) -> str:
     """Return the table of the paper's results and ours, with the differences from the reference cell."""
-    reference, is_paper = table.reference if table.reference in bits else None, table.setting is not None
-    header = ["cell", "here", "seeds", "parameters", "training FLOPs"]
-    if is_paper:
-        header.insert(1, "paper")
-    if reference:
-        header[3:3] = [f"paper: minus `{reference}`", f"here: minus `{reference}`"]
-    lines = [header]
-    for name, cell in summary.iterrows():
-        line = [
-            f"`{name}`",
-            plus_minus(cell["mean"], cell["sem"]),
-            f"{cell['finished']} of {len(bits)}",
-            f"{cell['parameters']:,}",
-            UNKNOWN if math.isnan(cell["flops"]) else f"{cell['flops']:.3g}",
+    columns = {"cell": [f"`{name}`" for name in cells.index]}
+    if table.setting is not None:
+        columns["paper"] = [show(value, "g") for value in cells["paper"]]
+    columns["here"] = list(map(plus_minus, cells["mean"], cells["sem"]))
+    if table.reference in bits:
+        others = bits.drop(columns=table.reference).columns
+        in_paper = (cells["paper"] - cells["paper"][table.reference])[others].reindex(cells.index)
+        here = bits[others].sub(bits[table.reference], axis=0).reindex(columns=cells.index)
+        columns[f"paper: minus `{table.reference}`"] = [show(value, "+.3f") for value in in_paper]
+        columns[f"here: minus `{table.reference}`"] = [
+            plus_minus(mean, error, "+") for mean, error in zip(here.mean(), confidence_margin(here), strict=True)
         ]
-        if is_paper:
-            line.insert(1, UNKNOWN if math.isnan(cell["paper"]) else f"{cell['paper']:g}")
-        if reference:
-            in_paper = cell["paper"] - summary["paper"][reference]
-            values = (bits[name] - bits[reference]).dropna()
-            line[3:3] = [
-                UNKNOWN if name == reference or math.isnan(in_paper) else f"{in_paper:+.3f}",
-                UNKNOWN if name == reference else plus_minus(values.mean(), confidence_margin(values), sign="+"),
-            ]
-        lines.append(line)
-    return markdown_table(lines, left=1)
+    columns["seeds"] = [f"{number} of {len(bits)}" for number in cells["finished"]]
+    columns["parameters"] = [f"{number:,}" for number in cells["parameters"]]
+    columns["training FLOPs"] = [show(value, ".3g") for value in cells["flops"]]
+    return markdown_table([list(columns), *map(list, zip(*columns.values(), strict=True))], left=1)
+
+
+def show(value: float, form: str) -> str:
+    """Return a number in a format, where it is known."""
+    return UNKNOWN if math.isnan(value) else f"{value:{form}}"
 
 
 def plus_minus(mean: float, error: float, sign: str = "") -> str:
     """Return a mean with its error, where they are known."""
-    if math.isnan(mean):
-        return UNKNOWN
-    return f"{mean:{sign}.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
+    return show(mean, f"{sign}.4f") + ("" if math.isnan(error) else f" ± {error:.4f}")
 
 
-def results_legend(table: Table) -> str:
-    """Return the explanation of the results: symbols, and remarks on the paper."""
-    differences = [DIFFERENCES_LEGEND for cell in table.cells if cell.name == table.reference]
-    notes = [f"On `{cell.name}`: {cell.note}." for cell in table.cells if cell.note]
-    return " ".join([RESULTS_LEGEND, *differences, *notes])
-
-
-def claims_table(judgments: list[Judgment]) -> str:
-    """Return the table of verdicts on the paper's claims."""
-    lines = [["claim", "here", "comparisons", "smallest margin here", "smallest margin in the paper"]]
-    for judgment in judgments:
-        verdicts = [item.verdict for item in judgment.comparisons]
-        counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in reversed(Verdict) if verdict in verdicts]
-        comparisons, margin = ", ".join(counts) or "none", UNKNOWN
-        if finished := [item for item in judgment.comparisons if item.verdict != Verdict.NOT_RUN]:
-            comparisons += f"; {sum(item.mean > 0 for item in finished)} of {len(finished)} on the claimed side"
-            weakest = min(finished, key=lambda item: item.mean)
-            margin = plus_minus(weakest.mean, weakest.error, sign="+")
-            margin += f" ({weakest.text})" if len(judgment.comparisons) > 1 else ""
-        in_paper = UNKNOWN if math.isnan(judgment.paper_margin) else f"{judgment.paper_margin:+.3f}"
-        lines.append([judgment.text, f"**{judgment.verdict}**", comparisons, margin, in_paper])
-    return markdown_table(lines, left=4)
+def claims_text(claims: Sequence[dict], cells: pd.DataFrame, bits: pd.DataFrame) -> str:
+    """Return the table of verdicts on the paper's claims, and its explanation."""
+    lines, number = [["claim", "here", "comparisons", "smallest margin here", "smallest margin in the paper"]], 0
+    for claim in claims:
+        comparisons = compare(differences(claim, cells, bits))
+        verdicts = list(comparisons["verdict"])
+        counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in reversed(VERDICTS) if verdict in verdicts]
+        text, margin = ", ".join(counts) or "none", UNKNOWN
+        finished = comparisons.dropna(subset="mean")
+        if len(finished):
+            text += f"; {sum(finished['mean'] > 0)} of {len(finished)} on the claimed side"
+            weakest = finished["mean"].idxmin()
+            margin = plus_minus(finished["mean"][weakest], finished["error"][weakest], "+")
+            margin += f" ({weakest})" if len(comparisons) > 1 else ""
+        in_paper = differences(claim, cells, cells[["paper"]].T).min().min()
+        lines.append([claim["text"], f"**{judge(comparisons)}**", text, margin, show(in_paper, "+.3f")])
+        number += len(comparisons)
+    return markdown_table(lines, left=4) + "\n\n" + CLAIMS_LEGEND.format(number=number, chance=number / 40)
 
 
 def plot_compute(path: Path, title: str, cells: pd.DataFrame) -> None:

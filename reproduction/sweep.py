@@ -38,7 +38,7 @@ from .tables import Cell, Table, read_grid, read_table
 
 logger = logging.getLogger(__name__)
 
-FINISHED, FAILED, UNFINISHED, NOT_STARTED = "finished", "failed", "unfinished", "not started"
+FINISHED = "finished"
 STOP_CODES = (0, 130, 143)  # of an early end: after a checkpoint, or by SIGINT or SIGTERM before the first step
 
 
@@ -260,30 +260,27 @@ def describe(table: Table, rows: list[dict]) -> str:
 def mean_table(rows: list[dict]) -> str:
     """Return a table of the cells' bits per dimension: mean, standard deviation, and extremes over the seeds."""
     bits = pd.DataFrame(rows).astype({"bits_per_dim": float}).groupby("cell", sort=False)["bits_per_dim"]
-    lines = [["cell", "bits per dimension", "standard deviation", "lowest", "highest", "seeds"]]
-    for cell, values in bits.agg(["mean", "std", "min", "max", "count"]).iterrows():
-        numbers = [
-            "n/a" if math.isnan(values[name]) else f"{values[name]:.4f}" for name in ("mean", "std", "min", "max")
-        ]
-        lines.append([str(cell), *numbers, f"{values['count']:.0f}"])
-    return markdown_table(lines, left=1)
+    numbers = bits.agg(["mean", "std", "min", "max"]).map(lambda value: "n/a" if math.isnan(value) else f"{value:.4f}")
+    numbers["seeds"] = bits.count().astype(str)
+    header = ["cell", "bits per dimension", "standard deviation", "lowest", "highest", "seeds"]
+    return markdown_table([header, *map(list, numbers.itertuples(name=None))], left=1)
 
 
 def read_run(run: Run) -> tuple[str, str | None, dict]:
     """Return the status of a run, the reason if it has no result, and its last evaluation."""
     if not run.is_complete:
         if not (run.folder / "recipe.yaml").is_file():
-            return NOT_STARTED, "not started", {}
+            return "not started", "not started", {}
         checkpoints = list_checkpoints(run.folder)
         last = checkpoints[-1].name if checkpoints else "none"
-        return UNFINISHED, f"running, stopped or failed; last checkpoint: {last}", {}
+        return "unfinished", f"running, stopped or failed; last checkpoint: {last}", {}
     path = run.folder / "evaluations.jsonl"
     if not path.is_file():
-        return FAILED, "finished without an evaluation, for want of held-out images", {}
+        return "failed", "finished without an evaluation, for want of held-out images", {}
     evaluation = json.loads(path.read_text().splitlines()[-1])
     bits = evaluation["bits_per_dim"]
     if bits is None or not math.isfinite(bits):  # null, or the NaN and Infinity of earlier releases
-        return FAILED, f"diverged: {bits} bits per dimension at the end", {}
+        return "failed", f"diverged: {bits} bits per dimension at the end", {}
     return FINISHED, None, evaluation
 
 

@@ -7,6 +7,7 @@ ablation of the dequantization flow set the sizes themselves.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class Table:
     axes: dict[str, list]
     cells: list[Cell]
     setting: str | None = None
-    claims: tuple[dict, ...] = ()
+    claims: Sequence[dict] = ()
     reference: str | None = None
 
 
@@ -118,9 +119,7 @@ def read_table(name: str, axes: dict[str, list[str]] | None = None) -> Table:
         cells += size_cells(PAPER["tables"]["imagenet1k_64"], [layers, *vit], "vit", "vit-")
     else:
         cells = size_cells(entry, list(values.values()), "vit")
-    return Table(
-        entry["title"], entry["axes"], cells, entry["setting"], tuple(entry["claims"]), entry.get("reference")
-    )
+    return Table(entry["title"], entry["axes"], cells, entry["setting"], entry["claims"], entry.get("reference"))
 
 
 def parse_axis_value(axis: str, text: str, known: list) -> str | int:
