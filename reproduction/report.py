@@ -116,7 +116,7 @@ def summarize(cells: list[Cell], rows: list[dict]) -> tuple[pd.DataFrame, pd.Dat
 def select_pairs(cells: pd.DataFrame, condition: str) -> pd.DataFrame:
     """Return the pairs of cells that meet a condition, with the columns of the cells as `high_` and `low_` ones."""
     cells = cells.rename_axis("name").reset_index()
-    return cells.add_prefix("high_").merge(cells.add_prefix("low_"), how="cross").query(condition)
+    return cells.add_prefix("high_").merge(cells.add_prefix("low_"), how="cross").query(condition, engine="python")
 
 
 def differences(claim: dict, cells: pd.DataFrame, bits: pd.DataFrame) -> pd.DataFrame:
@@ -158,7 +158,7 @@ def compare(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge(comparisons: pd.DataFrame) -> str:
-    """Return the verdict on a claim."""
+    """Return the verdict on a claim, given its comparisons."""
     return min(comparisons["verdict"], key=VERDICTS.index, default=NOT_RUN)
 
 
