@@ -22,7 +22,7 @@ class SweepArguments(BoundedArguments):
             --accelerate_config recipes/accelerate/ddp.yaml --print_commands > commands.txt
 
     The same command resumes a sweep that was stopped or killed: finished runs are kept, and the others continue from
-    their last checkpoint. On a cluster, work off the printed commands, one per job; see docs/sweeps/README.md.
+    their last checkpoint. On a cluster, run the printed commands, one per job; see docs/sweeps/README.md.
     """
 
     grid: str | None = argument("YAML file with a recipe (config), values of fields (grid) and seeds.", None)

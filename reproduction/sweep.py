@@ -190,7 +190,9 @@ def make_runs(
         flags = [*shared, *to_flags(fields)]
         try:
             arguments = parse_arguments(flags)
-            runs.append(Run(cell, seed, flags, arguments, find_config(arguments)))
+            config = find_config(arguments)
+            config.check_bits_per_dim()
+            runs.append(Run(cell, seed, flags, arguments, config))
         except (ValueError, StrictDataclassError) as error:
             raise ValueError(f"the cell {cell.name} does not fit the recipe: {error}") from error
     return runs

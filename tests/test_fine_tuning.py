@@ -206,7 +206,7 @@ def test_a_mistyped_path_is_called_a_path(fail, tmp_path, command):
         "runs/photographs": "runs/photographs must be the folder of a model, but it has no config.json; its "
         "checkpoints, such as runs/photographs/checkpoint-200, hold models.",
         "file": "file must be the folder of a model, but it is a file.",
-        "someone/model": "someone/model is no folder here, and no model of the Hub: ",
+        "someone/model": "someone/model is no folder here and cannot be loaded from the Hub: ",
         "bert": "must be a Jet, but bert is a model of type bert.",
     }.items():
         assert fail(command, model).startswith(f"error: `{argument}` {message}"), model
@@ -217,6 +217,6 @@ def test_a_recipe_that_needs_another_run_says_which_to_train_first(fail, tmp_pat
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "a.yaml").write_text("ingredients: [flour]\n")
     (tmp_path / "recipes" / "imagenet21k_64.yaml").write_text("output_dir: runs/imagenet21k_64\n")
-    expected = "error: `model_name_or_path` runs/imagenet21k_64 does not exist yet: train that first, "
-    expected += "jet-hf train --config recipes/imagenet21k_64.yaml"
+    expected = "error: `model_name_or_path` runs/imagenet21k_64 does not exist yet: train it first by "
+    expected += "`jet-hf train --config recipes/imagenet21k_64.yaml`."
     assert fail("train", "runs/imagenet21k_64") == expected

@@ -472,6 +472,7 @@ def test_grids_that_do_not_fit_are_refused(tmp_path):
         ({"grid": {"num_classes": [None, 3]}}, "must list values for each field"),
         ({"grid": {"hiden_size": [32]}}, "hiden_size=32 does not fit the recipe: .*did you mean --hidden_size"),
         ({"grid": {"hidden_size": [32, 0]}}, "hidden_size=0 does not fit the recipe"),
+        ({"grid": {"noise_std": [0.1]}}, "noise_std=0.1 does not fit the recipe: .* no bits per dimension of images"),
         ({"grid": {"seed": [0, 1]}}, "the sweep itself sets seed: use its arguments `seeds`"),
         ({"seeds": [0, 0]}, "`seeds` must be distinct"),
         ({"seeds": 3}, "`seeds` must be distinct integers of at least 0, got 3"),

@@ -397,6 +397,44 @@ def test_a_schedule_changes_from_a_checkpoint_on(root, images, plain, caplog):
     trajectory = read_manifest(root / "cooled" / "checkpoint-10")["trajectory"]
     assert trajectory["extended"] == {"at_steps": [6], "warmup_steps": 1}
 
+    # After an interruption before its first own checkpoint, it does not start from scratch.
+    for step in (9, 10):
+        shutil.rmtree(root / "cooled" / f"checkpoint-{step}")
+    with pytest.raises(ValueError, match=r"must be .*/plain/checkpoint-6, from which the run in .*/cooled started"):
+        train_here(**fields | {"resume_from_checkpoint": "latest", "extend": False}, max_steps=10)
+    (root / "cooled" / "config.json").unlink()
+    train_here(**fields, max_steps=10)
+    assert rows(root / "cooled")[0]["loss"] == logged[0]["loss"]
+    # The first command neither discards its checkpoints nor writes over another run.
+    with pytest.raises(ValueError, match=r"/cooled already holds a run \(config.json, checkpoint-9, checkpoint-10\)"):
+        train_here(**fields, max_steps=10)
+
+
+def test_a_run_extended_from_before_its_end_has_a_best_model_and_samples_of_its_own(root, images):
+    fields = {"dataset_path": images, "save_best": True, "warmup_ratio": 0.75, "output_dir": root / "taken-back"}
+    train_here(**fields)
+    other = (root / "taken-back" / "best" / "evaluation.json").read_text()
+    assert json.loads(other)["step"] == 12
+    for step in (9, 12):
+        shutil.rmtree(root / "taken-back" / f"checkpoint-{step}")
+    fields |= {"resume_from_checkpoint": "latest", "extend": True}
+    with pytest.raises(ValueError, match=r"`max_steps` must be above the 9 steps of warm-up .*checkpoint-6.* got 8"):
+        train_here(**fields, max_steps=8)
+    train_here(**fields, max_steps=10)
+    assert (root / "taken-back" / "best-12" / "evaluation.json").read_text() == other
+    best = json.loads((root / "taken-back" / "best" / "evaluation.json").read_text())
+    assert best["step"] == 10 and best in rows(root / "taken-back", "evaluations.jsonl")
+    samples = (root / "taken-back" / "samples" / "samples-00000010.png").read_bytes()
+    assert (root / "taken-back" / "samples.png").read_bytes() == samples
+
+
+def test_samples_of_a_model_that_diverged_do_not_end_its_run(root, images, caplog):
+    fields = {"max_steps": 1, "learning_rate": 1e30, "warmup_ratio": 0, "max_skipped_steps": 1}
+    train_here(**fields, dataset_path=images, output_dir=root / "not-drawn")
+    assert "step 1: the images could not be drawn: `latents` must be finite" in caplog.text
+    assert rows(root / "not-drawn", "evaluations.jsonl")[-1]["bits_per_dim"] is None
+    assert (root / "not-drawn" / "config.json").exists()
+
 
 def test_a_run_goes_on_after_steps_that_are_not_finite(root, images, monkeypatch):
     def draw_noise(self, batch):

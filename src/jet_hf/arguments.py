@@ -80,8 +80,8 @@ ModelArguments: Any = _model_arguments()
 @dataclass
 class PretrainedArguments(ModelArguments):
     model_name_or_path: str | None = argument(
-        "Model to fine-tune: a folder, or a name on the Hub. Of its fields, only image_size and num_classes can be "
-        "changed: position embeddings are interpolated, and other classes get a new embedding.",
+        "Model to fine-tune: a folder, or a name on the Hub. Of its fields, only image_size and num_classes can "
+        "change: position embeddings are interpolated, and other classes get a new embedding.",
         None,
         decides="initial_weights",
     )
@@ -133,8 +133,8 @@ class DataArguments(SourceArguments):
         "Split or slice to train on, such as train[:98%]; 'all' takes a whole folder.", "train", decides=OWN_VALUE
     )
     eval_split: str | None = argument(
-        "Split to evaluate on, or 'none'; by default validation, or else test, or else 5% of the training images, "
-        "which are held out.",
+        "Split to evaluate on, or 'none'; by default validation, or else test, or else 5% of the training images (at "
+        "most 5,000), which are held out.",
         None,
         decides=OWN_VALUE,
     )
@@ -193,7 +193,8 @@ class OptimizationArguments:
     max_grad_norm: float = argument("Global norm for gradient clipping.", 1.0, decides=OWN_VALUE, above=0)
     max_skipped_steps: int = argument(
         "Steps in a row that may be skipped because the loss or the gradient is not finite, or the gradient spikes; "
-        "the next one ends the run. A skipped step changes no weights, moments or averages. Data and schedule go on.",
+        "the next one ends the run. A skipped step changes no weights, moments or averages, but data and schedule "
+        "advance.",
         0,
         decides=None,
         at_least=0,
@@ -237,7 +238,7 @@ class RunArguments:
         "Checkpoint to resume from, or 'latest' for the newest one, if any.", None, decides=None
     )
     extend: bool = argument(
-        "Train on from the checkpoint to another number of steps, or with another lr_scheduler_type, cooldown_ratio "
+        "Continue from the checkpoint to another number of steps, or with another lr_scheduler_type, cooldown_ratio "
         "or spike_factor. The warm-up keeps its length.",
         False,
         decides=None,
@@ -318,8 +319,9 @@ class TrainArguments(
         accelerate launch -m jet_hf.train --config recipes/cifar10.yaml --output_dir runs/cifar10
         jet-hf train --config recipes/cifar10.yaml --dry_run
 
-    Without a recipe and without a size of the model, such as --hidden_size, the run trains a small model that suits a
-    folder of photographs on a CPU: the one of recipes/photographs.yaml, in batches of 16 for 80 epochs.
+    Without a recipe and without a size of the model, such as --hidden_size, other defaults apply than those below: the
+    small model of recipes/photographs.yaml, which suits a folder of photographs on a CPU, in batches of 16 for 80
+    epochs, with a learning rate of 2e-3, and with checkpoints, evaluations and samples every 100 steps.
 
     With --resume_from_checkpoint latest, a killed run continues as if it had not been interrupted. SIGTERM and Ctrl-C
     save a checkpoint and end the run with exit code 0, or with 143 and 130 if there is nothing to save.
@@ -335,7 +337,7 @@ class TrainArguments(
         if self.streaming and self.random_crops_per_image:
             raise ValueError("`random_crops_per_image` cannot be combined with `streaming`.")
         if self.extend and self.resume_from_checkpoint is None:
-            raise ValueError("`extend` must be given with `resume_from_checkpoint`, the checkpoint to train on from.")
+            raise ValueError("`extend` must be given with `resume_from_checkpoint`, the checkpoint to continue from.")
         if self.spike_factor is not None and not self.max_skipped_steps:
             raise ValueError(
                 "`spike_factor` must be given with `max_skipped_steps`, the number of steps in a row that may be "

@@ -17,8 +17,8 @@ def average_models(folders: Sequence[str | os.PathLike]) -> tuple[JetForDensityE
     """
     Return a float32 model whose weights are the mean of those of other models, and their image processor.
 
-    The sums are float64, so that the order of the models changes the result by rounding at most. One of the models at
-    a time is in memory beside them.
+    The sums are float64, so that the order of the models changes the result by rounding at most. At most two models
+    are in memory besides the sums.
 
     Args:
         folders: Two or more folders of saved models, such as checkpoints of a run.

@@ -196,13 +196,14 @@ def split_to_score(source: DataSource) -> str:
     split = f"train{HELD_OUT}"
     logger.warning(
         f"{source.where} has no validation or test split: scoring {split}, the images that training holds out by "
-        "default. A model that was trained with another `train_split` or by an earlier version has seen them."
+        "default. A model that was trained with other splits, by an earlier version, or before images were added or "
+        "removed, has seen some of them."
     )
     return split
 
 
 def can_hold_out(source: DataSource) -> bool:
-    """Return whether the split `train` has enough images to hold some out, which is unknown of a stream."""
+    """Return whether the split `train` is known to have enough images to hold some out."""
     try:
         (train,) = source.layout.splits_in(source.layout.resolve("train"))
     except UnknownSplitError:
@@ -244,7 +245,7 @@ def first_label_of(source: DataSource, num_classes: int = NUM_CLASSES) -> int:
     """
     Return the smallest class in the data, as given or as implied by their format.
 
-    It is subtracted from the labels. A model of more classes than Chrabaszcz's batches have was trained by an earlier
+    It is subtracted from the labels. A model with more classes than Chrabaszcz's batches was trained by an earlier
     version, which did not subtract it.
     """
     if source.first_label is not None:

@@ -15,7 +15,7 @@ SPLIT_ALIASES = {
 }
 # Slices that divide a split without held-out images into a small part to evaluate on and the rest.
 HELD_OUT, KEPT = "[held_out]", "[kept]"
-LEAST_DIVIDED = 16
+LEAST_DIVIDED = 16  # images of a split that is divided
 LEAST_HELD_OUT, MOST_HELD_OUT = 4, 5000
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})")
 _SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}")

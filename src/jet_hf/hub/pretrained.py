@@ -35,7 +35,9 @@ def load_config(name_or_path: str, argument: str) -> JetConfig:
             raise ValueError(missing_path(name_or_path, argument)) from error
         if path.is_dir():  # its config.json is damaged
             raise
-        raise ValueError(f"`{argument}` {name_or_path} is no folder here, and no model of the Hub: {error}") from error
+        raise ValueError(
+            f"`{argument}` {name_or_path} is no folder here and cannot be loaded from the Hub: {error}"
+        ) from error
     if (kind := fields.get("model_type")) != JetConfig.model_type:
         raise ValueError(f"`{argument}` must be a Jet, but {name_or_path} is a model of type {kind}.")
     return JetConfig.from_dict(fields)

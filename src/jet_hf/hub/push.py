@@ -28,8 +28,8 @@ T = TypeVar("T")
 HTTPError = HfHubHTTPError.__bases__[0]
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN, to a token with write access."
 MAX_WAIT = 60.0
-# Checkpoints, the best model beside the finished one, the files of trackers and hidden files.
-NOT_PUSHED = ["checkpoint-*/**", "best/**", "trackers/**", ".*", "*/.*"]
+# Checkpoints, the best models beside the finished one, the files of trackers and hidden files.
+NOT_PUSHED = ["checkpoint-*/**", "best/**", "best-*/**", "trackers/**", ".*", "*/.*"]
 
 
 class PushError(RuntimeError):
@@ -71,7 +71,7 @@ def push_folder(
     that have arrived, and does not repeat a commit whose response was lost.
 
     Args:
-        folder: Folder to upload, without `checkpoint-*/`, `best/` and hidden files.
+        folder: Folder to upload, without `checkpoint-*/`, `best/`, `trackers/` and hidden files.
         repo_id: Name of the repository. The default namespace is the user of the token.
         private: Whether a new repository is private. `None` follows the user's settings.
         commit_message: Commit message.

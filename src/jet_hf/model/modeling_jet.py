@@ -646,8 +646,8 @@ class JetForDensityEstimation(JetPreTrainedModel):
     Jet as a density model of 8-bit images, which it scores in bits per dimension and samples.
 
     With `config.noise_std` it is a density model of noisy images `y = x + noise_std * eps` instead, where x are the
-    scaled images `u / 127.5 - 1` and eps is standard normal noise. Such a model removes noise and has the better
-    samples, but it has no bits per dimension of images.
+    scaled images `u / 127.5 - 1` and eps is standard normal noise. Such a model denoises images, by default also its
+    own samples, but it has no bits per dimension of images.
 
     Example:
 
@@ -810,7 +810,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         """
         Return the score, the gradient of the log-density of continuous images with respect to the images.
 
-        The result is differentiable if gradients are enabled, which takes `attn_implementation="eager"`. No gradients
+        The result is differentiable if gradients are enabled, which needs `attn_implementation="eager"`. No gradients
         of parameters are accumulated.
 
         Args:
@@ -872,7 +872,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         return pixel_values + self.config.noise_std**2 * self.score(pixel_values, context, labels, context_mask)
 
     def add_noise(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Return the continuous images that the density is of: with dequantization noise, or that of `noise_std`."""
+        """Add dequantization noise, or the Gaussian noise of `noise_std`, to images."""
         if self.config.noise_std is None:
             return dequantize(pixel_values, noise, self.config.num_levels)
         return pixel_values + self.config.noise_std * noise

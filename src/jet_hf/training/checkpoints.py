@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,8 +33,8 @@ TRAINING_WEIGHTS = "training_weights"
 # Folder of the model with the best evaluation.
 BEST = "best"
 # The names of all folders that a run writes or deletes in part, and no others.
-DRAFTS = re.compile(r"\.((checkpoint-\d+|best)(\.draft|\.old|\.draft\.old)|model\.draft|push\.draft)")
-# Entries of a trajectory that may change from a checkpoint on, with `extend`.
+DRAFTS = re.compile(r"\.((checkpoint-\d+|best(-\d+)?)(\.draft|\.old|\.draft\.old)|model\.draft|push\.draft)")
+# Entries of a trajectory that may change at a checkpoint, with `extend`.
 EXTENDABLE = {"num_steps", "lr_scheduler_type", "cooldown_ratio", "spike_factor"}
 # Entries that earlier releases did not record, with the values for what they did.
 EARLIER_RELEASES = {
@@ -101,7 +102,9 @@ class Checkpointer:
         if self.trainer.ema:
             earlier, path = checkpoint.path / "ema", str(checkpoint.path)  # earlier releases kept the average apart
             reader = dcp.FileSystemReader(earlier) if earlier.exists() else dcp.HuggingFaceStorageReader(path)
-            dcp.load(self.trainer.ema, storage_reader=reader)
+            with warnings.catch_warnings():  # one process needs no group of processes
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")
+                dcp.load(self.trainer.ema, storage_reader=reader)
         self.trainer.step_count = checkpoint.step
 
     def save(self) -> None:
@@ -301,7 +304,7 @@ def compare_trajectories(checkpoint: Checkpoint, trajectory: dict, extend: bool 
     if extend:
         changes = {name: sentence for name, sentence in changes.items() if name not in EXTENDABLE}
     if changes:
-        hint = " To train on from it with another length or schedule, add --extend."
+        hint = " To continue the run with another length or schedule, add --extend."
         raise ValueError(
             f"cannot resume from {checkpoint.path}: {'; '.join(changes.values())}. To start a new run from its "
             f"weights, give it as `model_name_or_path`.{hint if changes.keys() <= EXTENDABLE else ''}"

@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Versions and devices with which a run is made."""
+"""Versions, commit and devices of a training run."""
 
 import platform
 import subprocess

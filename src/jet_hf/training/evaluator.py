@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Evaluations and sample images of the model during training."""
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from .monitor import Monitor
 from .processes import on_main_process
 from .setup import RunData
 from .trainer import Trainer
+
+
+logger = logging.getLogger(__name__)
 
 
 def is_due(step: int, every: int, num_steps: int) -> bool:
@@ -59,7 +63,10 @@ class Evaluator:
             if held_out is not None:
                 self._evaluate(step, held_out)
             if images:
-                self._draw(step)
+                try:
+                    self._draw(step)
+                except ValueError as error:  # of a model that diverges, whose training may recover
+                    logger.warning(f"step {step}: the images could not be drawn: {error}")
 
     def _evaluate(self, step: int, pixels: PixelSplit) -> None:
         scores = score_images(

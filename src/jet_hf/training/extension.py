@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""`--extend`: another number of steps, or another schedule, from a checkpoint on."""
+"""`--extend`: continue from a checkpoint to another number of steps, or with another schedule."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def extension_of(start: Checkpoint, trajectory: Mapping[str, Any]) -> dict[str, 
     length of the run. If nothing differs from the checkpoint, the run was extended before, and this resumes it.
 
     Raises:
-        ValueError: if no step would be left.
+        ValueError: if no step would be left, or none after the warm-up.
     """
     before = with_defaults(start.trajectory)
     if all(before[name] == trajectory[name] for name in EXTENDABLE):
@@ -29,6 +29,11 @@ def extension_of(start: Checkpoint, trajectory: Mapping[str, Any]) -> dict[str, 
         )
     first = {"at_steps": [], "warmup_steps": round(before["warmup_ratio"] * before["num_steps"])}
     extended = before["extended"] or first
+    if trajectory["num_steps"] <= extended["warmup_steps"]:
+        raise ValueError(
+            f"`max_steps` must be above the {extended['warmup_steps']} steps of warm-up of the run of {start.path}, "
+            f"which an extension keeps, got {trajectory['num_steps']}."
+        )
     return extended | {"at_steps": [*extended["at_steps"], start.step]}
 
 

@@ -37,8 +37,8 @@ def find_config(arguments: TrainArguments) -> JetConfig:
     else:
         if not Path(name_or_path).exists() and (recipe := recipe_of(name_or_path)):
             raise ValueError(
-                f"`model_name_or_path` {name_or_path} does not exist yet: train that first, jet-hf train --config "
-                f"{recipe}"
+                f"`model_name_or_path` {name_or_path} does not exist yet: train it first by `jet-hf train --config "
+                f"{recipe}`."
             )
         saved = load_config(name_or_path, "model_name_or_path")
         fields = {name: getattr(saved, name) for name in JetConfig.__annotations__}
@@ -78,9 +78,9 @@ def adapt_model(model: JetForDensityEstimation, config: JetConfig, seed: int = 0
     """
     Return a model with the image size and the number of classes of `config`, and log what is new in it.
 
-    Position embeddings are interpolated to the other grid of patches, and spatial splits are those of the other grid.
-    Other classes get a new embedding; a model without classes also gets the cross-attention to it, which adds nothing
-    before it is trained. All other weights are kept.
+    Position embeddings are interpolated to the new grid of patches, and spatial splits are made for it. Other classes
+    get a new embedding; a model without classes also gets the cross-attention to it, which adds nothing before it is
+    trained. All other weights are kept.
 
     Args:
         model: Model; it is returned itself if it has this size and these classes.
@@ -136,7 +136,7 @@ def resize_positions(positions: torch.Tensor, grid_size: int, pattern: str) -> t
 
     Args:
         positions: Tensor (1, N, E).
-        grid_size: Number of patches along one side of the other image.
+        grid_size: Number of patches along one side of the new grid.
         pattern: Name of the spatial split whose first half the tokens are, or `"channels"` if they are all patches.
 
     Returns:

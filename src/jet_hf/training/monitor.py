@@ -90,7 +90,7 @@ class MetricsWindow:
             self.sums[name] += getattr(metrics, name)
 
     def close(self) -> dict[str, float | None]:
-        """Return the metrics of the steps, unknown ones if all were skipped, and begin anew."""
+        """Return the metrics of the steps, `None` where all were skipped, and reset the sums."""
         count = self.num_updates
         row: dict[str, float | None] = {name: total / count if count else None for name, total in self.sums.items()}
         row["largest_grad_norm"] = self.largest_grad_norm if count else None
@@ -111,7 +111,7 @@ class Monitor:
         steps: Optimizer steps to take, from the checkpoint of a resumed run to the end of the schedule.
         num_images: Images of an epoch; `None` if unknown.
         window: Metrics since the last row of `metrics.jsonl`, from the checkpoint of a resumed run.
-        is_extended: Whether the run continues otherwise than before from its checkpoint.
+        is_extended: Whether this start extends the run, so that the steps after its checkpoint are no repetition.
     """
 
     def __init__(

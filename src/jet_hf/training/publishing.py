@@ -16,7 +16,7 @@ from ..data import RELEASES, known_release
 from ..hub import CardFacts, PushError, check_login, full_repo_id, push_folder, write_model_card
 from ..model.image_processing_jet import JetImageProcessor
 from ..utils.files import publish_files, publish_folder, shared_command, strict_json
-from .checkpoints import BEST, whole_or_absent
+from .checkpoints import BEST, delete_folder, whole_or_absent
 from .evaluator import is_due
 from .monitor import Monitor
 from .processes import on_main_process
@@ -28,6 +28,25 @@ logger = logging.getLogger(__name__)
 
 # Row of evaluations.jsonl that the model in `best/` has.
 EVALUATION = "evaluation.json"
+
+
+def best_evaluation(output_dir: Path) -> dict | None:
+    """Return the row of `evaluations.jsonl` that the model in `best/` has; `None` without one."""
+    record = output_dir / BEST / EVALUATION
+    return json.loads(record.read_text()) if record.exists() else None
+
+
+def set_best_aside(output_dir: Path, step: int) -> None:
+    """Rename `best/` to `best-STEP` if it is of a step after `step`, from which the run is extended otherwise."""
+    best = best_evaluation(output_dir)
+    if best is not None and best["step"] > step:
+        aside = output_dir / f"{BEST}-{best['step']}"
+        delete_folder(aside)
+        (output_dir / BEST).rename(aside)
+        logger.info(
+            f"the best model so far, of step {best['step']}, is now in {aside}: the run goes on otherwise from step "
+            f"{step}, and looks for its best model from there on."
+        )
 
 
 @dataclass
@@ -66,10 +85,15 @@ class Publisher:
             self.trainer.save_model(folder)
             if self.accelerator.is_main_process:
                 self.processor.save_pretrained(folder)
-                if samples := sorted(self.monitor.images_dir.glob("samples-*.png")):
-                    shutil.copyfile(samples[-1], folder / "samples.png")
+                if (samples := self._last_samples()) is not None:
+                    shutil.copyfile(samples, folder / "samples.png")
                 write_model_card(folder, self._card_facts(), model_id=self._repo_id())
         self.accelerator.wait_for_everyone()
+
+    def _last_samples(self) -> Path | None:
+        """Return the last image of samples up to this step: a run may be extended from before later ones."""
+        last = self.monitor.image_path("samples", self.trainer.step_count)
+        return max((path for path in last.parent.glob("samples-*.png") if path <= last), default=None)
 
     def keep_best(self) -> None:
         """
@@ -94,14 +118,14 @@ class Publisher:
 
     def _better_evaluation(self) -> dict | None:
         """Return the evaluation of the current step, if its loss is lower than that of the model in `best/`."""
-        best, last, name = self._best_evaluation(), self.monitor.evaluations.read()[-1], self.monitor.metric_name
+        best, last, name = (
+            best_evaluation(self.output_dir),
+            self.monitor.evaluations.read()[-1],
+            self.monitor.metric_name,
+        )
         if last[name] is None:  # it was NaN
             return None
         return last if best is None or last[name] < best[name] else None
-
-    def _best_evaluation(self) -> dict | None:
-        record = self.output_dir / BEST / EVALUATION
-        return json.loads(record.read_text()) if record.exists() else None
 
     def finish(self) -> None:
         """Write the finished model to the folder of the run."""
@@ -110,7 +134,7 @@ class Publisher:
         if self.accelerator.is_main_process:
             publish_files(draft, self.output_dir, last="config.json")
             self.monitor.log(f"wrote the finished model to {self.output_dir}")
-            if best := self._best_evaluation():
+            if best := best_evaluation(self.output_dir):
                 loss = f"{best[self.monitor.metric_name]:.4f} {self.monitor.unit}"
                 self.monitor.log(
                     f"the model with the best evaluation, {loss} at step {best['step']}, is in "
@@ -204,5 +228,5 @@ class Publisher:
             evaluations=evaluations,
             base_model=arguments.model_name_or_path,
             dataset_id=arguments.dataset_name,
-            has_samples=monitor.images_dir.exists(),
+            has_samples=self._last_samples() is not None,
         )

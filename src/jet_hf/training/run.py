@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -31,8 +32,9 @@ from .launcher import Launcher, find_launcher
 from .lock import RunLock, RunLockedError
 from .monitor import MetricsWindow, Monitor
 from .processes import on_main_process
-from .publishing import Publisher
+from .publishing import Publisher, set_best_aside
 from .setup import (
+    RunData,
     count_micro_batches,
     count_steps,
     find_data,
@@ -208,24 +210,14 @@ def build_run(
     if arguments.save_best and data.eval is None:
         raise ValueError("`save_best` needs evaluations: held-out images, and `eval_steps` above 0.")
     num_steps = count_steps(arguments, data.num_train_images)
-    trajectory = {
-        "model": {name: config.to_dict()[name] for name in JetConfig.__annotations__},
-        "initial_weights": initial_weights,
-        "num_steps": num_steps,
-        "num_train_images": data.num_train_images,
-        "data": data.fingerprint,
-        "eval_data": data.eval and data.eval.fingerprint,
-        "mixed_precision": accelerator.mixed_precision,
-        "extended": None,
-        **arguments.own_trajectory(),
-        "train_split": data.train_split,
-    }
+    trajectory = make_trajectory(arguments, config, data, initial_weights, num_steps, accelerator.mixed_precision)
     if start is not None:
         trajectory["extended"] = start.trajectory.get("extended")
         compare_trajectories(start, trajectory, arguments.extend)
         trajectory["extended"] = extension_of(start, trajectory)
         on_main_process(lambda: check_later_checkpoints(output_dir, start, trajectory))
     extended = trajectory["extended"]
+    is_extended = start is not None and extended != start.trajectory.get("extended")
     steps = range(start.step if start else 0, num_steps)
     batches = make_batches(arguments, data, processor, sharding, steps, accelerator.device)
     if arguments.gradient_checkpointing:
@@ -254,6 +246,8 @@ def build_run(
         clear_drafts(output_dir)
         if start is None:
             delete_folder(output_dir / BEST)  # of a run that was killed before its first checkpoint
+        elif is_extended:
+            set_best_aside(output_dir, start.step)
         replace_text(output_dir / "recipe.yaml", yaml.safe_dump(asdict(arguments), sort_keys=False))
     accelerator.wait_for_everyone()
     grace_seconds = launcher.grace_seconds if launcher else None
@@ -262,7 +256,6 @@ def build_run(
     if start is not None:
         checkpointer.load(start)
         logger.info(f"resuming from {start.path}, after {start.step} of {num_steps} steps.")
-    is_extended = start is not None and extended != start.trajectory.get("extended")
     if is_extended:
         extend_schedule(trainer, arguments.lr_scheduler_type)
     monitor = Monitor(arguments, config, accelerator, steps, data.num_train_images, window, is_extended)
@@ -280,8 +273,31 @@ def build_run(
     )
 
 
+def make_trajectory(
+    arguments: TrainArguments,
+    config: JetConfig,
+    data: RunData,
+    initial_weights: str | None,
+    num_steps: int,
+    mixed_precision: str,
+) -> dict[str, Any]:
+    """Return the settings of a new run that must match for a resumed run to be bit-identical."""
+    return {
+        "model": {name: config.to_dict()[name] for name in JetConfig.__annotations__},
+        "initial_weights": initial_weights,
+        "num_steps": num_steps,
+        "num_train_images": data.num_train_images,
+        "data": data.fingerprint,
+        "eval_data": data.eval and data.eval.fingerprint,
+        "mixed_precision": mixed_precision,
+        "extended": None,
+        **arguments.own_trajectory(),
+        "train_split": data.train_split,
+    }
+
+
 def extend_schedule(trainer: Trainer, lr_scheduler_type: str) -> None:
-    """Let the schedule of a run that was extended apply from its next step on."""
+    """Apply the schedule of an extended run from its next step on."""
     (before,) = trainer.scheduler.get_last_lr()
     trainer.restart_schedule()
     (now,) = trainer.scheduler.get_last_lr()

@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Build the accelerator, the model, the datasets and the step count of a training run."""
+"""Build the accelerator, the image processor, the datasets and the step count of a training run."""
 
 import hashlib
 import logging
@@ -90,7 +90,7 @@ def make_accelerator(arguments: TrainArguments, launcher: Launcher | None = None
 
 def warn_of_lone_process(accelerator: Accelerator) -> None:
     """Warn if `accelerate launch` was asked for several processes and silently started one, as it does on CPUs."""
-    # It sets the address of the first process for several processes alone, and WORLD_SIZE only if it starts them.
+    # It sets MASTER_PORT only if asked for several processes, and WORLD_SIZE only if it starts them.
     variables = os.environ.keys()
     asked_for_several = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= variables and "WORLD_SIZE" not in variables
     if asked_for_several and accelerator.num_processes == 1:
@@ -222,7 +222,7 @@ def find_splits(source: DataSource, arguments: TrainArguments, start: Checkpoint
             if train not in ("train", divided) or not may_divide:
                 logger.warning(
                     f"no images are held out, so nothing is evaluated: {source.where} has no validation or test "
-                    "split, and only a whole split `train` of 16 or more images that is not a stream is divided."
+                    "split, and only a whole split `train` of at least 16 images that is no stream is divided."
                 )
                 return train, None
             train, held_out = divided, part
@@ -258,7 +258,7 @@ def count_micro_batches(arguments: TrainArguments, start: Checkpoint | None, num
     Return the number of micro-batches into which a process splits its share of a batch.
 
     Unless the arguments give it, a resumed run takes the smallest number whose micro-batches have no more images than
-    those of the checkpoint, whose number of processes may have been another one.
+    those of the checkpoint, which may come from another number of processes.
     """
     given = arguments.gradient_accumulation_steps
     if start is None or start.micro_batch_size is None:  # earlier releases did not record it
@@ -315,24 +315,23 @@ def find_start(output_dir: Path, resume_from_checkpoint: str | None, extend: boo
 
     Raises:
         ValueError: if the folder holds another run, or files that are not those of a run, or there is no checkpoint
-            to extend.
+            to extend, or none of a run that started from that of another folder.
         CheckpointError: if the checkpoint at the given path does not exist or is incomplete.
     """
     checkpoints, found = list_checkpoints(output_dir), None
     if resume_from_checkpoint is not None:
         found = find_checkpoint(output_dir, resume_from_checkpoint)
+        if found is None and (origin := recorded_origin(output_dir / "recipe.yaml")):
+            raise ValueError(
+                f"`resume_from_checkpoint` must be {origin}, from which the run in {output_dir} started, or another "
+                f"checkpoint, got {resume_from_checkpoint}: the run was stopped before it saved one of its own."
+            )
         if found is None and extend:
-            raise ValueError(f"`extend` needs a checkpoint to train on from, but {output_dir} has no complete one.")
+            raise ValueError(f"`extend` needs a checkpoint to continue from, but {output_dir} has no complete one.")
         if found is None:
             logger.info(f"{output_dir} has no complete checkpoint yet: starting from scratch.")
-    else:
-        results = [name for name in ("metrics.jsonl", "config.json") if (output_dir / name).exists()]
-        results += [path.name for path in checkpoints]
-        if results:
-            raise ValueError(
-                f"`output_dir` {output_dir} already holds a run ({', '.join(results)}): resume it with "
-                "`resume_from_checkpoint` latest, or choose another folder."
-            )
+    if resume_from_checkpoint != "latest" and (found is None or found.path.resolve().parent != output_dir.resolve()):
+        check_holds_no_run(output_dir, resume_from_checkpoint)
     # A run that was killed at its start may have left nothing but its own hidden files.
     others = sorted(path.name for path in output_dir.iterdir() if path.name not in (LOCK_FILE, ".recipe.yaml"))
     # A run that was killed before its first step has a recipe; a sweep writes one before it starts the run.
@@ -346,10 +345,37 @@ def find_start(output_dir: Path, resume_from_checkpoint: str | None, extend: boo
     return found
 
 
+def check_holds_no_run(output_dir: Path, origin: str | None) -> None:
+    """
+    Raise ValueError if a folder holds a run, unless that started from the checkpoint `origin` of another folder and
+    was stopped before it saved one of its own.
+    """
+    was_stopped = origin is not None and recorded_origin(output_dir / "recipe.yaml") == origin
+    names = ["config.json"] if was_stopped else ["metrics.jsonl", "config.json"]
+    results = [name for name in names if (output_dir / name).exists()]
+    results += [path.name for path in list_checkpoints(output_dir)]
+    if results:
+        raise ValueError(
+            f"`output_dir` {output_dir} already holds a run ({', '.join(results)}): resume it with "
+            "`resume_from_checkpoint` latest, or choose another folder."
+        )
+
+
 def is_recipe(path: Path) -> bool:
     """Return whether a file is the recipe of a run, of this release or an earlier one."""
+    return {"output_dir", "train_batch_size", "max_steps", "seed"} <= _fields_of(path).keys()
+
+
+def recorded_origin(recipe: Path) -> str | None:
+    """Return the path of the checkpoint from which the last start of a run resumed; `None` for its own latest one."""
+    origin = _fields_of(recipe).get("resume_from_checkpoint")
+    return None if origin == "latest" else origin
+
+
+def _fields_of(recipe: Path) -> dict:
+    """Return the fields of a recipe, or none if it is missing or unreadable."""
     try:
-        fields = yaml.safe_load(path.read_text())
+        fields = yaml.safe_load(recipe.read_text())
     except (OSError, ValueError, yaml.YAMLError):
-        return False
-    return isinstance(fields, dict) and {"output_dir", "train_batch_size", "max_steps", "seed"} <= fields.keys()
+        return {}
+    return fields if isinstance(fields, dict) else {}

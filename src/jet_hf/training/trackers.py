@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Trackers of a training run, such as tensorboard, trackio and wandb, which a resumed run goes on with."""
+"""Trackers of a training run, such as tensorboard, trackio and wandb."""
 
 import json
 import os
@@ -55,8 +55,8 @@ class Trackers:
     """
     Trackers of a run. The main process logs; the others have none.
 
-    The names of the run in its trackers are kept in `output_dir`, so that every start of it goes on in the same run of
-    each tracker, unless `project` or `run_name` change. A start repeats the steps after its checkpoint: tensorboard
+    The names of the run in its trackers are kept in `output_dir`, so that every start continues in the same run of
+    each tracker, unless `project` or `run_name` changes. A start repeats the steps after its checkpoint: tensorboard
     then drops the earlier rows of these steps, and the other trackers do not receive them again. All files of the
     trackers lie in `output_dir`, unless the environment names another folder.
 
@@ -64,7 +64,7 @@ class Trackers:
         arguments: Arguments of the run, which the trackers show.
         accelerator: Accelerator with the trackers.
         start_step: Optimizer steps already completed when resuming.
-        is_extended: Whether the steps after the checkpoint are others than before, so that all trackers receive them.
+        is_extended: Whether the steps after the checkpoint are no repetition, so that all trackers receive them.
 
     Raises:
         ConnectionError: if a tracker cannot be started.
@@ -148,7 +148,7 @@ class Trackers:
             if tracker.name != "tensorboard" or "tensorboard" not in self.runs:
                 tracker.store_init_configuration(settings)
             if tracker.name == "wandb":
-                # The steps of wandb only grow, but an evaluation may be made up for after later steps were logged.
+                # The steps of wandb only grow, but a resumed run may evaluate a step after later ones were logged.
                 tracker.tracker.define_metric("*", step_metric="step")
         replace_text(path, strict_json({"identity": identity, "runs": self.runs | self._names()}, indent=2) + "\n")
 

@@ -26,7 +26,7 @@ from ..utils.noise import normal_noise, uniform_noise
 from .optim import FUSED_DEVICES, build_optimizer, build_scheduler
 
 
-# Updates that the running mean of gradient norms reaches back, and before which no gradient counts as a spike.
+# Number of updates that the running mean of gradient norms covers, and before which no gradient counts as a spike.
 SPIKE_HISTORY = 100
 
 
@@ -37,8 +37,8 @@ class StepMetrics:
 
     Args:
         step: Number of optimizer steps completed, this one included.
-        loss: Mean bits per dimension of the whole batch, before the update: `loss_prior + loss_log_det + log2(127.5)`.
-            With `noise_std`, all three are nats per dimension without a constant.
+        loss: Mean bits per dimension of the whole batch, before the update: `loss_prior + loss_log_det + log2(127.5)`
+            for 8-bit images. With `noise_std`, all three are nats per dimension without a constant.
         grad_norm: Norm of the gradient of the whole batch, before clipping.
         learning_rate: Learning rate of the step.
         loss_prior: Part of the loss due to the density of the latents, in bits per dimension.
@@ -90,7 +90,7 @@ class UpdateGuard:
         Return whether a step may update the weights.
 
         Raises:
-            NonFiniteLossError, DivergenceError: if it may not, and neither did the `max_skipped_steps` before it.
+            NonFiniteLossError, DivergenceError: if it may not, and `max_skipped_steps` steps before it were skipped.
         """
         is_finite = abs(loss) + grad_norm < math.inf
         if is_finite and not self._is_spike(grad_norm):

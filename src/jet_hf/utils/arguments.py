@@ -30,9 +30,8 @@ def argument(help: str, default: Any = dataclasses.MISSING, **metadata) -> Any:
         default: Default value; without one, the argument is required.
         metadata: Bounds of a number, by the names in `BOUNDS`; `choices`; `positional=True`.
     """
-    is_required = (
-        default is dataclasses.MISSING
-    )  # dataclasses allow such a field after inherited ones by keyword alone
+    # Dataclasses allow a required field after inherited ones with defaults only as a keyword.
+    is_required = default is dataclasses.MISSING
     return dataclasses.field(default=default, kw_only=is_required, metadata={"help": help, **metadata})
 
 
