@@ -26,7 +26,7 @@ class SweepArguments(BoundedArguments):
     """
 
     grid: str | None = argument("YAML file with a recipe (config), values of fields (grid) and seeds.", None)
-    table: str | None = argument("Table of the paper, instead of a grid.", None, choices=tuple(TABLES))
+    table: str | None = argument("Table of the paper, instead of a grid.", None, choices=TABLES)
     config: str | None = argument("Recipe that every run starts from; by default that of the grid.", None)
     output_dir: str = argument(
         "Output folder. A run writes to TABLE/CELL/seed_SEED, results go to TABLE/results.jsonl.", "runs/sweep"

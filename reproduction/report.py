@@ -1,20 +1,27 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""The report of a table in Markdown: results over seeds beside the paper's, verdicts on its claims, and a plot."""
+"""
+The report of a table in Markdown: results over seeds beside the paper's, verdicts on its claims, and a plot.
+
+Runs with the same seed share their images and their noise, so cells are compared per seed. The error of a comparison
+is half the width of the 95 % confidence interval of Student's t over the seeds. Many comparisons are tested: if
+nothing differed, one in forty would exceed its error on the claimed side.
+"""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy import stats
 
 from jet_hf.training import TrainArguments
 from jet_hf.training.fine_tuning import find_config
 from jet_hf.utils.files import replace_file, replace_text
 from jet_hf.utils.tables import markdown_table
 
-from .claims import Cell
-from .tables import Table
-from .verdicts import Judgment, Verdict, confidence_margin, judge
+from .tables import Cell, Table
 
 
 UNKNOWN = "n/a"
@@ -22,14 +29,14 @@ MARKERS = "osD^vP*X"
 # Label by which the plot groups the cells: the first of these that the table has.
 GROUP_LABELS = ("backbone", "pattern", "mode", "dequantization", "parts", "layers")
 
-SETTING = """\
-- Paper: {paper}.
-- Here: {size} x {size} images from `{data}`{crops}{scored}; {layers} coupling layers of depth {depth} and width \
-{width} unless the table sets them; {steps} with a batch size of {batch_size} and a learning rate of {rate:g}; seeds \
-{seeds}.
-
-Where the data or the sizes differ from the paper's, compare only the orderings, not the numbers. An ordering that is \
-shown here is shown for this setting."""
+# Outcomes of a comparison. A claim has the first of these that one of its comparisons has.
+CONTRARY, NOT_RUN, ONE_SEED, WITHIN_ERROR, SHOWN = VERDICTS = (
+    "contrary",
+    "not run",
+    "one seed, no error",
+    "within the error",
+    "shown",
+)
 
 RESULTS_LEGEND = """\
 ± in the column *here* is the standard error over seeds; a seed draws the weights, the permutations, the data order \
@@ -49,9 +56,7 @@ COMPUTE_LEGEND = """\
 seeds. The line joins the cells that no other cell undercuts in both compute and bits per dimension."""
 
 
-def write_report(
-    path: Path, command: str, table: Table, cells: list[Cell], rows: list[dict], arguments: TrainArguments
-) -> None:
+def write_report(path: Path, command: str, table: Table, rows: list[dict], arguments: TrainArguments) -> None:
     """
     Write the report, and a plot with the same name beside it.
 
@@ -59,26 +64,23 @@ def write_report(
         path: Markdown file to write.
         command: Command that makes the report, as its first line.
         table: Table of the paper, or grid.
-        cells: Cells of the sweep.
         rows: Results, see [`collect_rows`].
         arguments: Arguments that all runs share.
     """
-    bits = bits_by_seed(cells, rows)
-    summary = summarize(cells, rows, bits)
+    bits, summary = summarize(table.cells, rows)
     picture = path.with_suffix(".png")
+    references = [DIFFERENCES_LEGEND for cell in table.cells if cell.name == table.reference]
+    notes = [f"On `{cell.name}`: {cell.note}." for cell in table.cells if cell.note]
     parts = [
         f"`{command}`",
         f"# {table.title}",
         setting_text(table, rows, arguments),
         "## Bits per dimension",
         results_table(table, summary, bits),
-        results_legend(cells, table.reference),
+        " ".join([RESULTS_LEGEND, *references, *notes]),
     ]
-    if claims := table.claims(cells):
-        judgments = [judge(claim, bits, summary["flops"], summary["paper"]) for claim in claims]
-        number = sum(len(judgment.comparisons) for judgment in judgments)
-        legend = CLAIMS_LEGEND.format(number=number, chance=number / 40)
-        parts += ["## The paper's claims", claims_table(judgments), legend]
+    if table.claims:
+        parts += ["## The paper's claims", claims_text(table.claims, summary, bits)]
     if missing := [f"- `{row['cell']}`, seed {row['seed']}: {row['reason']}" for row in rows if row["reason"]]:
         parts += ["## Runs without a result", "\n".join(missing)]
     parts += ["## Compute", f"![Bits per dimension against training compute]({picture.name})", COMPUTE_LEGEND]
@@ -87,28 +89,82 @@ def write_report(
     replace_text(path, "\n\n".join(parts) + "\n")
 
 
-def bits_by_seed(cells: list[Cell], rows: list[dict]) -> pd.DataFrame:
-    """Return the bits per dimension with a row for each seed and a column for each cell, NaN without a result."""
-    frame = pd.DataFrame(rows).astype({"bits_per_dim": float})
-    return frame.pivot(index="seed", columns="cell", values="bits_per_dim")[[cell.name for cell in cells]]
+def summarize(cells: list[Cell], rows: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """
+    Return the bits per dimension and a summary, NaN without a result.
 
-
-def summarize(cells: list[Cell], rows: list[dict], bits: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of the cells: results over seeds, the paper's result, size and group."""
-    sizes = pd.DataFrame(rows).groupby("cell")
-    label = next((key for key in GROUP_LABELS if key in cells[0].labels), next(iter(cells[0].labels)))
-    return pd.DataFrame(
-        {
-            "paper": pd.Series({cell.name: cell.paper for cell in cells}, dtype=float),
-            "mean": bits.mean(),
-            "sem": bits.sem(),
-            "finished": bits.count(),
-            "parameters": sizes["num_parameters"].first(),
-            "flops": sizes["training_flops"].first().astype(float),
-            "group": pd.Series({cell.name: f"{label} {cell.labels[label]}" for cell in cells}),
-        },
-        index=[cell.name for cell in cells],
+    Returns:
+        A table of the bits per dimension with a row for each seed and a column for each cell, and one of the cells
+        with their labels, results over seeds, paper's result, size and group in the plot.
+    """
+    frame, names = pd.DataFrame(rows).astype({"bits_per_dim": float}), [cell.name for cell in cells]
+    bits = frame.pivot(index="seed", columns="cell", values="bits_per_dim")[names]
+    sizes = frame.groupby("cell")
+    labels = pd.DataFrame([cell.labels for cell in cells], index=names)
+    label = next((key for key in GROUP_LABELS if key in labels), labels.columns[0])
+    return bits, labels.assign(
+        paper=pd.Series([cell.paper for cell in cells], names, dtype=float),
+        mean=bits.mean(),
+        sem=bits.sem(),
+        finished=bits.count(),
+        parameters=sizes["num_parameters"].first(),
+        flops=sizes["training_flops"].first().astype(float),
+        group=label + " " + labels[label].astype(str),
     )
+
+
+def select_pairs(cells: pd.DataFrame, condition: str) -> pd.DataFrame:
+    """Return the pairs of cells that meet a condition, with the columns of the cells as `high_` and `low_` ones."""
+    cells = cells.rename_axis("name").reset_index()
+    return cells.add_prefix("high_").merge(cells.add_prefix("low_"), how="cross").query(condition, engine="python")
+
+
+def differences(claim: dict, cells: pd.DataFrame, bits: pd.DataFrame) -> pd.DataFrame:
+    """
+    Return the differences between cells that are above zero if a claim holds.
+
+    Args:
+        claim: Claim of `paper.yaml`, which describes the kinds of claims.
+        cells: Labels and FLOPs of the cells.
+        bits: Bits per dimension with a column for each cell, and a row for each seed or one for the paper.
+
+    Returns:
+        A table with a column for each comparison, named after it, and the rows of `bits`.
+    """
+    pairs = select_pairs(cells, claim["pairs"])
+    if claim.get("like_compute"):
+        means = bits.mean()
+        pairs = pairs.assign(high=pairs["high_name"].map(means), low=pairs["low_name"].map(means))
+        pairs = pairs.dropna(subset=["high", "low", "high_flops", "low_flops"])
+        pairs = pairs[pairs["high"] == pairs["high"].min()].query("low_flops <= high_flops").nsmallest(1, "low")
+    if "minus" in claim:
+        pairs = pairs.merge(select_pairs(cells, claim["minus"]).add_prefix("minus_"), how="cross")
+    found = {}
+    for pair in pairs.to_dict("records"):
+        text = claim.get("wording", "{high_name} above {low_name}").format(**pair)
+        found[text] = bits[pair["high_name"]] - bits[pair["low_name"]]
+        if "minus" in claim:
+            found[text] -= bits[pair["minus_high_name"]] - bits[pair["minus_low_name"]]
+    values = pd.DataFrame(found, index=bits.index, dtype=float)
+    return values.mean(axis=1, skipna=False).to_frame("average") if claim.get("average") and found else values
+
+
+def compare(values: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean, the error and the verdict of each column of differences, of the seeds without NaN."""
+    count, mean, error = values.count(), values.mean(), confidence_margin(values)
+    outcomes = [(count == 0, NOT_RUN), (count == 1, ONE_SEED), (mean.abs() <= error, WITHIN_ERROR), (mean > 0, SHOWN)]
+    verdict = np.select(*zip(*outcomes, strict=True), default=CONTRARY)
+    return pd.DataFrame({"mean": mean, "error": error, "verdict": verdict})
+
+
+def judge(comparisons: pd.DataFrame) -> str:
+    """Return the verdict on a claim, given its comparisons."""
+    return min(comparisons["verdict"], key=VERDICTS.index, default=NOT_RUN)
+
+
+def confidence_margin(values: pd.Series | pd.DataFrame) -> float | pd.Series:
+    """Return half the width of the 95 % confidence interval of a mean, NaN for fewer than two values."""
+    return stats.t.ppf(0.975, values.count() - 1) * values.sem()
 
 
 def setting_text(table: Table, rows: list[dict], arguments: TrainArguments) -> str:
@@ -118,81 +174,69 @@ def setting_text(table: Table, rows: list[dict], arguments: TrainArguments) -> s
         return f"Each cell names the fields that it sets; the recipe of the grid sets all others. Seeds: {seeds}."
     config = find_config(arguments)
     steps, images = (sorted({row[key] for row in rows if row[key]}) for key in ("num_steps", "num_eval_images"))
-    return SETTING.format(
-        paper=table.setting,
-        size=config.image_size,
-        data=arguments.dataset_release or arguments.dataset_name or arguments.dataset_path,
-        crops=f" ({crops} random crops per image)" if (crops := arguments.random_crops_per_image) else "",
-        scored=f", scored on {' or '.join(map(str, images))} held-out images" if images else "",
-        layers=config.num_coupling_layers,
-        depth=config.num_hidden_layers,
-        width=config.hidden_size,
-        steps=f"{' or '.join(f'{number:,}' for number in steps)} steps" if steps else "an unknown number of steps",
-        batch_size=arguments.train_batch_size,
-        rate=arguments.learning_rate,
-        seeds=seeds,
-    )
+    data = arguments.dataset_release or arguments.dataset_name or arguments.dataset_path
+    crops = f" ({crops} random crops per image)" if (crops := arguments.random_crops_per_image) else ""
+    scored = f", scored on {' or '.join(map(str, images))} held-out images" if images else ""
+    length = f"{' or '.join(f'{number:,}' for number in steps)} steps" if steps else "an unknown number of steps"
+    return f"""\
+- Paper: {table.setting}.
+- Here: {config.image_size} x {config.image_size} images from `{data}`{crops}{scored}; {config.num_coupling_layers} \
+coupling layers of depth {config.num_hidden_layers} and width {config.hidden_size} unless the table sets them; \
+{length} with a batch size of {arguments.train_batch_size} and a learning rate of {arguments.learning_rate:g}; \
+seeds {seeds}.
+
+Where the data or the sizes differ from the paper's, compare only the orderings, not the numbers. An ordering that is \
+shown here is shown for this setting."""
 
 
-def results_table(table: Table, summary: pd.DataFrame, bits: pd.DataFrame) -> str:
+def results_table(table: Table, cells: pd.DataFrame, bits: pd.DataFrame) -> str:
     """Return the table of the paper's results and ours, with the differences from the reference cell."""
-    reference, is_paper = table.reference if table.reference in bits else None, table.setting is not None
-    header = ["cell", "here", "seeds", "parameters", "training FLOPs"]
-    if is_paper:
-        header.insert(1, "paper")
-    if reference:
-        header[3:3] = [f"paper: minus `{reference}`", f"here: minus `{reference}`"]
-    lines = [header]
-    for name, cell in summary.iterrows():
-        line = [
-            f"`{name}`",
-            plus_minus(cell["mean"], cell["sem"]),
-            f"{cell['finished']} of {len(bits)}",
-            f"{cell['parameters']:,}",
-            UNKNOWN if math.isnan(cell["flops"]) else f"{cell['flops']:.3g}",
+    columns = {"cell": [f"`{name}`" for name in cells.index]}
+    if table.setting is not None:
+        columns["paper"] = [show(value, "g") for value in cells["paper"]]
+    columns["here"] = list(map(plus_minus, cells["mean"], cells["sem"]))
+    if table.reference in bits:
+        others = bits.drop(columns=table.reference).columns
+        in_paper = (cells["paper"] - cells["paper"][table.reference])[others].reindex(cells.index)
+        here = bits[others].sub(bits[table.reference], axis=0).reindex(columns=cells.index)
+        columns[f"paper: minus `{table.reference}`"] = [show(value, "+.3f") for value in in_paper]
+        columns[f"here: minus `{table.reference}`"] = [
+            plus_minus(mean, error, "+") for mean, error in zip(here.mean(), confidence_margin(here), strict=True)
         ]
-        if is_paper:
-            line.insert(1, UNKNOWN if math.isnan(cell["paper"]) else f"{cell['paper']:g}")
-        if reference:
-            in_paper = cell["paper"] - summary["paper"][reference]
-            values = (bits[name] - bits[reference]).dropna()
-            line[3:3] = [
-                UNKNOWN if name == reference or math.isnan(in_paper) else f"{in_paper:+.3f}",
-                UNKNOWN if name == reference else plus_minus(values.mean(), confidence_margin(values), sign="+"),
-            ]
-        lines.append(line)
-    return markdown_table(lines, left=1)
+    columns["seeds"] = [f"{number} of {len(bits)}" for number in cells["finished"]]
+    columns["parameters"] = [f"{number:,}" for number in cells["parameters"]]
+    columns["training FLOPs"] = [show(value, ".3g") for value in cells["flops"]]
+    return markdown_table([list(columns), *map(list, zip(*columns.values(), strict=True))], left=1)
+
+
+def show(value: float, form: str) -> str:
+    """Return a number in a format, where it is known."""
+    return UNKNOWN if math.isnan(value) else f"{value:{form}}"
 
 
 def plus_minus(mean: float, error: float, sign: str = "") -> str:
     """Return a mean with its error, where they are known."""
-    if math.isnan(mean):
-        return UNKNOWN
-    return f"{mean:{sign}.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
+    return show(mean, f"{sign}.4f") + ("" if math.isnan(error) else f" ± {error:.4f}")
 
 
-def results_legend(cells: list[Cell], reference: str | None) -> str:
-    """Return the explanation of the results: symbols, and remarks on the paper."""
-    differences = [DIFFERENCES_LEGEND for cell in cells if cell.name == reference]
-    notes = [f"On `{cell.name}`: {cell.note}." for cell in cells if cell.note]
-    return " ".join([RESULTS_LEGEND, *differences, *notes])
-
-
-def claims_table(judgments: list[Judgment]) -> str:
-    """Return the table of verdicts on the paper's claims."""
-    lines = [["claim", "here", "comparisons", "smallest margin here", "smallest margin in the paper"]]
-    for judgment in judgments:
-        verdicts = [item.verdict for item in judgment.comparisons]
-        counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in reversed(Verdict) if verdict in verdicts]
-        comparisons, margin = ", ".join(counts) or "none", UNKNOWN
-        if finished := [item for item in judgment.comparisons if item.verdict != Verdict.NOT_RUN]:
-            comparisons += f"; {sum(item.mean > 0 for item in finished)} of {len(finished)} on the claimed side"
-            weakest = min(finished, key=lambda item: item.mean)
-            margin = plus_minus(weakest.mean, weakest.error, sign="+")
-            margin += f" ({weakest.text})" if len(judgment.comparisons) > 1 else ""
-        in_paper = UNKNOWN if math.isnan(judgment.paper_margin) else f"{judgment.paper_margin:+.3f}"
-        lines.append([judgment.text, f"**{judgment.verdict}**", comparisons, margin, in_paper])
-    return markdown_table(lines, left=4)
+def claims_text(claims: Sequence[dict], cells: pd.DataFrame, bits: pd.DataFrame) -> str:
+    """Return the table of verdicts on the paper's claims, and its explanation."""
+    lines, number = [["claim", "here", "comparisons", "smallest margin here", "smallest margin in the paper"]], 0
+    for claim in claims:
+        comparisons = compare(differences(claim, cells, bits))
+        verdicts = list(comparisons["verdict"])
+        counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in reversed(VERDICTS) if verdict in verdicts]
+        text, margin = ", ".join(counts) or "none", UNKNOWN
+        finished = comparisons.dropna(subset="mean")
+        if len(finished):
+            text += f"; {sum(finished['mean'] > 0)} of {len(finished)} on the claimed side"
+            weakest = finished["mean"].idxmin()
+            margin = plus_minus(finished["mean"][weakest], finished["error"][weakest], "+")
+            margin += f" ({weakest})" if len(comparisons) > 1 else ""
+        in_paper = differences(claim, cells, cells[["paper"]].T).min().min()
+        lines.append([claim["text"], f"**{judge(comparisons)}**", text, margin, show(in_paper, "+.3f")])
+        number += len(comparisons)
+    return markdown_table(lines, left=4) + "\n\n" + CLAIMS_LEGEND.format(number=number, chance=number / 40)
 
 
 def plot_compute(path: Path, title: str, cells: pd.DataFrame) -> None:

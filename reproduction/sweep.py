@@ -1,32 +1,79 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""A sweep: the runs of a table, their results and the report."""
+"""
+A sweep: the training runs of a table and their results.
 
+Each run is an ordinary run of `scripts/train.py` in its own folder, with `--resume_from_checkpoint latest`. The lock,
+the checkpoints and the comparison of settings of `scripts/train.py` make its command safe to repeat.
+"""
+
+import dataclasses
 import inspect
+import itertools
 import json
 import logging
 import math
+import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import yaml
+from huggingface_hub.errors import StrictDataclassError
 
 from jet_hf.analysis.cost import count_parameters, training_flops
 from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.training import TrainArguments, parse_arguments
 from jet_hf.training.checkpoints import list_checkpoints
 from jet_hf.training.dry_run import release_images
+from jet_hf.training.fine_tuning import find_config
 from jet_hf.training.setup import count_steps
 from jet_hf.utils.files import replace_text, strict_json
+from jet_hf.utils.launch import launch
 from jet_hf.utils.tables import markdown_table
 
 from .arguments import SweepArguments
-from .runs import Run, base_flags, check_settings, make_runs, parse_assignments, run_all, script
-from .tables import TABLES, Table, read_grid
+from .tables import Cell, Table, read_grid, read_table
 
 
 logger = logging.getLogger(__name__)
 
-FINISHED, FAILED, UNFINISHED, NOT_STARTED = "finished", "failed", "unfinished", "not started"
+FINISHED = "finished"
+STOP_CODES = (0, 130, 143)  # of an early end: after a checkpoint, or by SIGINT or SIGTERM before the first step
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    A training run: one cell with one seed.
+
+    Args:
+        cell: Cell of the table.
+        seed: Seed of the weights, the channel permutations, the data order and the noise.
+        flags: Command line of `scripts/train.py`.
+        arguments: Arguments that it is parsed to.
+        config: Configuration of the model.
+    """
+
+    cell: Cell
+    seed: int
+    flags: list[str]
+    arguments: TrainArguments
+    config: JetConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.arguments.output_dir)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has written its model, of which the configuration is the last file."""
+        return (self.folder / "config.json").is_file()
+
+    def launch_arguments(self, accelerate_config: str | None) -> list[str]:
+        """Return the command line of `scripts/launch.py` that starts or resumes the run."""
+        options = ["--config_file", accelerate_config] if accelerate_config else []
+        return [*options, script("train.py"), *self.flags]
 
 
 def run_sweep(arguments: SweepArguments, command: str) -> int:
@@ -46,12 +93,13 @@ def run_sweep(arguments: SweepArguments, command: str) -> int:
     if arguments.grid is not None:
         name, (table, recipe, seeds) = Path(arguments.grid).stem, read_grid(arguments.grid)
     else:
-        name, table, recipe, seeds = arguments.table, TABLES[arguments.table], "", [0]
-    recipe, seeds = arguments.config or recipe, arguments.seeds or seeds
-    cells = table.cells(parse_assignments(arguments.axis or [], "axis"))
-    folder, overrides = Path(arguments.output_dir) / name, parse_assignments(arguments.override or [], "override")
-    runs = make_runs(cells, recipe, overrides, seeds, folder)
-    check_settings(runs)
+        name, recipe, seeds = arguments.table, "", [0]
+        table = read_table(name, parse_assignments(arguments.axis or [], "axis"))
+    folder = Path(arguments.output_dir) / name
+    recipe, overrides = arguments.config or recipe, parse_assignments(arguments.override or [], "override")
+    runs = make_runs(table.cells, recipe, overrides, arguments.seeds or seeds, folder)
+    for run in runs:
+        check_settings(run)
     left = [run for run in runs if not run.is_complete]
     if arguments.dry_run:
         print(describe(table, collect_rows(name, runs)))
@@ -69,13 +117,130 @@ def run_sweep(arguments: SweepArguments, command: str) -> int:
     if arguments.report:
         from .report import write_report  # the training machine needs neither SciPy nor matplotlib
 
-        base = parse_arguments(base_flags(recipe, overrides))
-        write_report(Path(arguments.report), command, table, cells, rows, base)
+        base = parse_arguments(["--config", recipe, *to_flags(overrides)])
+        write_report(Path(arguments.report), command, table, rows, base)
         logger.info(f"wrote {arguments.report}")
     missing = [row for row in rows if row["status"] != FINISHED]
     for row in missing:
         logger.warning(f"{row['cell']}/seed_{row['seed']} has no result: {row['reason']}.")
     return 1 if missing else 0
+
+
+def script(name: str) -> str:
+    """Return the path of a script, relative to the working directory."""
+    return os.path.relpath(Path(__file__).resolve().parents[1] / "scripts" / name)
+
+
+def parse_assignments(texts: list[str], argument: str) -> dict[str, list[str]]:
+    """Return the names and values of `NAME=A,B` texts, which come from the command-line argument `argument`."""
+    values: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"`{argument}` must be NAME=VALUE, got {text!r}.")
+        if name in values:
+            raise ValueError(f"`{argument}` must set {name} only once, got {text!r} as well.")
+        values[name] = value.split(",")
+    return values
+
+
+def to_flags(fields: dict) -> list[str]:
+    """Return the flags of `scripts/train.py` that set these fields."""
+    flags = []
+    for name, value in fields.items():
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *map(str, values)]
+    return flags
+
+
+def make_runs(
+    cells: list[Cell], recipe: str, overrides: dict[str, list[str]], seeds: list[int], folder: Path
+) -> list[Run]:
+    """
+    Return a run for each cell and seed, all cells of the first seed first.
+
+    Args:
+        cells: Cells of the table.
+        recipe: Recipe that all runs start from.
+        overrides: Values that replace fields of the recipe.
+        seeds: Seeds. Unless a recipe of a new model sets `permutation_seed`, they also draw the channel permutations.
+        folder: Folder of the table. A run writes to `CELL/seed_SEED` in it.
+
+    Raises:
+        ValueError: for a recipe, an override, a seed or a cell that does not fit.
+    """
+    are_seeds = isinstance(seeds, list) and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+    if not seeds or not are_seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"`seeds` must be distinct integers of at least 0, got {seeds}.")
+    in_cells = {name for cell in cells for name in cell.fields}
+    if clashes := sorted({"seed", "output_dir", "resume_from_checkpoint", "dry_run"} & (overrides.keys() | in_cells)):
+        raise ValueError(f"the sweep itself sets {', '.join(clashes)}: use its arguments `seeds` and `output_dir`.")
+    if clashes := sorted(overrides.keys() & in_cells):
+        raise ValueError(f"`override` must not set {', '.join(clashes)}, in which the cells differ.")
+    shared = ["--config", recipe, *to_flags(overrides)]
+    base = parse_arguments(shared)
+    if not base.eval_steps or base.eval_split == "none":
+        raise ValueError("a sweep needs evaluations: `eval_steps` must be above 0 and `eval_split` must not be none.")
+    draws_permutations = base.model_name_or_path is None and base.permutation_seed is None
+    runs = []
+    for seed, cell in itertools.product(seeds, cells):
+        permutations = {"permutation_seed": seed} if draws_permutations else {}
+        output = {"output_dir": folder / cell.name / f"seed_{seed}", "resume_from_checkpoint": "latest"}
+        fields = {"seed": seed, **permutations, **cell.fields, **output, "push_to_hub": False, "dry_run": False}
+        flags = [*shared, *to_flags(fields)]
+        try:
+            arguments = parse_arguments(flags)
+            config = find_config(arguments)
+            config.check_bits_per_dim()
+            runs.append(Run(cell, seed, flags, arguments, config))
+        except (ValueError, StrictDataclassError) as error:
+            raise ValueError(f"the cell {cell.name} does not fit the recipe: {error}") from error
+    return runs
+
+
+def check_settings(run: Run) -> None:
+    """
+    Compare a run with the recipe in its folder.
+
+    Raises:
+        ValueError: if the folder holds a run with other settings.
+    """
+    recipe = run.folder / "recipe.yaml"
+    if not recipe.is_file():
+        return
+    known = {item.name for item in dataclasses.fields(TrainArguments)}
+    fields = {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name in known}
+    before, now = decisive_settings(TrainArguments(**fields)), decisive_settings(run.arguments)
+    if changes := [f"`{name}` was {before[name]} and is now {now[name]}" for name in now if before[name] != now[name]]:
+        raise ValueError(
+            f"{run.folder} holds a run with other settings: {'; '.join(changes)}. Give another `output_dir`, or "
+            "move the folder away."
+        )
+
+
+def decisive_settings(arguments: TrainArguments) -> dict:
+    """Return the settings on which the numbers of a run depend, with the defaults of the model filled in."""
+    config = find_config(arguments)
+    values = vars(arguments) | {name: getattr(config, name) for name in inspect.get_annotations(JetConfig)}
+    return {item.name: values[item.name] for item in dataclasses.fields(arguments) if item.metadata["decides"]}
+
+
+def run_all(runs: list[Run], accelerate_config: str | None) -> None:
+    """
+    Train the runs one after another.
+
+    A failed run does not keep the others from starting. SIGINT and SIGTERM let the current run save a checkpoint, and
+    end the sweep.
+    """
+    for number, run in enumerate(runs, 1):
+        logger.info(f"run {number} of {len(runs)}: {run.folder}")
+        code = launch(run.launch_arguments(accelerate_config))
+        if run.is_complete:
+            continue
+        if code in STOP_CODES:
+            logger.warning(f"{run.folder} was stopped by a signal. The same command resumes the sweep.")
+            return
+        logger.warning(f"{run.folder} failed with exit code {code}.")
 
 
 def describe(table: Table, rows: list[dict]) -> str:
@@ -97,39 +262,28 @@ def describe(table: Table, rows: list[dict]) -> str:
 def mean_table(rows: list[dict]) -> str:
     """Return a table of the cells' bits per dimension: mean, standard deviation, and extremes over the seeds."""
     bits = pd.DataFrame(rows).astype({"bits_per_dim": float}).groupby("cell", sort=False)["bits_per_dim"]
-    lines = [["cell", "bits per dimension", "standard deviation", "lowest", "highest", "seeds"]]
-    for cell, values in bits.agg(["mean", "std", "min", "max", "count"]).iterrows():
-        numbers = [
-            "n/a" if math.isnan(values[name]) else f"{values[name]:.4f}" for name in ("mean", "std", "min", "max")
-        ]
-        lines.append([str(cell), *numbers, f"{values['count']:.0f}"])
-    return markdown_table(lines, left=1)
+    numbers = bits.agg(["mean", "std", "min", "max"]).map(lambda value: "n/a" if math.isnan(value) else f"{value:.4f}")
+    numbers["seeds"] = bits.count().astype(str)
+    header = ["cell", "bits per dimension", "standard deviation", "lowest", "highest", "seeds"]
+    return markdown_table([header, *map(list, numbers.itertuples(name=None))], left=1)
 
 
 def read_run(run: Run) -> tuple[str, str | None, dict]:
     """Return the status of a run, the reason if it has no result, and its last evaluation."""
     if not run.is_complete:
         if not (run.folder / "recipe.yaml").is_file():
-            return NOT_STARTED, "not started", {}
+            return "not started", "not started", {}
         checkpoints = list_checkpoints(run.folder)
         last = checkpoints[-1].name if checkpoints else "none"
-        return UNFINISHED, f"running, stopped or failed; last checkpoint: {last}", {}
+        return "unfinished", f"running, stopped or failed; last checkpoint: {last}", {}
     path = run.folder / "evaluations.jsonl"
     if not path.is_file():
-        return FAILED, "finished without an evaluation, for want of held-out images", {}
+        return "failed", "finished without an evaluation, for want of held-out images", {}
     evaluation = json.loads(path.read_text().splitlines()[-1])
     bits = evaluation["bits_per_dim"]
     if bits is None or not math.isfinite(bits):  # null, or the NaN and Infinity of earlier releases
-        return FAILED, f"diverged: {bits} bits per dimension at the end", {}
+        return "failed", f"diverged: {bits} bits per dimension at the end", {}
     return FINISHED, None, evaluation
-
-
-def planned_steps(arguments: TrainArguments) -> int | None:
-    """Return the number of optimizer steps, if the recipe or the release of the dataset determines it."""
-    num_images = release_images(arguments)
-    if arguments.max_steps is None and num_images is None:
-        return None
-    return count_steps(arguments, num_images)
 
 
 def collect_rows(table: str, runs: list[Run]) -> list[dict]:
@@ -146,7 +300,9 @@ def collect_rows(table: str, runs: list[Run]) -> list[dict]:
         status, reason, evaluation = read_run(run)
         num_parameters, flops_per_image = sizes[run.cell.name]
         arguments = run.arguments
-        num_steps = evaluation.get("step") or planned_steps(arguments)
+        num_steps, num_images = evaluation.get("step"), release_images(arguments)
+        if not num_steps and (arguments.max_steps or num_images):
+            num_steps = count_steps(arguments, num_images)
         rows.append(
             {
                 "table": table,

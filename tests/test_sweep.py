@@ -24,14 +24,11 @@ from train_process import TINY, environment, slow_saves, write_images
 from jet_hf import JetConfig
 from jet_hf.analysis.cost import training_flops
 from jet_hf.training import parse_arguments, train
-from reproduction import runs as runs_module
+from reproduction import sweep as sweep_module
 from reproduction.arguments import SweepArguments
-from reproduction.claims import Claim, above, best_above
-from reproduction.report import pareto_front, write_report
-from reproduction.runs import make_runs, parse_assignments, run_all
-from reproduction.sweep import collect_rows, run_sweep
-from reproduction.tables import TABLES
-from reproduction.verdicts import Verdict, judge
+from reproduction.report import compare, differences, judge, pareto_front, write_report
+from reproduction.sweep import collect_rows, make_runs, parse_assignments, run_all, run_sweep
+from reproduction.tables import TABLES, read_table
 
 
 PHOTOGRAPHS = str(ROOT / "recipes" / "sweeps" / "photographs.yaml")
@@ -41,7 +38,7 @@ GRIDS = [name for name in TABLES if name.startswith("imagenet")]
 
 def runs_of(table: str, seeds=(0,), axes=None, overrides=(), recipe=PHOTOGRAPHS, folder=Path("runs")):
     assignments = parse_assignments(list(overrides), "override")
-    return make_runs(TABLES[table].cells(axes), recipe, assignments, list(seeds), folder)
+    return make_runs(read_table(table, axes).cells, recipe, assignments, list(seeds), folder)
 
 
 # Tables
@@ -50,7 +47,7 @@ def runs_of(table: str, seeds=(0,), axes=None, overrides=(), recipe=PHOTOGRAPHS,
 def test_the_tables_are_the_grids_of_the_paper():
     numbers = {"coupling_layouts": 25, "masking_vs_pairing": 12, "glow_parts": 4, "cnn": 7 * 14 + 54}
     numbers |= {"dequantization": 2, **dict.fromkeys(GRIDS, 54)}
-    cells = {name: {cell.name: cell for cell in table.cells()} for name, table in TABLES.items()}
+    cells = {name: {cell.name: cell for cell in read_table(name).cells} for name in TABLES}
     assert {name: len(members) for name, members in cells.items()} == numbers
 
     ratios, patterns = ("all_spatial", *(f"{k}to1" for k in range(1, 6))), ("rows", "columns", "checkerboard", "mix")
@@ -78,7 +75,7 @@ def test_the_tables_are_the_grids_of_the_paper():
 
 
 def test_the_cells_hold_the_results_of_the_paper():
-    results = {name: {cell.name: cell.paper for cell in table.cells()} for name, table in TABLES.items()}
+    results = {name: {cell.name: cell.paper for cell in read_table(name).cells} for name in TABLES}
     best = [min(value for value in results[name].values() if value) for name in GRIDS]
     assert best == [3.93, 3.66, 3.53, 3.13]
     for table, cell, result in (
@@ -98,30 +95,30 @@ def test_the_cells_hold_the_results_of_the_paper():
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_results_of_the_paper_agree_with_its_claims(name):
-    cells = TABLES[name].cells()
-    paper = pd.Series({cell.name: cell.paper for cell in cells}, dtype=float)
+    table = read_table(name)
+    cells = pd.DataFrame([cell.labels for cell in table.cells], index=[cell.name for cell in table.cells])
     # The product of the sizes stands in for the FLOPs, which grow with each of them.
     sizes = ("num_coupling_layers", "num_hidden_layers", "hidden_size", "hidden_size")
-    flops = pd.Series({cell.name: math.prod(cell.fields.get(size, 1) for size in sizes) for cell in cells})
-    claims = TABLES[name].claims(cells)
-    assert claims
-    for claim in claims:
-        judgment = judge(claim, pd.DataFrame(columns=paper.index, dtype=float), flops, paper)
-        assert judgment.verdict == Verdict.NOT_RUN
-        assert judgment.paper_margin > 0 or name == "dequantization", claim.text
+    cells["flops"] = [math.prod(cell.fields.get(size, 1) for size in sizes) for cell in table.cells]
+    paper = pd.DataFrame([{cell.name: cell.paper for cell in table.cells}], dtype=float)
+    assert table.claims
+    for claim in table.claims:
+        margins = differences(claim, cells, paper)
+        assert margins.size and (margins.min().min() > 0 or name == "dequantization"), claim["text"]
 
 
 def test_axes_take_other_sizes_and_fewer_choices():
-    cells = TABLES["dequantization"].cells({"num_coupling_layers": ["6"], "dequantization_num_coupling_layers": ["2"]})
+    axes = {"num_coupling_layers": ["6"], "dequantization_num_coupling_layers": ["2"]}
+    cells = read_table("dequantization", axes).cells
     assert [cell.fields["num_coupling_layers"] for cell in cells] == [6, 8]
-    assert len(TABLES["masking_vs_pairing"].cells({"ratio": ["1to1"]})) == 2
+    assert len(read_table("masking_vs_pairing", {"ratio": ["1to1"]}).cells) == 2
     for table, axes, message in (
         ("masking_vs_pairing", {"depth": ["1"]}, "must name one of ratio, mode, got 'depth'"),
         ("masking_vs_pairing", {"ratio": ["9to1"]}, "ratio must be one of all_spatial"),
         ("cnn", {"cnn_depth": ["0"]}, "cnn_depth must be a positive integer, got '0'"),
     ):
         with pytest.raises(ValueError, match=message):
-            TABLES[table].cells(axes)
+            read_table(table, axes)
 
 
 # Runs
@@ -193,10 +190,13 @@ def test_every_kind_of_model_is_counted():
 # Verdicts
 
 
-def judged(claim, results: dict, **known):
-    """Judge a claim on lists of results per cell, `None` for a seed without one, and on `flops` and `paper`."""
-    values = {name: pd.Series(known.get(name, {}), index=list(results), dtype=float) for name in ("flops", "paper")}
-    return judge(claim, pd.DataFrame(results, dtype=float), **values)
+def compared(pairs: str, results: dict, kind: dict | None = None, **columns) -> pd.DataFrame:
+    """Compare pairs of cells, given results per cell, `None` for a seed without one."""
+    cells = pd.DataFrame(columns, index=list(results))
+    return compare(differences({"pairs": pairs} | (kind or {}), cells, pd.DataFrame(results, dtype=float)))
+
+
+A_ABOVE_B = 'high_name == "a" and low_name == "b"'
 
 
 @pytest.mark.parametrize(
@@ -212,35 +212,34 @@ def judged(claim, results: dict, **known):
     ],
 )
 def test_a_comparison_is_judged_seed_by_seed(a, b, verdict):
-    assert judged(Claim("a is worse", [above("a", "b")]), {"a": a, "b": b}).verdict == verdict
+    assert list(compared(A_ABOVE_B, {"a": a, "b": b})["verdict"]) == [verdict]
 
 
 def test_the_error_is_half_of_students_interval():
-    (comparison,) = judged(Claim("", [above("a", "b")]), {"a": [1.0, 2.0, 3.0], "b": [0, 0, 0]}).comparisons
-    assert comparison.mean == 2.0 and comparison.error == pytest.approx(4.302653 * 1.0 / 3**0.5, rel=1e-6)
+    comparison = compared(A_ABOVE_B, {"a": [1.0, 2.0, 3.0], "b": [0, 0, 0]}).loc["a above b"]
+    assert comparison["mean"] == 2.0 and comparison["error"] == pytest.approx(4.302653 * 1.0 / 3**0.5, rel=1e-6)
 
 
 def test_a_claim_holds_if_all_of_its_comparisons_do():
     results = {"a": [4.0, 4.1, 4.2], "b": [3.9, 4.0, 4.11], "c": [4.2, 3.9, 4.1], "d": [None, None, None]}
-    shown, contrary, within, missing = above("a", "b"), above("b", "a"), above("a", "c"), above("a", "d")
-    for contrasts, verdict in (
-        ([shown], Verdict.SHOWN),
-        ([shown, within], Verdict.WITHIN_ERROR),
-        ([shown, within, missing], Verdict.NOT_RUN),
-        ([shown, missing, contrary], Verdict.CONTRARY),
-        ([], Verdict.NOT_RUN),
+    for pairs, verdict in (
+        (["ab"], "shown"),
+        (["ab", "ac"], "within the error"),
+        (["ab", "ac", "ad"], "not run"),
+        (["ab", "ad", "ba"], "contrary"),
+        ([], "not run"),
     ):
-        assert judged(Claim("", contrasts), results).verdict == verdict
+        comparisons = compared(f"high_name + low_name in {pairs}", results)
+        assert judge(comparisons) == verdict and len(comparisons) == len(pairs)
 
 
 def test_kinds_are_compared_at_like_compute():
     results = {"cnn": [4.0, 4.1], "worse": [5.0, 5.1], "small": [4.3, 4.4], "fit": [3.9, 4.0], "big": [3.0, 3.1]}
-    flops = {"cnn": 2.0, "worse": 1.0, "small": 1.0, "fit": 2.0, "big": 3.0}
-    claim = Claim("", best_above(["worse", "cnn"], ["small", "fit", "big"]))
-    judgment = judged(claim, results, flops=flops, paper={"cnn": 4.0, "fit": 3.5, "big": 2.0})
-    assert [comparison.text for comparison in judgment.comparisons] == ["cnn above fit"]
-    assert judgment.verdict == Verdict.SHOWN and judgment.paper_margin == 0.5
-    assert judged(Claim("", best_above(["cnn"], ["big"])), results, flops=flops).verdict == Verdict.NOT_RUN
+    flops, kind = [2.0, 1.0, 1.0, 2.0, 3.0], {"like_compute": True}
+    pairs = 'high_name in ["worse", "cnn"] and low_name in ["small", "fit", "big"]'
+    comparisons = compared(pairs, results, kind, flops=flops)
+    assert list(comparisons.index) == ["cnn above fit"] and judge(comparisons) == "shown"
+    assert compared('high_name == "cnn" and low_name == "big"', results, kind, flops=flops).empty
 
 
 def test_nothing_undercuts_the_front():
@@ -254,7 +253,8 @@ def test_nothing_undercuts_the_front():
 
 def test_the_report_has_the_results_of_the_paper_beside_ours(tmp_path):
     # Masking and pairing at two ratios with three seeds, one run of which diverged.
-    table, axes = TABLES["masking_vs_pairing"], {"ratio": ["all_spatial", "4to1"]}
+    axes = {"ratio": ["all_spatial", "4to1"]}
+    table = read_table("masking_vs_pairing", axes)
     runs = runs_of("masking_vs_pairing", (0, 1, 2), axes, ["max_steps=600"], folder=tmp_path)
     level = {"all_spatial-masking": 5.0, "all_spatial-pairing": 4.8, "4to1-masking": 4.52, "4to1-pairing": 4.5}
     for run in runs:
@@ -268,7 +268,7 @@ def test_the_report_has_the_results_of_the_paper_beside_ours(tmp_path):
     rows = collect_rows("masking_vs_pairing", runs)
     assert rows[1]["training_flops"] == training_flops(runs[1].config) * 16 * 600
     assert rows[1]["num_parameters"] > 1e5 and rows[1]["paper_bits_per_dim"] == 3.787
-    write_report(tmp_path / "m.md", "python sweep.py", table, table.cells(axes), rows, runs[0].arguments)
+    write_report(tmp_path / "m.md", "python sweep.py", table, rows, runs[0].arguments)
     text = (tmp_path / "m.md").read_text()
     assert text.splitlines()[0] == "`python sweep.py`" and (tmp_path / "m.png").stat().st_size > 10_000
     lines = [[cell.strip(" `*") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
@@ -279,7 +279,7 @@ def test_the_report_has_the_results_of_the_paper_beside_ours(tmp_path):
     assert spatial[2:5] == ["+0.125", "+0.5003 ± 0.0014", "3 of 3"]
     assert reference[2:4] == ["n/a", "n/a"] and lines["4to1-masking"][4] == "2 of 3"
     assert "- `4to1-masking`, seed 2: diverged: None bits per dimension at the end" in text
-    claims = {claim.text: lines[claim.text] for claim in table.claims(table.cells(axes))}
+    claims = {claim["text"]: lines[claim["text"]] for claim in table.claims}
     assert [line[0] for line in claims.values()] == ["shown", "shown", "shown"]
     assert [line[3] for line in claims.values()] == ["+0.057", "+0.003", "+0.054"]
     assert next(iter(claims.values()))[1:3] == ["1 shown; 1 of 1 on the claimed side", "+0.2003 ± 0.0014"]
@@ -338,7 +338,7 @@ def sweep(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes of the killed sweep
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs_module, "launch", tiny.launch)
+        patch.setattr(sweep_module, "launch", tiny.launch)
         assert run_sweep(tiny.arguments("whole"), "") == 0 and len(tiny.launched) == 2
         yield tiny
     torch.set_num_threads(threads)
@@ -409,7 +409,7 @@ def test_a_killed_sweep_ends_with_the_results_of_one_that_was_not(sweep):
 
 def test_a_failure_is_passed_over_and_a_signal_ends_the_sweep(tmp_path, monkeypatch, caplog):
     codes, started = [1, 0], []
-    monkeypatch.setattr(runs_module, "launch", lambda arguments: started.append(arguments) or codes[len(started) - 1])
+    monkeypatch.setattr(sweep_module, "launch", lambda arguments: started.append(arguments) or codes[len(started) - 1])
     runs = runs_of("glow_parts", folder=tmp_path)
     run_all(runs, accelerate_config=None)
     assert [words[1:] for words in started] == [run.flags for run in runs[:2]]
