@@ -6,7 +6,6 @@ import json
 import logging
 import platform
 import re
-import subprocess
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from jet_hf.training.environment import checkout_commit
 from jet_hf.utils.files import replace_text, shared_command, strict_json
 
 from . import parts
@@ -41,9 +41,10 @@ def run_benchmark(arguments: BenchmarkArguments) -> None:
     if not HAS_PEER:
         logger.warning("jet_pytorch is left out: pip install --no-deps jet-pytorch==0.0.2 einops")
     parts.keep_freed_memory()
+    commit = checkout_commit(Path(__file__).parents[1])
     origin = {
         "machine": describe_machine(arguments.device),
-        "commit": _commit(),
+        "commit": commit[:7] if commit else "unknown",
         "command": f"python {shared_command([f'scripts/{Path(sys.argv[0]).name}', *sys.argv[1:]])}",
         "date": datetime.date.today().isoformat(),
         "batch_size": arguments.batch_size,
@@ -78,11 +79,3 @@ def describe_machine(device: str) -> dict[str, str | int | None]:
         with suppress(PackageNotFoundError):
             machine[package] = version(package)
     return machine | {"python": platform.python_version()}
-
-
-def _commit() -> str:
-    """Return the abbreviated commit of this checkout, or `unknown` outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
-    return "unknown"

@@ -77,11 +77,10 @@ class Evaluator:
             accelerator=self.trainer.accelerator,
         )
         evaluation = Evaluation(scores)
-        is_noisy = self.trainer.base_model.config.noise_std is not None
         self.monitor.log_evaluation(
             {
                 "step": step,
-                "noisy_nats_per_dim" if is_noisy else "bits_per_dim": evaluation.mean,
+                self.monitor.metric_name: evaluation.mean,
                 "standard_error": evaluation.standard_error,
                 "num_images": len(scores),
             }
