@@ -572,5 +572,12 @@ class PreparationArguments(SourceArguments, BoundedArguments):
     split: str = argument("Split to prepare; it keeps its name.", "train")
     streaming: bool = argument("Read the source as a stream, with at most one shard per source file.", False)
     image_size: int = argument("Height and width of the result, in pixels.", 64, at_least=1)
+    num_channels: int = argument("Channels of the result: 3, or 1 for gray images.", 3, choices=(1, 3))
+    num_levels: int = argument(
+        "Number of gray levels. Unless it is 256, the images hold levels below it, which are not scaled.",
+        256,
+        at_least=2,
+        at_most=2**16,
+    )
     num_shards: int = argument("Number of parquet files of the split.", 64, at_least=1)
     num_proc: int = argument("Number of decoding processes; the result does not depend on it.", 1, at_least=1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -251,7 +252,7 @@ def interpolate(
 
 def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:
     """
-    Arrange images of one size on white, in rows of `columns`, with `gap` pixels between them.
+    Arrange images of one size on white, in rows of `columns`, with `gap` pixels between them. The grid has 8 bits.
 
     Raises:
         ValueError: without images, for less than one column, or for a negative gap.
@@ -264,5 +265,7 @@ def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.I
     columns, rows = min(columns, len(images)), -(-len(images) // columns)
     grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for i, image in enumerate(images):
+        if image.mode == "I;16":
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         grid.paste(image, ((i % columns) * (width + gap), (i // columns) * (height + gap)))
     return grid

@@ -45,7 +45,9 @@ IMAGE, LABEL = "image", "label"
 ROWS_READ = 512
 METADATA_KEY = b"jet_hf"
 # Parameters that all splits of a prepared folder share.
-COMMON_PARAMETERS = ("image_size", "center_crop", "dataset_release", "first_label")
+COMMON_PARAMETERS = ("image_size", "num_channels", "num_levels", "center_crop", "dataset_release", "first_label")
+# Parameters that earlier versions did not record.
+EARLIER_VERSIONS = {"num_channels": 3, "num_levels": 256}
 SECONDS_TO_LOCK = 10
 
 
@@ -149,7 +151,7 @@ def _begin(folder: Path, arguments: PreparationArguments, parameters: dict, fing
     record = preparation_record(folder) or {"release": arguments.dataset_release, "splits": {}}
     advice = "Restore them, or write to another folder."
     for split, entry in record["splits"].items():
-        known = entry["parameters"]
+        known = EARLIER_VERSIONS | entry["parameters"]
         changed = [
             f"`{name}` was {known.get(name)!r} and is now {parameters[name]!r}"
             for name in (parameters if split == arguments.split else COMMON_PARAMETERS)
@@ -190,8 +192,14 @@ class _ShardWriter:
         self.image_column = find_image_column(dataset.features, arguments.image_column)
         self.label_column = _find_label_column(dataset.features, arguments.label_column)
         size = arguments.image_size
-        self.processor = JetImageProcessor(size=size, do_center_crop=arguments.center_crop)
-        self.features = datasets.Features({IMAGE: datasets.Array3D((3, size, size), "uint8")})
+        self.processor = JetImageProcessor(
+            size=size,
+            num_channels=arguments.num_channels,
+            num_levels=arguments.num_levels,
+            do_center_crop=arguments.center_crop,
+        )
+        shape = (arguments.num_channels, size, size)
+        self.features = datasets.Features({IMAGE: datasets.Array3D(shape, self.processor.level_dtype)})
         if self.label_column:
             self.features[LABEL] = dataset.features[self.label_column]
 
@@ -221,7 +229,7 @@ class _ShardWriter:
             kept: list[int] = []
             for i, image in enumerate(stored_images(stored[self.image_column])):
                 try:
-                    array, kind = decode_image(image, convert)
+                    array, kind = decode_image(image, convert, first + i)
                 except UndecodableImageError as error:
                     name = "/".join(Path(image_name(image, first + i)).parts[-2:])
                     record["skipped"].append(f"{name}: {error}")
@@ -357,7 +365,10 @@ def _finish(folder: Path, split: str, records: list[dict], num_found: int) -> Pr
 def dataset_card(record: dict) -> str:
     """Return the README of a prepared dataset, which covers the finished splits."""
     splits = {name: entry for name, entry in record["splits"].items() if "num_images" in entry}
-    parameters = next(iter(splits.values()))["parameters"]
+    parameters = EARLIER_VERSIONS | next(iter(splits.values()))["parameters"]
+    channels, levels = parameters["num_channels"], parameters["num_levels"]
+    dtype = "uint8" if levels <= 256 else "uint16"
+    holds = "" if levels == 256 else f", with levels from 0 to {levels - 1}"
     size = parameters["image_size"]
     crop = "the central square of each image" if parameters["center_crop"] else "each whole image, squeezed,"
     source = parameters["dataset_name"] or Path(parameters["dataset_path"]).resolve().name
@@ -373,8 +384,8 @@ def dataset_card(record: dict) -> str:
         "---\nlicense: other\ntask_categories: [unconditional-image-generation]\n---",
         f"# {source} at {size} x {size}",
         f"Made from {source}{config}: {crop} averaged over areas to {size} x {size} pixels, as TensorFlow's "
-        f"`ResizeMethod.AREA` does. Column `{IMAGE}`: uint8 arrays (3, {size}, {size}). The license is that of the "
-        "source.",
+        f"`ResizeMethod.AREA` does. Column `{IMAGE}`: {dtype} arrays ({channels}, {size}, {size}){holds}. The license "
+        "is that of the source.",
         f"Release `{release}`. {RELEASES[release].note}" if release else "",
         markdown_table(table, left=2),
     ]
