@@ -107,7 +107,7 @@ def _to_pixels(processor: JetImageProcessor, image: Image.Image | np.ndarray) ->
 
 
 def check_levels(array: np.ndarray, num_levels: int) -> np.ndarray:
-    """Return an array of uint8 or uint16 in the dtype of `num_levels`, or raise LevelsError if it holds other levels."""
+    """Return an array of uint8 or uint16 in the dtype of `num_levels`, or raise LevelsError for other levels."""
     return to_numpy(as_levels(array, num_levels)).astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False)
 
 
