@@ -42,8 +42,7 @@ def draw_latents(
     check_whole("num_images", num_images)
     check_whole("batch_size", batch_size)
     check_whole("seed", seed, low=-(2**63))
-    config, generator = model.config, torch.Generator().manual_seed(int(seed))
-    shape = (config.num_channels, config.image_size, config.image_size)
+    shape, generator = model.config.image_shape, torch.Generator().manual_seed(int(seed))
     for start in range(0, num_images, batch_size):
         latents = [
             torch.randn(shape, generator=generator, dtype=torch.float32)

@@ -95,7 +95,7 @@ def _decode_file(data: bytes, convert: Converter) -> tuple[np.ndarray, str | Non
 
 
 def pixel_converter(processor: JetImageProcessor) -> Converter:
-    """Return a function from an image to pixels (C, S, S), which passes arrays of this shape through unchanged."""
+    """Return a function from an image to pixels (C, H, W), which passes arrays of this shape through unchanged."""
     return partial(_to_pixels, processor)
 
 
@@ -121,17 +121,20 @@ def image_name(image: StoredImage, index: int) -> str:
     return file_name(image) or f"image {index}"
 
 
-def random_crops(pixels: np.ndarray, image_size: int, num_crops: int, seed: int, index: int) -> list[np.ndarray]:
+def random_crops(
+    pixels: np.ndarray, height: int, width: int, num_crops: int, seed: int, index: int
+) -> list[np.ndarray]:
     """
-    Return crops (C, image_size, image_size) of an image (C, H, W) at random positions.
+    Return crops (C, height, width) of an image (C, H, W) at random positions.
 
     The positions depend on `seed` and on the `index` of the image alone.
 
     Raises:
         ValueError: if the image is smaller than a crop.
     """
-    if min(pixels.shape[1:]) < image_size:
-        raise ValueError(f"image {index} has {pixels.shape[1:]} pixels, fewer than the crop's {image_size}.")
+    rows, columns = pixels.shape[1:]
+    if rows < height or columns < width:
+        raise ValueError(f"image {index} has {rows} x {columns} pixels, fewer than the crop's {height} x {width}.")
     rng = np.random.default_rng([seed, index])
-    corners = rng.integers(0, np.array(pixels.shape[1:]) - image_size + 1, size=(num_crops, 2))
-    return [pixels[:, y : y + image_size, x : x + image_size] for y, x in corners]
+    corners = rng.integers(0, [rows - height + 1, columns - width + 1], size=(num_crops, 2))
+    return [pixels[:, y : y + height, x : x + width] for y, x in corners]

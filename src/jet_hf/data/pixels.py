@@ -119,7 +119,7 @@ class PixelSplit:
     A split as pixels.
 
     Args:
-        dataset: Column `pixels`: uint8 arrays (C, S, S), or uint16 for more than 256 gray levels; column `label`:
+        dataset: Column `pixels`: uint8 arrays (C, H, W), or uint16 for more than 256 gray levels; column `label`:
             int64, if labels were read.
         num_skipped: Number of images that could not be decoded.
         source_format: Encoding of the source, such as "JPEG", or "JPEG, PNG" if mixed; `None` for arrays.
@@ -336,7 +336,7 @@ class _Decoder:
         processor = self.processor
         if self.num_crops:
             array, kind = decode_image(image, self._read_whole, index)
-            return random_crops(array, self.shape[1], self.num_crops, self.seed, index), kind
+            return random_crops(array, *self.shape[1:], self.num_crops, self.seed, index), kind
         array, kind = decode_image(image, pixel_converter(processor), index)
         if array.shape != self.shape:
             raise ValueError(f"image {index} was converted to shape {array.shape}, expected {self.shape}.")

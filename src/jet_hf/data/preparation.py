@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..arguments import PreparationArguments
+from ..model.configuration_jet import image_sides
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
 from ..utils.files import check_is_free, replace_file, replace_text, strict_json
@@ -109,8 +110,10 @@ def prepare(arguments: PreparationArguments) -> Prepared:
 
 
 def _check(arguments: PreparationArguments) -> None:
-    for name in ("image_size", "num_shards", "num_proc"):
+    for name in ("num_shards", "num_proc"):
         check_whole(name, getattr(arguments, name))
+    for side in image_sides(arguments.image_size):
+        check_whole("image_size", side)
     if not 0 <= arguments.max_undecodable_share <= 1:
         raise ValueError(f"`max_undecodable_share` must lie in [0, 1], got {arguments.max_undecodable_share}.")
     if not re.fullmatch(r"\w+", arguments.split):
@@ -191,14 +194,14 @@ class _ShardWriter:
         self.dataset, self.paths, self.first_label = dataset, paths, first_label
         self.image_column = find_image_column(dataset.features, arguments.image_column)
         self.label_column = _find_label_column(dataset.features, arguments.label_column)
-        size = arguments.image_size
+        height, width = image_sides(arguments.image_size)
         self.processor = JetImageProcessor(
-            size=size,
+            size=(height, width),
             num_channels=arguments.num_channels,
             num_levels=arguments.num_levels,
             do_center_crop=arguments.center_crop,
         )
-        shape = (arguments.num_channels, size, size)
+        shape = (arguments.num_channels, height, width)
         self.features = datasets.Features({IMAGE: datasets.Array3D(shape, self.processor.level_dtype)})
         if self.label_column:
             self.features[LABEL] = dataset.features[self.label_column]
@@ -369,8 +372,9 @@ def dataset_card(record: dict) -> str:
     channels, levels = parameters["num_channels"], parameters["num_levels"]
     dtype = "uint8" if levels <= 256 else "uint16"
     holds = "" if levels == 256 else f", with levels from 0 to {levels - 1}"
-    size = parameters["image_size"]
-    crop = "the central square of each image" if parameters["center_crop"] else "each whole image, squeezed,"
+    height, width = image_sides(parameters["image_size"])
+    part = "square" if height == width else f"{height} : {width} part"
+    crop = f"the central {part} of each image" if parameters["center_crop"] else "each whole image, squeezed,"
     source = parameters["dataset_name"] or Path(parameters["dataset_path"]).resolve().name
     config = f" ({parameters['dataset_config']})" if parameters["dataset_config"] else ""
     release = record["release"]
@@ -382,10 +386,10 @@ def dataset_card(record: dict) -> str:
     # The header has no `configs`: with them the cache of `datasets` confuses folders of the same name.
     sections = [
         "---\nlicense: other\ntask_categories: [unconditional-image-generation]\n---",
-        f"# {source} at {size} x {size}",
-        f"Made from {source}{config}: {crop} averaged over areas to {size} x {size} pixels, as TensorFlow's "
-        f"`ResizeMethod.AREA` does. Column `{IMAGE}`: {dtype} arrays ({channels}, {size}, {size}){holds}. The license "
-        "is that of the source.",
+        f"# {source} at {height} x {width}",
+        f"Made from {source}{config}: {crop} averaged over areas to {height} x {width} pixels, as TensorFlow's "
+        f"`ResizeMethod.AREA` does. Column `{IMAGE}`: {dtype} arrays ({channels}, {height}, {width}){holds}. The "
+        "license is that of the source.",
         f"Release `{release}`. {RELEASES[release].note}" if release else "",
         markdown_table(table, left=2),
     ]

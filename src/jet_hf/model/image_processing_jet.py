@@ -386,7 +386,7 @@ class JetImageProcessor(PilBackend):
         Args:
             images: One image, a batch (B, C, H, W) or (B, H, W, C), or a list of these, of mixed kinds and sizes.
             kwargs: Arguments of the constructor, for this call only, and `return_tensors`: `"pt"` or `"np"` for one
-                tensor or array (B, C, S, S); by default a list of (C, S, S).
+                tensor or array (B, C, H, W); by default a list of (C, H, W).
 
         Raises:
             TypeError: for an unknown keyword argument.
@@ -511,7 +511,7 @@ class JetImageProcessor(PilBackend):
 
     def read_levels(self, image: Image.Image | Pixels) -> np.ndarray:
         """
-        Convert one image, cropped and resized as configured, to the levels (C, S, S) that the model scores.
+        Convert one image, cropped and resized as configured, to the levels (C, H, W) that the model scores.
 
         Returns:
             uint8 array, or uint16 for more than 256 levels.
@@ -520,7 +520,7 @@ class JetImageProcessor(PilBackend):
 
     def to_uint8(self, image: Image.Image | Pixels) -> np.ndarray:
         """
-        Convert one image, cropped and resized as configured, to the bytes (C, S, S) that the model scores.
+        Convert one image, cropped and resized as configured, to the bytes (C, H, W) that the model scores.
 
         Raises:
             ValueError: for a model of more than 256 levels, whose images are no bytes.
@@ -575,12 +575,12 @@ class JetImageProcessor(PilBackend):
         Convert pixel values, such as samples, to gray levels.
 
         Args:
-            pixel_values: (B, C, S, S), or one image (C, S, S), on the model's scale.
+            pixel_values: (B, C, H, W), or one image (C, H, W), on the model's scale.
             dequantized: Whether values are rounded down, since dequantization only ever adds, or to the nearest level,
                 as samples of a model with `noise_std` need it.
 
         Returns:
-            uint8 (B, C, S, S), or uint16 for more than 256 levels, clipped to the model's levels.
+            uint8 (B, C, H, W), or uint16 for more than 256 levels, clipped to the model's levels.
 
         Raises:
             ValueError: for another shape, or values that are not floating-point and finite.
@@ -607,7 +607,7 @@ class JetImageProcessor(PilBackend):
         Convert pixel values, such as samples, to images.
 
         Args:
-            pixel_values: (B, C, S, S), or one image (C, S, S), with C the model's 1 or 3 channels, on its scale.
+            pixel_values: (B, C, H, W), or one image (C, H, W), with C the model's 1 or 3 channels, on its scale.
             dequantized: Whether values are rounded down or to the nearest level, see [`to_levels`].
 
         Returns:
