@@ -217,11 +217,19 @@ class OptimizationArguments:
         "Recompute activations in the backward pass to save memory.", False, decides=None
     )
     torch_compile: bool = argument("Compile the coupling layers.", False, decides=None)
+    noise_curriculum: float = argument(
+        "Standard deviation of the Gaussian noise on training images at step 0, in gray levels of 8-bit images; 64 in "
+        "JetFormer. It falls to 0 by a half cosine; until then, the training loss is that of noisy images.",
+        0.0,
+        decides=OWN_VALUE,
+        at_least=0,
+        at_most=255,
+    )
     label_dropout: float = argument(
         "Probability of a step without labels, for guidance.", 0.1, decides=OWN_VALUE, at_least=0, at_most=1
     )
     seed: int = argument(
-        "Seed of the weights, the data order and the dequantization noise.",
+        "Seed of the weights, the data order and the noise.",
         0,
         decides=OWN_VALUE,
         at_least=0,
@@ -239,7 +247,7 @@ class RunArguments:
     )
     extend: bool = argument(
         "Continue from the checkpoint to another number of steps, or with another lr_scheduler_type, cooldown_ratio "
-        "or spike_factor. The warm-up keeps its length.",
+        "or spike_factor. The warm-up and the noise curriculum keep their lengths.",
         False,
         decides=None,
     )

@@ -42,6 +42,7 @@ EARLIER_RELEASES = {
     "lr_scheduler_type": "cosine",
     "cooldown_ratio": 0.2,
     "spike_factor": None,
+    "noise_curriculum": 0.0,
     "extended": None,
 }
 

@@ -13,8 +13,9 @@ def extension_of(start: Checkpoint, trajectory: Mapping[str, Any]) -> dict[str, 
     """
     Return the record of all extensions of a run, for the entry `extended` of its trajectory; `None` if there are none.
 
-    It holds the steps at which the run was extended, and the number of warm-up steps, which follows from the first
-    length of the run. If nothing differs from the checkpoint, the run was extended before, and this resumes it.
+    It holds the steps at which the run was extended, and the numbers of steps of the warm-up and of the noise
+    curriculum, which follow from the first length of the run. If nothing differs from the checkpoint, the run was
+    extended before, and this resumes it.
 
     Raises:
         ValueError: if no step would be left, or none after the warm-up.
@@ -27,8 +28,12 @@ def extension_of(start: Checkpoint, trajectory: Mapping[str, Any]) -> dict[str, 
             f"`max_steps` must be above the {start.step} steps of {start.path} to extend its run, got "
             f"{trajectory['num_steps']}."
         )
-    first = {"at_steps": [], "warmup_steps": round(before["warmup_ratio"] * before["num_steps"])}
-    extended = before["extended"] or first
+    extended = {
+        "at_steps": [],
+        "warmup_steps": round(before["warmup_ratio"] * before["num_steps"]),
+        "noise_curriculum_steps": before["num_steps"],
+        **(before["extended"] or {}),
+    }
     if trajectory["num_steps"] <= extended["warmup_steps"]:
         raise ValueError(
             f"`max_steps` must be above the {extended['warmup_steps']} steps of warm-up of the run of {start.path}, "

@@ -238,6 +238,8 @@ def build_run(
         seed=arguments.seed,
         label_dropout=arguments.label_dropout,
         accelerator=accelerator,
+        noise_curriculum=arguments.noise_curriculum,
+        noise_curriculum_steps=extended.get("noise_curriculum_steps") if extended else None,
         guard=UpdateGuard(arguments.max_skipped_steps, arguments.spike_factor, **(start.guard if start else {})),
     )
 
