@@ -225,6 +225,9 @@ class OptimizationArguments:
         at_least=0,
         at_most=255,
     )
+    noise_curriculum_ratio: float = argument(
+        "Fraction of steps after which the noise of noise_curriculum is 0.", 1.0, decides=OWN_VALUE, above=0, at_most=1
+    )
     label_dropout: float = argument(
         "Probability of a step without labels, for guidance.", 0.1, decides=OWN_VALUE, at_least=0, at_most=1
     )

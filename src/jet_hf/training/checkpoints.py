@@ -43,6 +43,7 @@ EARLIER_RELEASES = {
     "cooldown_ratio": 0.2,
     "spike_factor": None,
     "noise_curriculum": 0.0,
+    "noise_curriculum_ratio": 1.0,
     "extended": None,
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..arguments import TrainArguments
 from .checkpoints import EXTENDABLE, MANIFEST, Checkpoint, changed_settings, list_checkpoints, with_defaults
 
 
@@ -31,7 +32,7 @@ def extension_of(start: Checkpoint, trajectory: Mapping[str, Any]) -> dict[str, 
     extended = {
         "at_steps": [],
         "warmup_steps": round(before["warmup_ratio"] * before["num_steps"]),
-        "noise_curriculum_steps": before["num_steps"],
+        "noise_curriculum_steps": max(1, round(before["noise_curriculum_ratio"] * before["num_steps"])),
         **(before["extended"] or {}),
     }
     if trajectory["num_steps"] <= extended["warmup_steps"]:
@@ -40,6 +41,16 @@ def extension_of(start: Checkpoint, trajectory: Mapping[str, Any]) -> dict[str, 
             f"which an extension keeps, got {trajectory['num_steps']}."
         )
     return extended | {"at_steps": [*extended["at_steps"], start.step]}
+
+
+def schedule_ratios(arguments: TrainArguments, extended: Mapping[str, Any] | None, num_steps: int) -> dict[str, float]:
+    """Return the fractions of steps in the warm-up and in the noise curriculum, both of which extensions keep."""
+    ratios = {"warmup_ratio": arguments.warmup_ratio, "noise_curriculum_ratio": arguments.noise_curriculum_ratio}
+    if extended is not None:
+        ratios["warmup_ratio"] = extended["warmup_steps"] / num_steps
+        # Earlier releases did not record the curriculum, since they had none.
+        ratios["noise_curriculum_ratio"] = min(1.0, extended.get("noise_curriculum_steps", num_steps) / num_steps)
+    return ratios
 
 
 def check_later_checkpoints(output_dir: Path, start: Checkpoint, trajectory: Mapping[str, Any]) -> None:

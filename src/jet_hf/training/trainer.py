@@ -23,7 +23,7 @@ from ..model.modeling_jet import (
     scale_bytes,
     standard_normal_log_prob,
 )
-from ..model.validation_jet import check_not_negative, check_whole, trusted_values
+from ..model.validation_jet import check_not_negative, trusted_values
 from ..utils.noise import normal_noise, uniform_noise
 from .optim import FUSED_DEVICES, build_optimizer, build_scheduler, cosine_scale
 
@@ -162,12 +162,11 @@ class Trainer:
         guard: Rule that skips steps; by default the first loss or gradient that is not finite raises.
         noise_curriculum: Noise of the training images at step 0 (Tschannen et al., JetFormer, 2024), see
             [`noise_scale`].
-        noise_curriculum_steps: Number of steps after which no noise is left; by default `num_training_steps`, which
-            is also the most.
+        noise_curriculum_ratio: Fraction of steps after which no noise is left; in (0, 1].
 
     Raises:
-        ValueError: for ActNorm under FSDP2, a noise curriculum that [`check_noise_curriculum`] refuses or without a
-            step, and for the arguments that [`build_optimizer`] and [`build_scheduler`] refuse.
+        ValueError: for ActNorm under FSDP2, and for the arguments that [`check_noise_curriculum`],
+            [`build_optimizer`] and [`build_scheduler`] refuse.
     """
 
     def __init__(  # noqa: PLR0913
@@ -186,19 +185,18 @@ class Trainer:
         cooldown_ratio: float = 0.2,
         guard: UpdateGuard | None = None,
         noise_curriculum: float = 0.0,
-        noise_curriculum_steps: int | None = None,
+        noise_curriculum_ratio: float = 1.0,
     ):
         check_noise_curriculum(noise_curriculum, model.config)
+        if not 0 < noise_curriculum_ratio <= 1:
+            raise ValueError(f"`noise_curriculum_ratio` must lie in (0, 1], got {noise_curriculum_ratio}.")
         self.accelerator = accelerator or Accelerator()
         self.num_training_steps = num_training_steps
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.label_dropout = label_dropout
         self.noise_curriculum = noise_curriculum
-        if noise_curriculum_steps is None:
-            noise_curriculum_steps = num_training_steps
-        check_whole("noise_curriculum_steps", noise_curriculum_steps)
-        self._fall = cosine_scale(min(noise_curriculum_steps, num_training_steps), warmup_steps=0)
+        self._fall = cosine_scale(max(1, round(noise_curriculum_ratio * num_training_steps)), warmup_steps=0)
         self.step_count = 0
         self.guard = guard or UpdateGuard()
         self.base_model = model
