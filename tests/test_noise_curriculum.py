@@ -113,7 +113,8 @@ def test_a_run_logs_the_noise_and_evaluates_images_without_it(run):
     processor = make_processor(model.config, arguments)
     held_out = load_data(arguments, find_data(arguments, accelerator), processor, accelerator).eval.dataset
     assert evaluated[-1]["bits_per_dim"] == pytest.approx(evaluate(model, held_out).mean, rel=1e-6)
-    assert "no bits per dimension" not in (run["output_dir"] / "README.md").read_text()
+    card = (run["output_dir"] / "README.md").read_text()
+    assert "noise curriculum | from 64 gray levels" in card and "no bits per dimension" not in card
 
 
 def test_a_killed_run_resumes_bit_for_bit_and_only_itself(run, capsys):
