@@ -68,7 +68,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
     The distance of finite sets is too large on average, the more so the smaller they are: compare equal sizes only.
     """
-    metric = FrechetInceptionDistance(_Features(first.shape[1]))
+    metric = FrechetInceptionDistance(_Features(first.shape[1]), sync_on_compute=False)
     metric.update(torch.from_numpy(first), real=True)
     metric.update(torch.from_numpy(second), real=False)
     return max(metric.compute().item(), 0.0)
@@ -84,7 +84,9 @@ def kernel_distance(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Fig
     size = min(KID_SUBSET_SIZE, len(first) // 2, len(second) // 2)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
-        metric = KernelInceptionDistance(_Features(first.shape[1]), subsets=KID_SUBSETS, subset_size=size)
+        metric = KernelInceptionDistance(
+            _Features(first.shape[1]), subsets=KID_SUBSETS, subset_size=size, sync_on_compute=False
+        )
     metric.update(torch.from_numpy(first), real=True)
     metric.update(torch.from_numpy(second), real=False)
     with torch.random.fork_rng(devices=[]):
@@ -142,7 +144,11 @@ def _error_from_halves(
 
 
 class _Features(torch.nn.Identity):
-    """The extractor that torchmetrics asks for, of features that are extracted already."""
+    """
+    The extractor that torchmetrics asks for, of features that are extracted already.
+
+    Its metrics must not synchronize, since the main process alone computes them, from all images.
+    """
 
     def __init__(self, num_features: int):
         super().__init__()

@@ -335,8 +335,9 @@ def _describe_samples(record: SampleRecord) -> str:
     return f"""## Figures of samples
 
 {record.num_samples:,} samples{options}, and as many real images of the split `{record.real_split}`, were compared with
-the {record.num_held_out:,} images of {record.dataset_name}, split `{record.split}`. A sampler that repeats its training
-images would reach the figures of the real images. Features: {record.features}. ± is the standard error over images.
+the {record.num_held_out:,} images of {record.dataset_name}, split `{record.split}`. A sampler that repeats its
+training images would reach the figures of the real images. Features: {record.features}. ± is the standard error over
+images.
 
 {figure_table(record.figures)}
 
