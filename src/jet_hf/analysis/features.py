@@ -103,15 +103,15 @@ class InceptionFeatures:
         device: Device of the network.
 
     Raises:
-        ValueError: without torch-fidelity, or if the weights cannot be downloaded.
+        ValueError: if torch-fidelity cannot be imported, or the weights cannot be downloaded.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ModuleNotFoundError as error:
+        except (ImportError, RuntimeError) as error:  # a torchvision that was built for another torch
             raise ValueError(
-                f"`features` inception needs the package {error.name}: pip install torch-fidelity."
+                f"`features` inception needs torch-fidelity, and a torchvision that fits this torch: {error}."
             ) from error
         try:
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)

@@ -327,7 +327,7 @@ def _check_sizes(num_samples: int, num_held_out: int, num_real: int) -> None:
             raise ValueError(f"figures of samples need at least {MIN_SAMPLES} {name}, got {number}.")
     if num_real < num_samples:
         raise ValueError(
-            f"`num_samples` must be at most the number of real images beside them, {num_real}, got {num_samples}."
+            f"the samples must be at most as many as the real images beside them, {num_real}, got {num_samples}."
         )
 
 

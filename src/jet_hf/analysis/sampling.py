@@ -150,6 +150,11 @@ def sample_levels(
             places = slice(i * batch_size, i * batch_size + len(latents))
             of_batch = None if labels is None else labels[places].to(latents.device)
             decoded = decode_samples(model, latents, of_batch, **options)
+            if not decoded.isfinite().all():
+                raise ValueError(
+                    "the samples must be finite, got NaN or infinite values: the model has diverged, or the "
+                    "temperature or the guidance is too strong."
+                )
             levels += processor.to_levels(decoded, dequantized=model.config.noise_std is None)
         parts.append(levels)
     levels = np.concatenate(parts)
