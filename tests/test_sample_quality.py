@@ -368,7 +368,7 @@ def test_a_package_that_samples_need_is_named(evaluate, monkeypatch):
     monkeypatch.delattr("jet_hf.analysis.sample_quality")
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
     _, text = evaluate("--samples", 10)
-    message = "the package torchmetrics.image.fid, which is not installed: pip install 'jet_hf[samples]'."
+    message = "the package torchmetrics.image.fid, which is not installed: it comes with the extra `samples`."
     assert text == f"error: `samples` needs {message}"
 
 

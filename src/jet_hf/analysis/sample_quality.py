@@ -356,7 +356,8 @@ def _sample(
     # The layers of prepared models have no gradients, which denoising takes.
     denoises = model.denoises(options.sampling.get("denoise"))
     settings = (options.num_samples, None if labels is None else torch.from_numpy(labels), options.seed)
-    with nullcontext() if denoises else prepared_for_inference(model):
+    precision = nullcontext() if accelerator is None else accelerator.autocast()
+    with precision, nullcontext() if denoises else prepared_for_inference(model):
         levels = sample_levels(
             model, processor, *settings, options.batch_size, accelerator, progress, **options.sampling
         )

@@ -187,7 +187,7 @@ def check_results(arguments: EvaluateArguments, config: JetConfig) -> None:
         if (error.name or "").startswith("jet_hf"):
             raise
         raise ValueError(
-            f"`samples` needs the package {error.name}, which is not installed: pip install 'jet_hf[samples]'."
+            f"`samples` needs the package {error.name}, which is not installed: it comes with the extra `samples`."
         ) from error
     figures_of(config, arguments.figures)
     if arguments.scores_file and config.noise_std is not None:
