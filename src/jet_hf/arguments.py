@@ -70,7 +70,8 @@ def _model_arguments() -> Any:
     source = (Path(__file__).parent / "model" / "configuration_jet.py").read_text(encoding="utf-8")
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     documentation = ast.get_docstring(next(node for node in classes if node.name == "JetConfig")) or ""
-    types = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": list[str]}
+    types: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": list[str]}
+    types["int | tuple[int, int]"] = int | list[int]
     entry = r"^    (\w+) \(`([^`]+)`, \*optional\*(?:, defaults to ([^\n]*))?\):\n((?:^ {8}.*\n?)+)"
     fields = []
     for name, kind, default, text in re.findall(entry, documentation, re.MULTILINE):
@@ -130,7 +131,9 @@ class SourceArguments(DatasetArguments):
         decides="data",
     )
     center_crop: bool = argument(
-        "Crop to the central square before downsampling; false squeezes the image.", True, decides=OWN_VALUE
+        "Crop to the aspect ratio of the model's images before downsampling; false squeezes the image.",
+        True,
+        decides=OWN_VALUE,
     )
 
 
@@ -631,6 +634,15 @@ class PreparationArguments(SourceArguments, BoundedArguments):
     output_dir: str = argument("Folder for the shards; one folder takes several splits, one after another.")
     split: str = argument("Split to prepare; it keeps its name.", "train")
     streaming: bool = argument("Read the source as a stream, with at most one shard per source file.", False)
-    image_size: int = argument("Height and width of the result, in pixels.", 64, at_least=1)
+    image_size: int | list[int] = argument(  # noqa: RUF009
+        "Side of the square result, or its height and width, in pixels.", 64
+    )
+    num_channels: int = argument("Channels of the result: 3, or 1 for gray images.", 3, choices=(1, 3))
+    num_levels: int = argument(
+        "Number of gray levels. Unless it is 256, the images hold levels below it, which are not scaled.",
+        256,
+        at_least=2,
+        at_most=2**16,
+    )
     num_shards: int = argument("Number of parquet files of the split.", 64, at_least=1)
     num_proc: int = argument("Number of decoding processes; the result does not depend on it.", 1, at_least=1)

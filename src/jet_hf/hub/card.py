@@ -367,8 +367,12 @@ def _read_config(folder: Path) -> JetConfig | None:
 def _describe_shape(config: JetConfig | None) -> str | None:
     if config is None:
         return None
-    size, channels, layers = (getattr(config, name) for name in ("image_size", "num_channels", "num_coupling_layers"))
-    return f"Images have {size} x {size} pixels and {channels} channels; the flow has {layers} coupling layers."
+    channels, height, width = config.image_shape
+    order = "" if height == width else " (height and width)"
+    return (
+        f"Images have {height} x {width} pixels{order} and {channels} channels; the flow has "
+        f"{config.num_coupling_layers} coupling layers."
+    )
 
 
 def _is_hub_id(name: str | None) -> bool:
