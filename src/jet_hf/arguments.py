@@ -47,7 +47,7 @@ SMALL_RUN = {
 # Figures of `evaluate --samples`, see `jet_hf.analysis.sample_quality`. Those of labels need a model with classes.
 LABEL_FIGURES = ("classifier_accuracy", "bayes_accuracy")
 FIGURES = (
-    *("frechet_distance", "kernel_distance", "precision", "recall", "nearest_neighbor_accuracy"),
+    *("frechet_distance", "kernel_distance", "precision", "recall", "nearest_neighbor_accuracy", "seam_strength"),
     *LABEL_FIGURES,
 )
 MIN_SAMPLES = 10

@@ -34,6 +34,7 @@ FIGURE_TITLES = {
     "precision": "precision, higher is better",
     "recall": "recall, higher is better",
     "nearest_neighbor_accuracy": "two-sample accuracy of a nearest neighbor, 0.5 is best",
+    "seam_strength": "seam strength: mean step between pixels across borders of patches over that inside, 1 is best",
     "classifier_accuracy": "accuracy on held-out images of a classifier trained on these images, higher is better",
     "bayes_accuracy": "accuracy of argmax p(image given class) on held-out images, higher is better",
 }
