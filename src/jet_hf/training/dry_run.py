@@ -191,7 +191,9 @@ def step_throughput(arguments: TrainArguments, config: JetConfig, num_images: in
     labels = None if config.num_classes is None else torch.zeros(num_images, dtype=torch.int64)
     batch = Batch(pixels, torch.arange(num_images), labels)
     accelerator.gradient_accumulation_steps = 1
-    trainer = Trainer(model, num_training_steps=100, accelerator=accelerator)
+    trainer = Trainer(
+        model, num_training_steps=100, accelerator=accelerator, noise_curriculum=arguments.noise_curriculum
+    )
     trainer.step([batch])
     start = time.monotonic()
     trainer.step([batch])  # returns when the device has finished, since it reads the loss

@@ -14,6 +14,7 @@ from ..hub import load_config
 from ..model.configuration_jet import JetConfig
 from ..model.flow_jet import JetCoupling, spatial_permutation
 from ..model.modeling_jet import JetForDensityEstimation
+from .trainer import check_noise_curriculum
 
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ def find_config(arguments: TrainArguments) -> JetConfig:
 
     Raises:
         ValueError: if the model to fine-tune cannot be found, or differs from the given fields in more than those in
-            `CHANGEABLE`; or for a model with a context, which datasets of images do not have.
+            `CHANGEABLE`; for a model with a context, which datasets of images do not have; or for a noise curriculum
+            that does not fit the model.
     """
     given, name_or_path = arguments.config_fields(), arguments.model_name_or_path
     if name_or_path is None:
@@ -54,6 +56,7 @@ def find_config(arguments: TrainArguments) -> JetConfig:
             f"`context_size` must be None, since datasets of images have no context tokens, got "
             f"{config.context_size}: train a model with a context in a training loop of your own."
         )
+    check_noise_curriculum(arguments.noise_curriculum, config)
     return config
 
 
