@@ -198,7 +198,7 @@ def test_a_signal_while_the_finished_model_is_pushed_ends_with_one_line(root, fi
     with HubServer() as hub:
         hub.fail("commit", times=100, status=503)
         few_steps = fields | {"max_steps": 2, "push_to_hub": True, "hub_model_id": "tiny", "output_dir": folder}
-        process = TrainProcess(root, variables=hub.environment(token="writer"), imports=True, **few_steps)
+        process = TrainProcess(root, variables=hub.environment(token="writer"), **few_steps)
         process.when(lambda: "wrote the finished model" in process.output, signal.SIGTERM)
         output = process.wait(code=143)
     assert f"stopped by SIGTERM: the finished model in {folder} was not pushed." in output

@@ -557,8 +557,7 @@ def test_a_run_pushes_its_model_and_a_failing_push_does_not_stop_it(root, images
     fields = {"dataset_path": images, "save_steps": 6, "push_to_hub": True, "hub_model_id": "tiny"}
     with HubServer() as hub:
         hub.fail("commit", times=1, status=403)
-        variables = hub.environment(token="writer")
-        output = run_to_end(root, output_dir=folder, variables=variables, imports=True, **fields)
+        output = run_to_end(root, output_dir=folder, variables=hub.environment(token="writer"), **fields)
         files = hub.files("jet/tiny")
     assert "step 6 was not pushed, training is not affected" in output
     assert "pushed the finished model to" in output

@@ -1,6 +1,7 @@
 """Tiny training runs, in this process and in processes of their own."""
 
 import atexit
+import importlib
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT
+from huggingface_hub import constants, hf_api
 from PIL import Image
 
 from jet_hf.training import RunResult, parse_arguments, train
@@ -148,6 +150,9 @@ def run_forked(arguments: list[str], cache: Path, stdout: Path, stderr: Path, va
     datasets.disable_progress_bars()
     if "SECONDS_PER_SAVE" in variables:
         exec(SLOW_SAVES, {})
+    if "HF_ENDPOINT" in variables:  # the client of the Hub reads it when it is imported
+        importlib.reload(constants)
+        hf_api.api.endpoint = constants.ENDPOINT
     sys.argv = arguments
     runpy.run_path(sys.argv[0], run_name="__main__")
 
@@ -162,7 +167,7 @@ class ForkedScript:
         arguments: Path of the script and its arguments.
         cache: Folder for the cache of `datasets`.
         stdout, stderr: Files to which the output is appended.
-        variables: Environment variables, which the modules that are imported already do not see.
+        variables: Environment variables, those of [`slow_saves`] and `HubServer.environment` among them.
     """
 
     context = multiprocessing.get_context("forkserver")
@@ -219,8 +224,7 @@ class TrainProcess:
         num_processes: Number of training processes.
         launcher: See [`launch_command`]; without one, several processes join by themselves.
         variables: Environment variables.
-        imports: Whether the process does its own imports, for variables that these read. Without them and without a
-            launcher, it is forked.
+        imports: Whether the process does its own imports; without them and without a launcher, it is forked.
         fields: See [`flags`].
     """
 
