@@ -47,7 +47,7 @@ SMALL_RUN = {
 # Figures of `evaluate --samples`, see `jet_hf.analysis.sample_quality`. Those of labels need a model with classes.
 LABEL_FIGURES = ("classifier_accuracy", "bayes_accuracy")
 FIGURES = (
-    *("frechet_distance", "kernel_distance", "precision", "recall", "nearest_neighbor_accuracy"),
+    *("frechet_distance", "kernel_distance", "precision", "recall", "nearest_neighbor_accuracy", "seam_strength"),
     *LABEL_FIGURES,
 )
 MIN_SAMPLES = 10
@@ -70,7 +70,8 @@ def _model_arguments() -> Any:
     source = (Path(__file__).parent / "model" / "configuration_jet.py").read_text(encoding="utf-8")
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     documentation = ast.get_docstring(next(node for node in classes if node.name == "JetConfig")) or ""
-    types = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": list[str]}
+    types: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": list[str]}
+    types["int | tuple[int, int]"] = int | list[int]
     entry = r"^    (\w+) \(`([^`]+)`, \*optional\*(?:, defaults to ([^\n]*))?\):\n((?:^ {8}.*\n?)+)"
     fields = []
     for name, kind, default, text in re.findall(entry, documentation, re.MULTILINE):
@@ -130,7 +131,9 @@ class SourceArguments(DatasetArguments):
         decides="data",
     )
     center_crop: bool = argument(
-        "Crop to the central square before downsampling; false squeezes the image.", True, decides=OWN_VALUE
+        "Crop to the aspect ratio of the model's images before downsampling; false squeezes the image.",
+        True,
+        decides=OWN_VALUE,
     )
 
 
@@ -224,11 +227,22 @@ class OptimizationArguments:
         "Recompute activations in the backward pass to save memory.", False, decides=None
     )
     torch_compile: bool = argument("Compile the coupling layers.", False, decides=None)
+    noise_curriculum: float = argument(
+        "Standard deviation of the Gaussian noise on training images at step 0, in gray levels of 8-bit images; 64 in "
+        "JetFormer. It falls to 0 by a half cosine; until then, the training loss is that of noisy images.",
+        0.0,
+        decides=OWN_VALUE,
+        at_least=0,
+        at_most=255,
+    )
+    noise_curriculum_ratio: float = argument(
+        "Fraction of steps after which the noise of noise_curriculum is 0.", 1.0, decides=OWN_VALUE, above=0, at_most=1
+    )
     label_dropout: float = argument(
         "Probability of a step without labels, for guidance.", 0.1, decides=OWN_VALUE, at_least=0, at_most=1
     )
     seed: int = argument(
-        "Seed of the weights, the data order and the dequantization noise.",
+        "Seed of the weights, the data order and the noise.",
         0,
         decides=OWN_VALUE,
         at_least=0,
@@ -246,7 +260,7 @@ class RunArguments:
     )
     extend: bool = argument(
         "Continue from the checkpoint to another number of steps, or with another lr_scheduler_type, cooldown_ratio "
-        "or spike_factor. The warm-up keeps its length.",
+        "or spike_factor. The warm-up and the noise curriculum keep their lengths.",
         False,
         decides=None,
     )
@@ -620,6 +634,15 @@ class PreparationArguments(SourceArguments, BoundedArguments):
     output_dir: str = argument("Folder for the shards; one folder takes several splits, one after another.")
     split: str = argument("Split to prepare; it keeps its name.", "train")
     streaming: bool = argument("Read the source as a stream, with at most one shard per source file.", False)
-    image_size: int = argument("Height and width of the result, in pixels.", 64, at_least=1)
+    image_size: int | list[int] = argument(  # noqa: RUF009
+        "Side of the square result, or its height and width, in pixels.", 64
+    )
+    num_channels: int = argument("Channels of the result: 3, or 1 for gray images.", 3, choices=(1, 3))
+    num_levels: int = argument(
+        "Number of gray levels. Unless it is 256, the images hold levels below it, which are not scaled.",
+        256,
+        at_least=2,
+        at_most=2**16,
+    )
     num_shards: int = argument("Number of parquet files of the split.", 64, at_least=1)
     num_proc: int = argument("Number of decoding processes; the result does not depend on it.", 1, at_least=1)
