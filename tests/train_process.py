@@ -103,7 +103,16 @@ def launch_command(num_processes: int, launcher: str | None) -> list[str]:
 
 def flags(**fields) -> list[str]:
     """Return the flags of a tiny run; fields win over those of `TINY`, and `None` omits one."""
-    return [f"--{name}={value}" for name, value in (TINY | fields).items() if value is not None]
+    return as_flags(TINY | fields)
+
+
+def as_flags(fields: dict) -> list[str]:
+    """Return fields as flags, without those that are `None`."""
+    words = []
+    for name, value in fields.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    return words
 
 
 def command(num_processes: int = 1, launcher: str | None = None, **fields) -> list[str]:

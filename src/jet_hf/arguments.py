@@ -64,6 +64,7 @@ def _model_arguments() -> Any:
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     documentation = ast.get_docstring(next(node for node in classes if node.name == "JetConfig")) or ""
     types = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": list[str]}
+    types["float | tuple[float, float]"] = list[float]
     entry = r"^    (\w+) \(`([^`]+)`, \*optional\*(?:, defaults to ([^\n]*))?\):\n((?:^ {8}.*\n?)+)"
     fields = []
     for name, kind, default, text in re.findall(entry, documentation, re.MULTILINE):
@@ -329,6 +330,8 @@ class TrainArguments(
 
     def __post_init__(self):
         super().__post_init__()
+        if isinstance(self.noise_std, list) and len(self.noise_std) == 1:
+            (self.noise_std,) = self.noise_std
         resolve_precision(self.mixed_precision)
         if "none" in (self.report_to or []) and len(self.report_to or []) > 1:
             raise ValueError(f"`report_to` must be none alone or name trackers, got {' '.join(self.report_to or [])}.")
@@ -493,6 +496,15 @@ class SampleArguments(BoundedArguments):
     denoise: bool | None = argument(
         "Remove the noise of the samples; by default for models that were trained with noise_std.", None
     )
+    denoising_steps: int = argument(
+        "Number of denoising steps, for models that were trained with a range of noise_std.", 1, at_least=1
+    )
+    stochastic: bool = argument("Add new noise in each denoising step but the last.", False)
+    noise_std: float | None = argument(
+        "Noise level of the samples before denoising, for models with a range of noise_std; by default the largest.",
+        None,
+        above=0,
+    )
     columns: int = argument("Images in a row of the grid.", 8, at_least=1)
     reconstruct: list[str] | None = argument("Images to encode and decode.", None)  # noqa: RUF009
     interpolate: list[str] | None = argument("Two images to interpolate between.", None)  # noqa: RUF009
@@ -504,6 +516,7 @@ class SampleArguments(BoundedArguments):
         if self.interpolate and len(self.interpolate) != 2:
             raise ValueError(f"`interpolate` takes two images, got {len(self.interpolate)}.")
         of_samples = ["temperature", "label", "guidance_scale", "guidance", "attention_temperature", "denoise"]
+        of_samples += ["denoising_steps", "stochastic", "noise_std"]
         of_samples += ["num_images"] if self.reconstruct else []
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         for name in of_samples if self.reconstruct or self.interpolate else []:

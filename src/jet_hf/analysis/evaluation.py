@@ -26,7 +26,7 @@ from ..model.configuration_jet import JetConfig
 from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
 from ..model.validation_jet import check_whole, trusted_values
 from ..utils.files import replace_text, strict_json
-from ..utils.noise import MASK, normal_noise, uniform_noise
+from ..utils.noise import MASK, noise_levels, normal_noise, uniform_noise
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,10 @@ def score_images(
     progress: bool = False,
 ) -> torch.Tensor:
     """
-    Return the loss of each image, float64 (num_images,): bits per dimension, or nats per dimension of the noisy image
-    for a model with `noise_std`, which takes one noise sample. See [`evaluate`] for the arguments and the errors.
+    Return the score of each image, float64 (num_images,): bits per dimension, or nats per dimension of the noisy image
+    for a model with `noise_std`, which takes one noise sample. If that is a range, each image draws its noise level by
+    the seed and its index, so that a model is scored on the same noisy images at every step; the scores have no
+    weights. See [`evaluate`] for the arguments and the errors.
     """
     check_whole("batch_size", batch_size)
     check_whole("num_noise_samples", num_noise_samples)
@@ -167,12 +169,13 @@ def _score(model: nn.Module, batch: Batch, num_noise_samples: int, seed: int) ->
     config = _config_of(model)
     draw_noise = uniform_noise if config.noise_std is None else normal_noise
     pixel_values, draws = scale_bytes(pixels, config.num_levels), []
+    levels = noise_levels(seed, indices, config.noise_range, stream=MASK - num_noise_samples)
     for draw in range(num_noise_samples):
         # Streams count down from the last one. Training draws from stream 0, often with the same seed and indices, and
         # held-out images must not be scored with the noise of training.
         noise = draw_noise(seed, indices, tuple(pixels.shape[1:]), stream=MASK - draw)
         with trusted_values():
-            output = model(pixel_values, labels=labels, noise=noise)
+            output = model(pixel_values, labels=labels, noise=noise, noise_std=levels)
         draws.append(output.bits_per_dim if config.noise_std is None else output.noisy_nats_per_dim)
     return torch.stack(draws)
 

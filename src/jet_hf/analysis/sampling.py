@@ -13,6 +13,7 @@ from ..model.flow_jet import JetCoupling, steps
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation, dequantize
 from ..model.validation_jet import (
+    check_denoising,
     check_images,
     check_not_negative,
     check_quantized_images,
@@ -20,6 +21,7 @@ from ..model.validation_jet import (
     check_whole,
     is_number,
 )
+from ..utils.noise import normal_noise
 
 
 # Dequantized with this noise, a byte lies in the middle of its gray level, farthest from the neighboring levels.
@@ -52,7 +54,7 @@ def draw_latents(
 
 
 @torch.no_grad()
-def sample_images(
+def sample_images(  # noqa: PLR0913
     model: JetForDensityEstimation,
     processor: JetImageProcessor,
     num_images: int,
@@ -61,6 +63,9 @@ def sample_images(
     batch_size: int = 64,
     label: int | None = None,
     denoise: bool | None = None,
+    denoising_steps: int = 1,
+    stochastic: bool = False,
+    noise_std: float | None = None,
     **guidance: Any,
 ) -> list[Image.Image]:
     """
@@ -71,28 +76,54 @@ def sample_images(
         processor: Image processor of the model.
         num_images: Number of images, at least 1.
         temperature: Standard deviation of the latents, at least 0.
-        seed: Seed of the latents. The same seed gives the same images in batches of any size.
+        seed: Seed of the latents and of the noise of stochastic denoising. The same seed gives the same images in
+            batches of any size.
         batch_size: Number of images to decode at a time, at least 1.
         label: Class of all images; by default the images cycle through the classes.
-        denoise: Whether to denoise the samples, as models with `noise_std` do by default, see
+        denoise: Whether to denoise the samples, as models with `noise_std` do by default.
+        denoising_steps, stochastic, noise_std: Denoising of a model with a range of `noise_std`, see
             [`JetForDensityEstimation.sample`].
         guidance: Arguments of classifier-free guidance, see [`JetModel.decode`].
 
     Raises:
-        ValueError: for a number out of range, a label of a model without classes, denoising without `noise_std`, or a
-            processor whose scale is not the model's.
+        ValueError: for a number out of range, a label of a model without classes, denoising that the model cannot do,
+            or a processor whose scale is not the model's.
     """
     check_not_negative("temperature", temperature)
     processor.check_scale(model.config.num_levels)
     denoise = model.denoises(denoise)
+    check_denoising(model.config, denoise, denoising_steps, stochastic)
+    if noise_std is None and model.config.noise_range is not None:
+        noise_std = model.config.noise_range[1]
     images: list[Image.Image] = []
     for latents in draw_latents(model, num_images, seed, batch_size):
         labels = sample_labels(model, range(len(images), len(images) + len(latents)), label)
-        decoded, _ = model.decode(temperature * latents, labels=labels, **guidance)
+        decoded, _ = model.decode(temperature * latents, labels=labels, noise_std=noise_std, **guidance)
         if denoise:
-            decoded = model.denoise(decoded, labels=labels)
+            noise = step_noise(latents, denoising_steps - 1, seed, len(images)) if stochastic else None
+            decoded = model.denoise(
+                decoded, labels=labels, noise_std=noise_std, denoising_steps=denoising_steps, noise=noise
+            )
         images += processor.post_process(decoded, dequantized=model.config.noise_std is None)
     return images
+
+
+def step_noise(latents: torch.Tensor, num_steps: int, seed: int, first: int) -> torch.Tensor:
+    """
+    Draw standard normal noise for stochastic denoising, image by image.
+
+    Args:
+        latents: Latents of the images (B, C, S, S), whose dtype and device the noise has.
+        num_steps: Number of steps with noise.
+        seed: Seed of the samples.
+        first: Position of the first of these images among all samples.
+
+    Returns:
+        Tensor (num_steps, B, C, S, S).
+    """
+    indices = torch.arange(first, first + len(latents), device=latents.device)
+    noise = normal_noise(seed, indices, (num_steps, *latents.shape[1:]))
+    return noise.to(latents.dtype).transpose(0, 1)
 
 
 @torch.no_grad()
@@ -103,6 +134,7 @@ def decode_steps(
     context: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
     context_mask: torch.Tensor | None = None,
+    noise_std: float | torch.Tensor | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """
     Decode latents and show the intermediate states of the flow.
@@ -111,7 +143,7 @@ def decode_steps(
         model: Model in evaluation mode.
         latents: float32 tensor (B, C, S, S).
         num_steps: Number of states to show after the latents, spread evenly over the coupling layers; at least 1.
-        context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
+        context, labels, context_mask, noise_std: Inputs of a conditional model, see [`JetModel.condition`].
 
     Yields:
         The number of coupling layers inverted so far, and the state in the shape of images, float32 (B, C, S, S): at
@@ -125,7 +157,7 @@ def decode_steps(
     shown = {-(-num_layers * step // num_steps) for step in range(1, num_steps + 1)}
     check_images("latents", latents, jet.config, jet.state_dtype)
     check_values("latents", latents)
-    conditioning = jet.condition(len(latents), context, labels, context_mask)
+    conditioning = jet.condition(len(latents), context, labels, context_mask, noise_std)
     couplings = cast(Sequence[JetCoupling], jet.couplings)
     yield 0, latents
     for done, step in enumerate(steps(couplings, jet.patchify(latents), conditioning, inverse=True), start=1):
@@ -162,6 +194,11 @@ def no_labels(model: JetForDensityEstimation, num_images: int) -> torch.Tensor |
     return torch.full((num_images,), model.config.num_classes, device=model.jet.input_device)
 
 
+def smallest_noise_std(model: JetForDensityEstimation) -> float | None:
+    """Return the smallest noise level of a model that is conditioned on it, or `None` for another model."""
+    return None if model.config.noise_range is None else model.config.noise_range[0]
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """
@@ -183,7 +220,8 @@ class Reconstruction:
 @torch.no_grad()
 def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> Reconstruction:
     """
-    Encode 8-bit images (B, C, S, S), scaled by the image processor, and decode their latents, without labels.
+    Encode 8-bit images (B, C, S, S), scaled by the image processor, and decode their latents, without labels and at
+    the smallest noise level.
 
     Raises:
         ValueError: for a wrong shape or dtype, or values that are not those of bytes.
@@ -191,9 +229,12 @@ def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> R
     config = model.config
     pixel_values = check_quantized_images(pixel_values, config, model.jet.state_dtype)
     dequantized = dequantize(pixel_values, MID_LEVEL, config.num_levels)
-    labels = no_labels(model, len(pixel_values))
-    latents, _ = model.encode(dequantized, labels=labels)
-    decoded, _ = model.decode(latents, labels=labels)
+    conditions: dict[str, Any] = {
+        "labels": no_labels(model, len(pixel_values)),
+        "noise_std": smallest_noise_std(model),
+    }
+    latents, _ = model.encode(dequantized, **conditions)
+    decoded, _ = model.decode(latents, **conditions)
     levels, originals = (torch.floor((values + 1) * config.levels_per_unit) for values in (decoded, dequantized))
     return Reconstruction(latents, decoded, (decoded - dequantized).abs().max().item(), torch.equal(levels, originals))
 
@@ -229,7 +270,8 @@ def interpolate(
     model: JetForDensityEstimation, first: torch.Tensor, second: torch.Tensor, num_steps: int
 ) -> torch.Tensor:
     """
-    Interpolate between two images along the great circle of their latents, see [`latent_path`].
+    Interpolate between two images along the great circle of their latents, see [`latent_path`], at the smallest noise
+    level.
 
     Args:
         model: Model in evaluation mode.
@@ -244,9 +286,10 @@ def interpolate(
     """
     check_whole("num_steps", num_steps, low=2)
     images = check_quantized_images(torch.stack([first, second]), model.config, model.jet.state_dtype, "images")
-    (start, end), _ = model.encode(dequantize(images, MID_LEVEL, model.config.num_levels), labels=no_labels(model, 2))
+    dequantized, noise_std = dequantize(images, MID_LEVEL, model.config.num_levels), smallest_noise_std(model)
+    (start, end), _ = model.encode(dequantized, labels=no_labels(model, 2), noise_std=noise_std)
     path = latent_path(start, end, torch.linspace(0, 1, num_steps, dtype=torch.float64))
-    return model.decode(path, labels=no_labels(model, num_steps))[0]
+    return model.decode(path, labels=no_labels(model, num_steps), noise_std=noise_std)[0]
 
 
 def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:

@@ -40,7 +40,7 @@ def make_images(arguments: SampleArguments) -> list[Image.Image]:
     processor = JetImageProcessor.from_pretrained(arguments.model)
     if not inputs:
         names = ["num_images", "temperature", "seed", "batch_size", "label", "denoise"]
-        names += ["guidance_scale", "guidance", "attention_temperature"]
+        names += ["guidance_scale", "guidance", "attention_temperature", "denoising_steps", "stochastic", "noise_std"]
         return sample_images(model, processor, **{name: getattr(arguments, name) for name in names})
     pixel_values = processor(inputs, return_tensors="pt").pixel_values.to(model.device)
     if arguments.interpolate:
