@@ -137,7 +137,7 @@ def test_gradients_of_scores_with_eager_attention():
 
 
 def test_compiled_scores_and_samples():
-    model = noisy_model(num_coupling_layers=2, image_size=4, noise_std=RANGE)
+    model = noisy_model(num_coupling_layers=1, image_size=4, noise_std=RANGE)
     y, steps = normals(2, 3, 4, 4), {"noise_std": 0.4, "denoising_steps": 2}
     with torch.no_grad():
         score, denoised = model.score(y, noise_std=LEVELS), model.denoise(y, **steps)

@@ -44,6 +44,13 @@ SMALL_RUN = {
     "eval_steps": 100,
     "sample_steps": 100,
 }
+# Figures of `evaluate --samples`, see `jet_hf.analysis.sample_quality`. Those of labels need a model with classes.
+LABEL_FIGURES = ("classifier_accuracy", "bayes_accuracy")
+FIGURES = (
+    *("frechet_distance", "kernel_distance", "precision", "recall", "nearest_neighbor_accuracy"),
+    *LABEL_FIGURES,
+)
+MIN_SAMPLES = 10
 SIZES = ("num_coupling_layers", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -428,58 +435,8 @@ def parse_arguments(argv: list[str], prog: str = "jet-hf train") -> TrainArgumen
 
 
 @dataclass
-class EvaluateArguments(DatasetArguments, BoundedArguments):
-    """
-    Score a split of a dataset in bits per dimension.
-
-        jet-hf evaluate --model runs/cifar10 --dataset uoft-cs/cifar10
-        accelerate launch scripts/evaluate.py --model runs/imagenet64 --dataset valid_64x64.tar --num_noise_samples 16
-
-    Stdout receives JSON and stderr a table.
-    """
-
-    model: str = argument("Folder of a saved model, or a name on the Hub.")
-    dataset: str = argument("Path of images (a folder, parquet, tar or npz), or a name on the Hub.")
-    split: str | None = argument(
-        "Split to score; by default validation, or else test, or else the images that training holds out.", None
-    )
-    batch_size: int = argument("Images per batch of a process.", 64, at_least=1)
-    num_noise_samples: int = argument(
-        "Number of noise draws per image; more draws give a tighter bound.", 1, at_least=1
-    )
-    max_images: int | None = argument("Score the first images only.", None, at_least=1)
-    random_crops_per_image: int | None = argument(
-        "Number of crops at full resolution to score per image, instead of the downsampled image.", None, at_least=1
-    )
-    seed: int = argument(
-        "Seed of the crops and the noise; scores do not depend on the batch size.", 0, at_least=0, at_most=LAST_SEED
-    )
-    mixed_precision: str = argument("Precision of the conditioners: no or bf16.", "no")
-    scores_file: str | None = argument(
-        "CSV file for the name and the score of each image; a name that ends in .json gives JSON without names.", None
-    )
-    write_model_card: bool = argument("Add the score to the card in the folder --model.", False)
-
-
-@dataclass
-class SampleArguments(BoundedArguments):
-    """
-    Draw images from a Jet, reconstruct images, or interpolate between two images in latent space.
-
-        jet-hf sample --model demo/model --num_images 16 --output_dir samples
-        jet-hf sample --model demo/model --reconstruct a.png b.png --output_dir reconstructions
-        jet-hf sample --model demo/model --interpolate a.png b.png --output_dir interpolation
-    """
-
-    model: str = argument("Folder of a saved model, or a name on the Hub.")
-    output_dir: str = argument("New folder for grid.png and one PNG per image.", "samples")
-    num_images: int = argument("Number of samples, or of steps with --interpolate.", 16, at_least=1)
+class SamplingArguments:
     temperature: float = argument("Standard deviation of the latents; the model's is 1.", 1.0, at_least=0)
-    seed: int = argument(
-        "Seed of the latents; samples do not depend on the batch size.", 0, at_least=0, at_most=LAST_SEED
-    )
-    batch_size: int = argument("Images to decode at a time.", 64, at_least=1)
-    label: int | None = argument("Class of the samples; by default all classes in turn.", None)
     guidance_scale: list[float] | None = argument(  # noqa: RUF009
         "Scale of classifier-free guidance; 1 disables it. Two numbers are those of the coupling layers next to the "
         "latents and next to the image.",
@@ -505,6 +462,99 @@ class SampleArguments(BoundedArguments):
         None,
         above=0,
     )
+
+    def sampling_options(self) -> dict[str, Any]:
+        """Return the options of drawing samples, by name."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(SamplingArguments)}
+
+
+@dataclass
+class EvaluateArguments(SamplingArguments, DatasetArguments, BoundedArguments):
+    """
+    Score a split of a dataset in bits per dimension, and compare samples of the model with it.
+
+        jet-hf evaluate --model runs/cifar10 --dataset uoft-cs/cifar10
+        accelerate launch scripts/evaluate.py --model runs/imagenet64 --dataset valid_64x64.tar --num_noise_samples 16
+        jet-hf evaluate --model runs/cifar10 --dataset uoft-cs/cifar10 --samples 10000 --features inception
+
+    Stdout receives JSON and stderr a table. With --samples, each figure of the samples stands beside that of as many
+    real images.
+    """
+
+    model: str = argument("Folder of a saved model, or a name on the Hub.")
+    dataset: str = argument("Path of images (a folder, parquet, tar or npz), or a name on the Hub.")
+    split: str | None = argument(
+        "Split to score; by default validation, or else test, or else the images that training holds out.", None
+    )
+    batch_size: int = argument("Images per batch of a process.", 64, at_least=1)
+    num_noise_samples: int = argument(
+        "Number of noise draws per image; more draws give a tighter bound.", 1, at_least=1
+    )
+    max_images: int | None = argument("Score the first images only.", None, at_least=1)
+    random_crops_per_image: int | None = argument(
+        "Number of crops at full resolution to score per image, instead of the downsampled image.", None, at_least=1
+    )
+    seed: int = argument(
+        "Seed of the crops and the noise; scores do not depend on the batch size.", 0, at_least=0, at_most=LAST_SEED
+    )
+    mixed_precision: str = argument("Precision of the conditioners: no or bf16.", "no")
+    scores_file: str | None = argument(
+        "CSV file for the name and the score of each image; a name that ends in .json gives JSON without names.", None
+    )
+    write_model_card: bool = argument("Add the results to the card in the folder --model.", False)
+    samples: int | None = argument(
+        "Number of samples to compare with the scored images. For models of noisy images, only the samples are "
+        "evaluated.",
+        None,
+        at_least=MIN_SAMPLES,
+    )
+    features: str = argument(
+        "Feature extractor of the figures of samples: pixels (64 principal components of the scored images), "
+        "inception, or the folder or Hub name of an image model of transformers, such as facebook/dinov2-small.",
+        "pixels",
+    )
+    figures: list[str] | None = argument(  # noqa: RUF009
+        "Figures of samples to compute; by default all, those of labels only for models with classes.",
+        None,
+        choices=FIGURES,
+    )
+    real_split: str | None = argument(
+        "Split from which as many random real images as samples are taken to stand beside them; by default train, or "
+        "the images of train that are not held out.",
+        None,
+    )
+    bayes_noise_samples: int = argument(
+        "Number of noise draws per image for the classifier argmax p(image | class).", 8, at_least=1
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.samples is None:
+            defaults = {item.name: item.default for item in dataclasses.fields(self)}
+            of_samples = ["features", "figures", "real_split", "bayes_noise_samples", *self.sampling_options()]
+            for name in of_samples:
+                if getattr(self, name) != defaults[name]:
+                    raise ValueError(f"`{name}` must be given with `samples`, the number of samples to evaluate.")
+
+
+@dataclass
+class SampleArguments(SamplingArguments, BoundedArguments):
+    """
+    Draw images from a Jet, reconstruct images, or interpolate between two images in latent space.
+
+        jet-hf sample --model demo/model --num_images 16 --output_dir samples
+        jet-hf sample --model demo/model --reconstruct a.png b.png --output_dir reconstructions
+        jet-hf sample --model demo/model --interpolate a.png b.png --output_dir interpolation
+    """
+
+    model: str = argument("Folder of a saved model, or a name on the Hub.")
+    output_dir: str = argument("New folder for grid.png and one PNG per image.", "samples")
+    num_images: int = argument("Number of samples, or of steps with --interpolate.", 16, at_least=1)
+    seed: int = argument(
+        "Seed of the latents; samples do not depend on the batch size.", 0, at_least=0, at_most=LAST_SEED
+    )
+    batch_size: int = argument("Images to decode at a time.", 64, at_least=1)
+    label: int | None = argument("Class of the samples; by default all classes in turn.", None)
     columns: int = argument("Images in a row of the grid.", 8, at_least=1)
     reconstruct: list[str] | None = argument("Images to encode and decode.", None)  # noqa: RUF009
     interpolate: list[str] | None = argument("Two images to interpolate between.", None)  # noqa: RUF009
@@ -515,9 +565,7 @@ class SampleArguments(BoundedArguments):
             raise ValueError("`reconstruct` and `interpolate` exclude each other, got both.")
         if self.interpolate and len(self.interpolate) != 2:
             raise ValueError(f"`interpolate` takes two images, got {len(self.interpolate)}.")
-        of_samples = ["temperature", "label", "guidance_scale", "guidance", "attention_temperature", "denoise"]
-        of_samples += ["denoising_steps", "stochastic", "noise_std"]
-        of_samples += ["num_images"] if self.reconstruct else []
+        of_samples = ["label", *self.sampling_options(), *(["num_images"] if self.reconstruct else [])]
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         for name in of_samples if self.reconstruct or self.interpolate else []:
             if getattr(self, name) != defaults[name]:

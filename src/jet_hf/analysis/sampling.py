@@ -4,10 +4,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ..model.flow_jet import JetCoupling, steps
 from ..model.image_processing_jet import JetImageProcessor
@@ -23,6 +25,9 @@ from ..model.validation_jet import (
 )
 from ..utils.noise import normal_noise
 
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # Dequantized with this noise, a byte lies in the middle of its gray level, farthest from the neighboring levels.
 MID_LEVEL = 0.5
@@ -54,7 +59,7 @@ def draw_latents(
 
 
 @torch.no_grad()
-def sample_images(  # noqa: PLR0913
+def sample_images(
     model: JetForDensityEstimation,
     processor: JetImageProcessor,
     num_images: int,
@@ -62,11 +67,7 @@ def sample_images(  # noqa: PLR0913
     seed: int = 0,
     batch_size: int = 64,
     label: int | None = None,
-    denoise: bool | None = None,
-    denoising_steps: int = 1,
-    stochastic: bool = False,
-    noise_std: float | None = None,
-    **guidance: Any,
+    **options: Any,
 ) -> list[Image.Image]:
     """
     Sample a model, class-conditional or not.
@@ -80,50 +81,120 @@ def sample_images(  # noqa: PLR0913
             batches of any size.
         batch_size: Number of images to decode at a time, at least 1.
         label: Class of all images; by default the images cycle through the classes.
-        denoise: Whether to denoise the samples, as models with `noise_std` do by default.
-        denoising_steps, stochastic, noise_std: Denoising of a model with a range of `noise_std`, see
-            [`JetForDensityEstimation.sample`].
-        guidance: Arguments of classifier-free guidance, see [`JetModel.decode`].
+        options: Denoising and guidance, see [`decode_samples`].
 
     Raises:
         ValueError: for a number out of range, a label of a model without classes, denoising that the model cannot do,
             or a processor whose scale is not the model's.
     """
-    check_not_negative("temperature", temperature)
     processor.check_scale(model.config.num_levels)
-    denoise = model.denoises(denoise)
-    check_denoising(model.config, denoise, denoising_steps, stochastic)
-    if noise_std is None and model.config.noise_range is not None:
-        noise_std = model.config.noise_range[1]
     images: list[Image.Image] = []
     for latents in draw_latents(model, num_images, seed, batch_size):
-        labels = sample_labels(model, range(len(images), len(images) + len(latents)), label)
-        decoded, _ = model.decode(temperature * latents, labels=labels, noise_std=noise_std, **guidance)
-        if denoise:
-            noise = step_noise(latents, denoising_steps - 1, seed, len(images)) if stochastic else None
-            decoded = model.denoise(
-                decoded, labels=labels, noise_std=noise_std, denoising_steps=denoising_steps, noise=noise
-            )
+        first = len(images)
+        labels = sample_labels(model, range(first, first + len(latents)), label)
+        decoded = decode_samples(model, latents, labels, seed, first, temperature, **options)
         images += processor.post_process(decoded, dequantized=model.config.noise_std is None)
     return images
 
 
-def step_noise(latents: torch.Tensor, num_steps: int, seed: int, first: int) -> torch.Tensor:
+def decode_samples(  # noqa: PLR0913
+    model: JetForDensityEstimation,
+    latents: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    seed: int = 0,
+    first: int = 0,
+    temperature: float = 1.0,
+    denoise: bool | None = None,
+    denoising_steps: int = 1,
+    stochastic: bool = False,
+    noise_std: float | None = None,
+    **guidance: Any,
+) -> torch.Tensor:
     """
-    Draw standard normal noise for stochastic denoising, image by image.
+    Decode latents to samples.
 
     Args:
-        latents: Latents of the images (B, C, S, S), whose dtype and device the noise has.
-        num_steps: Number of steps with noise.
-        seed: Seed of the samples.
-        first: Position of the first of these images among all samples.
+        model: Model in evaluation mode.
+        latents: Standard normal latents (B, C, S, S).
+        labels: Classes (B,) of the samples of a class-conditional model.
+        seed: Seed of the noise of stochastic denoising.
+        first: Position of the first of these samples among all samples, which draw this noise by their positions.
+        temperature: Standard deviation of the latents, at least 0.
+        denoise, denoising_steps, stochastic, noise_std: Denoising, see [`JetForDensityEstimation.sample`].
+        guidance: Arguments of classifier-free guidance, see [`JetModel.decode`].
 
     Returns:
-        Tensor (num_steps, B, C, S, S).
+        Tensor (B, C, S, S).
+
+    Raises:
+        ValueError: see [`sample_images`].
     """
-    indices = torch.arange(first, first + len(latents), device=latents.device)
-    noise = normal_noise(seed, indices, (num_steps, *latents.shape[1:]))
-    return noise.to(latents.dtype).transpose(0, 1)
+    check_not_negative("temperature", temperature)
+    denoise = model.denoises(denoise)
+    check_denoising(model.config, denoise, denoising_steps, stochastic)
+    if noise_std is None and model.config.noise_range is not None:
+        noise_std = model.config.noise_range[1]
+    decoded, _ = model.decode(temperature * latents, labels=labels, noise_std=noise_std, **guidance)
+    if not denoise:
+        return decoded
+    noise = None
+    if stochastic:
+        places = torch.arange(first, first + len(latents), device=latents.device)
+        noise = normal_noise(seed, places, (denoising_steps - 1, *latents.shape[1:]))
+        noise = noise.to(latents.dtype).transpose(0, 1)
+    return model.denoise(decoded, labels=labels, noise_std=noise_std, denoising_steps=denoising_steps, noise=noise)
+
+
+@torch.no_grad()
+def sample_levels(
+    model: JetForDensityEstimation,
+    processor: JetImageProcessor,
+    num_images: int,
+    labels: torch.Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    accelerator: "Accelerator | None" = None,
+    progress: bool = False,
+    **options: Any,
+) -> np.ndarray:
+    """
+    Sample the gray levels of images. All processes call it, and all get the result, whose batches they divide.
+
+    Args:
+        model, processor, num_images, seed, batch_size: See [`sample_images`].
+        labels: Classes (num_images,) of the samples of a class-conditional model.
+        accelerator: Accelerator of all processes; by default this process works alone.
+        progress: Whether the main process shows a progress bar on stderr.
+        options: Further arguments of [`decode_samples`].
+
+    Returns:
+        int32 (num_images, C, S, S), the same for any number of processes.
+
+    Raises:
+        ValueError: see [`sample_images`]; also for samples that are not finite.
+    """
+    processor.check_scale(model.config.num_levels)
+    index, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    batches = draw_latents(model, num_images, seed, batch_size)
+    num_batches = -(-num_images // batch_size)
+    parts = []
+    for i, latents in enumerate(tqdm(batches, total=num_batches, unit="batch", disable=not progress or index > 0)):
+        levels = np.zeros(latents.shape, np.int32)
+        if i % count == index:
+            places = slice(i * batch_size, i * batch_size + len(latents))
+            of_batch = None if labels is None else labels[places].to(latents.device)
+            decoded = decode_samples(model, latents, of_batch, seed, places.start, **options)
+            if not decoded.isfinite().all():
+                raise ValueError(
+                    "the samples must be finite, got NaN or infinite values: the model has diverged, or the "
+                    "temperature or the guidance is too strong."
+                )
+            levels += processor.to_levels(decoded, dequantized=model.config.noise_std is None)
+        parts.append(levels)
+    levels = np.concatenate(parts)
+    if accelerator is None or count == 1:
+        return levels
+    return accelerator.reduce(torch.from_numpy(levels).to(accelerator.device), "sum").cpu().numpy()
 
 
 @torch.no_grad()
@@ -194,9 +265,14 @@ def no_labels(model: JetForDensityEstimation, num_images: int) -> torch.Tensor |
     return torch.full((num_images,), model.config.num_classes, device=model.jet.input_device)
 
 
-def smallest_noise_std(model: JetForDensityEstimation) -> float | None:
-    """Return the smallest noise level of a model that is conditioned on it, or `None` for another model."""
-    return None if model.config.noise_range is None else model.config.noise_range[0]
+def _plain_conditions(model: JetForDensityEstimation, num_images: int) -> dict[str, Any]:
+    """Return the conditional inputs of images without a class, at the smallest noise level."""
+    conditions: dict[str, Any] = {}
+    if model.config.num_classes is not None:
+        conditions["labels"] = no_labels(model, num_images)
+    if model.config.noise_range is not None:
+        conditions["noise_std"] = model.config.noise_range[0]
+    return conditions
 
 
 @dataclass(frozen=True)
@@ -229,10 +305,7 @@ def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> R
     config = model.config
     pixel_values = check_quantized_images(pixel_values, config, model.jet.state_dtype)
     dequantized = dequantize(pixel_values, MID_LEVEL, config.num_levels)
-    conditions: dict[str, Any] = {
-        "labels": no_labels(model, len(pixel_values)),
-        "noise_std": smallest_noise_std(model),
-    }
+    conditions = _plain_conditions(model, len(pixel_values))
     latents, _ = model.encode(dequantized, **conditions)
     decoded, _ = model.decode(latents, **conditions)
     levels, originals = (torch.floor((values + 1) * config.levels_per_unit) for values in (decoded, dequantized))
@@ -286,10 +359,10 @@ def interpolate(
     """
     check_whole("num_steps", num_steps, low=2)
     images = check_quantized_images(torch.stack([first, second]), model.config, model.jet.state_dtype, "images")
-    dequantized, noise_std = dequantize(images, MID_LEVEL, model.config.num_levels), smallest_noise_std(model)
-    (start, end), _ = model.encode(dequantized, labels=no_labels(model, 2), noise_std=noise_std)
+    dequantized = dequantize(images, MID_LEVEL, model.config.num_levels)
+    (start, end), _ = model.encode(dequantized, **_plain_conditions(model, 2))
     path = latent_path(start, end, torch.linspace(0, 1, num_steps, dtype=torch.float64))
-    return model.decode(path, labels=no_labels(model, num_steps), noise_std=noise_std)[0]
+    return model.decode(path, **_plain_conditions(model, num_steps))[0]
 
 
 def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:

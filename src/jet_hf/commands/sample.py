@@ -39,9 +39,8 @@ def make_images(arguments: SampleArguments) -> list[Image.Image]:
         prepare_for_inference(model)
     processor = JetImageProcessor.from_pretrained(arguments.model)
     if not inputs:
-        names = ["num_images", "temperature", "seed", "batch_size", "label", "denoise"]
-        names += ["guidance_scale", "guidance", "attention_temperature", "denoising_steps", "stochastic", "noise_std"]
-        return sample_images(model, processor, **{name: getattr(arguments, name) for name in names})
+        settings = {name: getattr(arguments, name) for name in ("num_images", "seed", "batch_size", "label")}
+        return sample_images(model, processor, **settings, **arguments.sampling_options())
     pixel_values = processor(inputs, return_tensors="pt").pixel_values.to(model.device)
     if arguments.interpolate:
         first, second = pixel_values
