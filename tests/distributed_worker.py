@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
-from jet_hf.analysis.evaluation import evaluate
+from jet_hf.analysis.evaluation import evaluate, score_images
 from jet_hf.analysis.sample_quality import SampleOptions, describe_samples, evaluate_samples
 from jet_hf.data import BatchSharding, train_batches
 from jet_hf.training import TrainArguments, Trainer, UpdateGuard
@@ -108,8 +108,12 @@ def measure(accelerator: Accelerator) -> tuple[Trainer, dict]:
         results["averaged_scores"] = score(trainer)
     results["scores_again"] = score(trainer)
     results["samples_again"] = model.sample(2, generator=torch.Generator().manual_seed(0)).tolist()
-    noisy = make_trainer(tiny_model(noise_std=0.2), make_accelerator()).base_model
-    results["denoised_samples"] = noisy.sample(2, generator=torch.Generator().manual_seed(0)).tolist()
+    noisy = make_trainer(tiny_model(noise_std=[0.05, 0.4]), make_accelerator())
+    results["noisy_steps"] = take_steps(noisy, 0, 2)
+    held_out = pixels(NUM_EVAL_IMAGES, seed=2)
+    results["noisy_scores"] = score_images(noisy.model, held_out, 2, accelerator=noisy.accelerator).tolist()
+    generator = torch.Generator().manual_seed(0)
+    results["denoised_samples"] = noisy.base_model.sample(2, generator=generator, denoising_steps=2).tolist()
     return trainer, results
 
 

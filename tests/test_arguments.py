@@ -40,7 +40,7 @@ def test_the_model_has_the_fields_of_its_configuration():
     for name, item in fields.items():
         kind, is_list = value_type(item.type)
         accepted = get_args(annotations[name]) or (annotations[name],)
-        assert (list[kind] if is_list else kind) in accepted, name
+        assert {list[kind], list[kind | int]} & {*accepted} if is_list else kind in accepted, name
         default = getattr(JetConfig, name)
         if isinstance(default, int | float):
             assert item.metadata["help"].endswith(
@@ -49,6 +49,20 @@ def test_the_model_has_the_fields_of_its_configuration():
     assert TrainArguments(**dict.fromkeys(fields)).config_fields() == {}
     (kinds,) = (item for item in dataclasses.fields(ConvertArguments) if item.name == "coupling_kinds")
     assert kinds.metadata["choices"] == COUPLING_KINDS
+
+
+def test_a_noise_level_is_one_number_or_a_range(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("noise_std: [0.05, 0.4]")
+    for words, expected in (
+        (["--noise_std", "0.1"], 0.1),
+        (["--noise_std=0.1"], 0.1),
+        (["--noise_std", "0.05", "0.4"], [0.05, 0.4]),
+        (["--config", str(recipe)], [0.05, 0.4]),
+        (["--config", str(recipe), "--noise_std", "0.1"], 0.1),
+    ):
+        arguments = parse_arguments(words)
+        assert arguments.noise_std == expected and JetConfig(**arguments.config_fields()).noise_std == expected
 
 
 def test_every_bound_holds():

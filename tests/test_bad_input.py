@@ -72,6 +72,14 @@ NAN, INF = math.nan, math.inf
             for v in (-1e-6, NAN)
         ],
         *[({"noise_std": v}, f"`noise_std` must be a positive number or None, got {v}") for v in (0, -0.1, NAN, INF)],
+        *[
+            ({"noise_std": v}, "must be a pair of positive numbers, got")
+            for v in ((-0.1, 1), (0, 1), (NAN, 1), (1, INF))
+        ],
+        *[
+            ({"noise_std": v}, r"must be one number, or the smallest and the largest of a range, got \[")
+            for v in ((0.4, 0.1), (0.1, 0.1), [0.1], (0.1, 0.2, 0.3))
+        ],
         ({"noise_std": 0.1, "dequantization": "flow"}, "got dequantization=flow and noise_std=0.1"),
         *[({"num_levels": v}, f"`num_levels` must be from 2 to 65536, got {v}") for v in (-1, 1, 65537)],
         ({"hidden_act": "gelou"}, "`hidden_act` must be one of .*'gelu'.* got 'gelou'"),
@@ -111,8 +119,9 @@ def test_sizes_below_one():
 def test_wrong_types_in_the_constructor_and_in_a_file(tmp_path):
     fields = json.loads(tiny_config().to_json_string(use_diff=False)) | {"model_type": "jet"}
     wrong = {bool: (1, "true", None), int: (True, "4", 4.0, None), int | None: (True, "4", 4.0), str: (1, None)}
-    wrong |= {float: (True, "1.0", None), float | int: (True, "1.0", None), float | int | None: (True, "1.0")}
+    wrong |= {float: (True, "1.0", None), float | int: (True, "1.0", None)}
     wrong |= {int | tuple[int, int] | list[int]: (True, "8", None, [8, 8.0], [8, "8"])}
+    wrong[JetConfig.__annotations__["noise_std"]] = (True, "1.0", ["a", 1.0], (None, 1.0))
     wrong |= {tuple[str, ...] | list[str]: ("channels", None, ["channels", 1], (None,))}
     for field, kind in JetConfig.__annotations__.items():
         for value in wrong[kind]:
@@ -157,6 +166,11 @@ def test_values_at_the_edge_work(fields, tmp_path):
 @pytest.fixture(scope="module")
 def plain():
     return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def in_range():
+    return tiny_model(noise_std=(0.05, 0.4), num_coupling_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -446,6 +460,51 @@ def test_denoising_without_noise(plain):
     for call in (lambda: plain.denoise(IMAGES), lambda: plain.sample(2, denoise=True)):
         with pytest.raises(ValueError, match=r"`denoise` needs a model .* but `config.noise_std` is None"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        (None, r"is missing: it must be a number or a floating-point tensor \(2,\) from 0.05 to 0.4, the range"),
+        *[(v, f"must be .* from 0.05 to 0.4, .*, got {v}") for v in (0.5, 0.01, 0, -0.1, NAN, True)],
+        ([0.1, 0.2], r"must be .*, got \[0.1, 0.2\]"),
+        (torch.tensor([0.1]), r"must be .*tensor \(2,\) .*, got \(1,\)"),
+        (torch.tensor([1, 2]), r"must be .*tensor \(2,\) .*, got \(2,\) torch.int64"),
+        (torch.tensor([0.1, 0.5]), "must be .*, got 0.1 to 0.5"),
+        (torch.tensor([0.1, NAN]), "must be .*, got nan"),
+    ],
+)
+def test_wrong_noise_levels(in_range, level, message):
+    calls = [getattr(in_range, name) for name in ("encode", "decode", "score", "denoise")]
+    calls += [in_range.jet, lambda images, noise_std: in_range.add_noise(images, images, noise_std)]
+    if level is not None:  # drawn, or the largest
+        calls += [in_range, lambda images, noise_std: in_range.sample(2, noise_std=noise_std)]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^`noise_std` {message}"):
+            call(IMAGES, noise_std=level)
+
+
+def test_noise_levels_and_steps_that_a_model_does_not_have(plain, in_range):
+    one_level = tiny_model(noise_std=0.2, num_coupling_layers=1)
+    assert torch.equal(one_level.encode(IMAGES, noise_std=0.2)[0], one_level.encode(IMAGES)[0])
+    with pytest.raises(ValueError, match=r"^`noise_std` must be 0.2, the only noise level of this model, got 0.3\.$"):
+        one_level.encode(IMAGES, noise_std=0.3)
+    with pytest.raises(ValueError, match=r"^`noise_std` was given, but `config.noise_std` is None"):
+        plain.encode(IMAGES, noise_std=0.2)
+    for model, level in ((plain, "None"), (one_level, "0.2")):
+        with pytest.raises(ValueError, match=f"^`denoising_steps` above 1 need .* but `config.noise_std` is {level}"):
+            model.sample(2, denoising_steps=2)
+    for number in (0, -1, 2.0, True, "2", None):
+        message = re.escape(f"`denoising_steps` must be a whole number of at least 1, got {number!r}")
+        for call in (in_range.sample, lambda _, **steps: in_range.denoise(IMAGES, noise_std=0.1, **steps)):
+            with pytest.raises(ValueError, match=message):
+                call(2, denoising_steps=number)
+    for steps in ({"denoising_steps": 2}, {"stochastic": True}):
+        with pytest.raises(ValueError, match=r"^`denoising_steps` and `stochastic` need `denoise`, got False"):
+            in_range.sample(2, denoise=False, **steps)
+    for noise in (IMAGES, IMAGES[None].double(), 0):
+        with pytest.raises(ValueError, match=r"^`noise` must be a tensor \(denoising_steps - 1, .* \(1, 2, 3, 8, 8\)"):
+            in_range.denoise(IMAGES, noise_std=0.1, denoising_steps=2, noise=noise)
 
 
 # Samples and the distribution

@@ -18,6 +18,7 @@ VARIANTS = {
     "masking": {"coupling_mode": "masking", "use_invertible_dense": True},
     "dequantization": {"dequantization": "flow", "dequantization_num_coupling_layers": 2},
     "noise": {"noise_std": 0.2, "num_levels": 17},
+    "noise_range": {"noise_std": [0.05, 0.4], "num_classes": 3},
 }
 
 
@@ -31,6 +32,8 @@ def inputs_of(model, batch_size: int = 3) -> tuple[torch.Tensor, dict[str, torch
     generator = torch.Generator().manual_seed(1)
     images = random_images(batch_size, model.config)
     others = {"noise": torch.rand(images.shape, generator=generator)}
+    if model.config.noise_range is not None:
+        others["noise_std"] = torch.linspace(*model.config.noise_range, batch_size)
     if model.config.num_classes is not None:
         others["labels"] = torch.arange(batch_size) % (model.config.num_classes + 1)
     if model.config.context_size is not None:

@@ -51,7 +51,8 @@ def test_losses_and_gradient_norms_are_those_of_one_process(kind, results, alone
     losses = np.array(alone["steps"])[:, 0]
     assert losses[0] - losses[-1] > 0.1  # the steps changed the weights
     for rank in range(2):
-        np.testing.assert_allclose(results[kind][rank]["steps"], alone["steps"], rtol=1e-5)
+        for name in ("steps", "noisy_steps"):
+            np.testing.assert_allclose(results[kind][rank][name], alone[name], rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,7 +66,7 @@ def test_all_processes_skip_a_step_that_one_of_them_spoils(kind, results):
 
 
 def test_sharding_changes_no_number(results):
-    for name in ("steps", "scores", "averaged_scores", "samples", "denoised_samples"):
+    for name in ("steps", "noisy_steps", "scores", "noisy_scores", "averaged_scores", "samples", "denoised_samples"):
         np.testing.assert_allclose(results["fsdp2"][0][name], results["ddp"][0][name], rtol=1e-6, err_msg=name)
 
 
@@ -73,7 +74,8 @@ def test_sharding_changes_no_number(results):
 def test_scores_of_a_split_that_does_not_divide_are_those_of_one_process(kind, results, alone):
     assert len(alone["scores"]) == NUM_EVAL_IMAGES
     for rank in range(2):
-        np.testing.assert_allclose(results[kind][rank]["scores"], alone["scores"], rtol=1e-5)
+        for name in ("scores", "noisy_scores"):
+            np.testing.assert_allclose(results[kind][rank][name], alone[name], rtol=1e-5, err_msg=name)
 
 
 def test_figures_of_samples_are_those_of_one_process(results):

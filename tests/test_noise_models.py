@@ -1,5 +1,6 @@
 """Models of images with Gaussian noise: loss, score, denoised samples and training, and no bits per dimension."""
 
+import itertools
 import json
 import math
 
@@ -23,6 +24,8 @@ from jet_hf.utils.noise import normal_noise, uniform_noise
 
 
 SIGMA = 0.2
+RANGE = (0.05, 0.4)
+LEVELS = torch.tensor([0.05, 0.3])
 FEW = {"num_coupling_layers": 3, "coupling_kinds": ["channels", "spatial"]}
 
 
@@ -59,7 +62,16 @@ def test_a_new_model_has_the_score_of_a_standard_normal():
     torch.testing.assert_close(model.denoise(y), (1 - SIGMA**2) * y)
 
 
-@pytest.mark.parametrize("fields", [{}, {"num_classes": 3}, {"context_size": 5, "use_actnorm": True}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"num_classes": 3},
+        {"context_size": 5, "use_actnorm": True},
+        {"num_classes": 3, "noise_std": RANGE},
+        {"context_size": 5, "noise_std": RANGE},
+    ],
+)
 def test_the_score_is_the_slope_of_the_log_density(fields):
     model = noisy_model(0.3, **fields).double()
     y, step = normals(2, 3, 8, 8, dtype=torch.float64), 1e-5
@@ -67,6 +79,9 @@ def test_the_score_is_the_slope_of_the_log_density(fields):
     if "context_size" in fields:
         mask = torch.tensor([[True, True], [True, False]])
         conditions = {"context": normals(2, 2, 5, dtype=torch.float64), "context_mask": mask}
+    levels = torch.full((2,), SIGMA, dtype=torch.float64)
+    if "noise_std" in fields:
+        levels = conditions["noise_std"] = LEVELS.double()
 
     def log_prob(images: torch.Tensor) -> torch.Tensor:
         latents, log_det = model.encode(images, **conditions)
@@ -79,7 +94,8 @@ def test_the_score_is_the_slope_of_the_log_density(fields):
             direction = normals(2, 3, 8, 8, seed=seed, dtype=torch.float64)
             slopes = (log_prob(y + step * direction) - log_prob(y - step * direction)) / (2 * step)
             torch.testing.assert_close((score * direction).sum(dim=(1, 2, 3)), slopes, rtol=1e-7, atol=1e-7)
-        assert torch.equal(model.denoise(y, **conditions), y + SIGMA**2 * model.score(y, **conditions))
+        expected = y + levels.view(-1, 1, 1, 1) ** 2 * score
+        torch.testing.assert_close(model.denoise(y, **conditions), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_scores_leave_no_trace_and_work_without_gradients():
@@ -121,14 +137,15 @@ def test_gradients_of_scores_with_eager_attention():
 
 
 def test_compiled_scores_and_samples():
-    model, y = noisy_model(num_coupling_layers=2, image_size=4), normals(2, 3, 4, 4)
+    model = noisy_model(num_coupling_layers=1, image_size=4, noise_std=RANGE)
+    y, steps = normals(2, 3, 4, 4), {"noise_std": 0.4, "denoising_steps": 2}
     with torch.no_grad():
-        expected = model.score(y)
+        score, denoised = model.score(y, noise_std=LEVELS), model.denoise(y, **steps)
         torch._dynamo.reset()
         compiled = torch.compile(model.denoise, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(y), y + SIGMA**2 * expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(compiled(y, **steps), denoised, rtol=1e-5, atol=1e-5)
     model.compile_couplings(backend="aot_eager")
-    torch.testing.assert_close(model.score(y), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.score(y, noise_std=LEVELS), score, rtol=1e-5, atol=1e-5)
     torch._dynamo.reset()
 
 
@@ -209,6 +226,124 @@ def test_a_score_of_a_learned_density_points_to_its_images():
     assert (samples - x).abs().mean() < 0.1
 
 
+# Models of a range of noise levels
+
+
+@torch.no_grad()
+def test_the_noise_level_is_an_input_and_the_weight_of_an_image():
+    model = noisy_model(noise_std=RANGE)
+    x, noise = random_images(2, model.config), normals(2, 3, 8, 8)
+    output = model(x, noise=noise, noise_std=LEVELS)
+    nats = torch.cat(
+        [
+            -model.distribution(noise_std=level).log_prob(x[i : i + 1] + level * noise[i : i + 1]) / 192
+            for i, level in enumerate(LEVELS.tolist())
+        ]
+    )
+    torch.testing.assert_close(output.noisy_nats_per_dim, nats)
+    torch.testing.assert_close(output.loss, (nats * LEVELS).mean() / 0.225)
+    assert torch.equal(output.noise_std, LEVELS)
+    assert (output.latents - model.encode(x + LEVELS.view(-1, 1, 1, 1) * noise, noise_std=0.2)[0]).abs().max() > 1e-3
+    many = random_images(1000, model.config)
+    drawn = [model(many, generator=torch.Generator().manual_seed(seed)).noise_std for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert drawn[0].min() >= 0.05 and drawn[0].max() <= 0.4, "uniform, with the mean and deviation of that"
+    assert drawn[0].mean().item() == pytest.approx(0.225, abs=0.012)
+    assert drawn[0].std().item() == pytest.approx(0.35 / math.sqrt(12), abs=0.008)
+
+
+def test_a_new_model_is_denoised_along_known_factors():
+    """Its score is -y: a step from s to t shrinks the part of the image `(1 - s ** 2) * y`, and that of the noise."""
+    torch.manual_seed(0)
+    model, y = JetForDensityEstimation(tiny_config(noise_std=RANGE)).double(), normals(2, 3, 8, 8, dtype=torch.float64)
+    noise = normals(3, 2, 3, 8, 8, seed=5, dtype=torch.float64)
+    torch.testing.assert_close(
+        model.denoise(y, noise_std=LEVELS.double()), (1 - LEVELS.double() ** 2).view(-1, 1, 1, 1) * y
+    )
+    levels = [0.4, 0.2, 0.1, 0.05]
+    factor, stochastic = math.prod(1 - s**2 * (1 - t / s) for s, t in itertools.pairwise(levels)), y
+    for (s, t), step_noise in zip(itertools.pairwise(levels), noise, strict=True):
+        kept, variance = 1 - s**2 * (1 - (t / s) ** 2), t**2 * (1 - (t / s) ** 2)
+        stochastic = kept * stochastic + math.sqrt(variance) * step_noise
+    last = 1 - 0.05**2
+    steps = {"noise_std": 0.4, "denoising_steps": 4}
+    torch.testing.assert_close(model.denoise(y, **steps), last * factor * y)
+    torch.testing.assert_close(model.denoise(y, **steps, noise=noise), last * stochastic)
+    # From the smallest level on, all steps but the last stay where they are.
+    at_rest = {"noise_std": 0.05, "denoising_steps": 3}
+    torch.testing.assert_close(model.denoise(y, **at_rest), last * y)
+    torch.testing.assert_close(model.denoise(y, **at_rest, noise=noise[:2]), last * y)
+
+
+@torch.no_grad()
+def test_samples_start_at_the_largest_noise_level():
+    model = noisy_model(noise_std=RANGE, num_classes=3)
+    labels, latents = torch.tensor([0, 2]), normals(2, 3, 8, 8, seed=0)
+
+    def sample(**options) -> torch.Tensor:
+        return model.sample(2, labels=labels, generator=torch.Generator().manual_seed(0), **options)
+
+    noisy, _ = model.decode(latents, labels=labels, noise_std=0.4)
+    assert torch.equal(sample(denoise=False), noisy)
+    assert torch.equal(sample(), model.denoise(noisy, labels=labels, noise_std=0.4)) and torch.equal(
+        sample(denoising_steps=1, stochastic=True), sample()
+    )
+    steps = {"labels": labels, "noise_std": 0.4, "denoising_steps": 3}
+    assert torch.equal(sample(denoising_steps=3), model.denoise(noisy, **steps))
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(2, 3, 8, 8, generator=generator)
+    noise = torch.randn(2, 2, 3, 8, 8, generator=generator)
+    assert torch.equal(sample(denoising_steps=3, stochastic=True), model.denoise(noisy, **steps, noise=noise))
+    lower, _ = model.decode(latents, labels=labels, noise_std=LEVELS)
+    assert torch.equal(sample(noise_std=LEVELS, denoise=False), lower) and not torch.equal(lower, noisy)
+    # Without guidance there is no label, but the noise level remains.
+    unguided, _ = model.decode(latents, labels=labels, noise_std=LEVELS, guidance_scale=0)
+    torch.testing.assert_close(unguided, model.decode(latents, labels=torch.tensor([3, 3]), noise_std=LEVELS)[0])
+
+
+@torch.no_grad()
+def test_stochastic_samples_do_not_depend_on_the_batch_size():
+    model, processor = noisy_model(noise_std=RANGE), JetImageProcessor(size=8)
+    options = {"seed": 1, "denoising_steps": 3}
+    images = [
+        np.stack([np.asarray(image) for image in sample_images(model, processor, 5, **options, **others)]).astype(int)
+        for others in ({"stochastic": True, "batch_size": 2}, {"stochastic": True}, {})
+    ]
+    assert np.abs(images[0] - images[1]).max() <= 1 and np.abs(images[1] - images[2]).max() > 1
+    assert reconstruct(model, random_images(2, model.config)).bytes_equal
+
+
+def test_a_learned_density_uses_the_noise_level():
+    """
+    Of images of standard deviation S, a level s leaves `S ** 2 / (S ** 2 + s ** 2) * y`. One step from the largest
+    level therefore gives too little contrast, which more steps restore.
+    """
+    torch.manual_seed(0)
+    deviation, levels = 0.2, (0.1, 0.6)
+    fields = {"image_size": 4, "num_channels": 2, "num_coupling_layers": 6, "coupling_kinds": ["channels", "spatial"]}
+    model = JetForDensityEstimation(tiny_config(**fields, noise_std=levels))
+    trainer, generator = Trainer(model, 100, learning_rate=0.02), torch.Generator().manual_seed(1)
+    for step in range(100):
+        pixels = 127.5 * (1 + deviation * torch.randn(64, 2, 4, 4, generator=generator))
+        batch = Batch(pixels.round().clamp(0, 255).byte(), torch.arange(64) + 64 * step, None)
+        metrics = trainer.step([batch])
+    assert metrics.loss == pytest.approx(metrics.loss_prior + metrics.loss_log_det, abs=1e-5)
+    model.eval()
+    x, noise = deviation * normals(256, 2, 4, 4), normals(256, 2, 4, 4, seed=4)
+    with torch.no_grad():
+        for level, wrong in (levels, levels[::-1]):
+            y, share = x + level * noise, deviation**2 / (deviation**2 + level**2)
+            least = (share * y - x).square().mean()
+            assert (model.denoise(y, noise_std=level) - x).square().mean() < 1.2 * least
+            assert (model.denoise(y, noise_std=wrong) - x).square().mean() > 3 * least
+        stds = [
+            model.sample(256, denoising_steps=steps, stochastic=stochastic, generator=generator).std().item()
+            for steps, stochastic in ((1, False), (8, False), (8, True))
+        ]
+    expected = [0.0632, 0.1710, 0.1624]  # the recursion of the variance under the exact score
+    assert stds == pytest.approx(expected, abs=0.04)
+
+
 # No bits per dimension
 
 
@@ -225,6 +360,11 @@ def test_bits_per_dimension_are_refused_by_name(tmp_path):
         evaluate(model, pixels)
     with pytest.raises(ValueError, match=REFUSAL):
         write_model_card(tmp_path, facts(), "jet/tiny")
+    noisy_model(noise_std=RANGE).save_pretrained(tmp_path / "range")
+    write_model_card(tmp_path / "range", facts(evaluations=[]), "jet/tiny")
+    text = " ".join((tmp_path / "range" / "README.md").read_text().split())
+    assert "standard deviation 0.05 to 0.4 on the scale [-1, 1], which is an input" in text and "steps of Tw" in text
+    assert "model.encode(pixel_values, noise_std=0.05)" in text and "manual_seed(0), denoising_steps=8)" in text
     write_model_card(tmp_path, facts(evaluations=[]), "jet/tiny")
     text = (tmp_path / "README.md").read_text()
     assert "no bits per dimension" in text and "denoise" in text and ".bits_per_dim" not in text
@@ -238,7 +378,7 @@ def test_bits_per_dimension_are_refused_by_name(tmp_path):
 def test_a_run_trains_evaluates_and_samples(tmp_path, capsys):
     """Evaluations report the loss of noisy images, and the finished model samples denoised images."""
     data = write_images(tmp_path / "data")
-    fields = {"dataset_path": data, "noise_std": SIGMA, "learning_rate": 0.01, "max_steps": 6, "eval_steps": 6}
+    fields = {"dataset_path": data, "noise_std": [*RANGE], "learning_rate": 0.01, "max_steps": 6, "eval_steps": 6}
     train_here(output_dir=tmp_path / "run", save_best=True, **fields)
     evaluations = rows(tmp_path / "run", "evaluations.jsonl")
     assert [set(row) for row in evaluations] == 2 * [{"step", "noisy_nats_per_dim", "standard_error", "num_images"}]
@@ -254,6 +394,10 @@ def test_a_run_trains_evaluates_and_samples(tmp_path, capsys):
     assert run_script(*command, tmp_path / "clean") == run_script(*command, tmp_path / "noisy", "--denoise=false") == 0
     clean, noisy = (np.asarray(Image.open(tmp_path / name / "00000.png")) for name in ("clean", "noisy"))
     assert (clean != noisy).any()
+    assert run_script(*command, tmp_path / "steps", "--denoising_steps", 3, "--stochastic", "--noise_std", 0.3) == 0
+    assert (np.asarray(Image.open(tmp_path / "steps" / "00000.png")) != clean).any()
+    assert run_script(*command, tmp_path / "none", "--denoise=false", "--denoising_steps=2") == 1
+    assert "`denoising_steps` and `stochastic` need `denoise`, got False" in capsys.readouterr().err
     assert run_script("evaluate.py", "--model", tmp_path / "run", "--dataset", data) == 1
     assert "has no bits per dimension of images" in capsys.readouterr().err
 

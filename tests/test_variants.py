@@ -38,6 +38,8 @@ VARIANTS = {
     "classes": {"num_classes": 3},
     "context": {"context_size": 5, "num_levels": 17},
     "noise": {"noise_std": 0.2, "image_size": [12, 8]},
+    "noise_range": {"noise_std": [0.05, 0.4], "use_actnorm": True},
+    "noise_range_context": {"noise_std": [0.05, 0.4], "context_size": 5},
     "everything": CNN | GLOW | FLOW | {"coupling_mode": "masking", "num_classes": 3, "image_size": [8, 12]},
 }
 # A flow of few layers with every kind of split.
@@ -47,14 +49,18 @@ variants = pytest.mark.parametrize("name", VARIANTS)
 
 
 def conditions_of(model: JetForDensityEstimation, batch_size: int) -> dict[str, torch.Tensor]:
-    """Return the conditional inputs of a model: labels, some of which are missing, or a context with padding."""
+    """Return the inputs of a conditional model: labels, some missing, or a context with padding; noise levels."""
+    levels = {}
+    if model.config.noise_range is not None:
+        levels["noise_std"] = torch.linspace(*model.config.noise_range, batch_size, dtype=model.jet.state_dtype)
     if model.config.num_classes is not None:
-        return {"labels": torch.arange(batch_size) % (model.config.num_classes + 1)}
+        return levels | {"labels": torch.arange(batch_size) % (model.config.num_classes + 1)}
     if model.config.context_size is not None:
         shape = (batch_size, 4, model.config.context_size)
         context = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=model.jet.state_dtype)
-        return {"context": context, "context_mask": torch.arange(4) <= torch.arange(batch_size)[:, None]}
-    return {}
+        mask = torch.arange(4) <= torch.arange(batch_size)[:, None]
+        return levels | {"context": context, "context_mask": mask}
+    return levels
 
 
 def variant(name: str, std: float = 0.1, **fields) -> JetForDensityEstimation:
@@ -97,7 +103,7 @@ def test_log_det_is_that_of_the_jacobian(name):
     images = torch.randn(1, *model.config.image_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     conditions = conditions_of(model, 1)
     guided = [{}]
-    if conditions:
+    if conditions.keys() - {"noise_std"}:
         guided = [{"guidance_scale": 1.5}, {"guidance_scale": (1, 2), "guidance": "variance_aware"}]
     elif model.config.backbone == "vit":
         guided += [{"guidance_scale": 2, "attention_temperature": 0.5, "guidance": "variance_aware"}]
@@ -122,7 +128,8 @@ def test_a_new_flow_is_the_identity_and_its_loss_that_of_a_standard_normal(name)
     assert log_det.abs().max() < 1e-4
     noise, levels_per_unit = noise_of(images), (model.config.num_levels - 1) / 2
     is_noisy = model.config.noise_std is not None
-    noisy = images + noise * (model.config.noise_std if is_noisy else 1 / levels_per_unit)
+    std = conditions.get("noise_std", torch.tensor(model.config.noise_std if is_noisy else 1 / levels_per_unit))
+    noisy = images + noise * std.view(-1, 1, 1, 1)
     nats = (0.5 * noisy.square() + 0.5 * math.log(2 * math.pi)).mean(dim=(1, 2, 3))
     expected = nats if is_noisy else (nats + math.log(levels_per_unit)) / math.log(2)
     torch.testing.assert_close(score_of(model(images, noise=noise, **conditions)), expected)
@@ -136,8 +143,9 @@ def test_bfloat16_conditioners_keep_a_float32_flow(name, setting):
     expected = scores(model)
     model = model.bfloat16() if setting == "bfloat16" else model
     images = random_images(64, model.config)
-    images = model.add_noise(images, noise_of(images))  # a state of zeros would be more sensitive to rounding
     conditions = conditions_of(model, 64)
+    # A state of zeros would be more sensitive to rounding.
+    images = model.add_noise(images, noise_of(images), conditions.get("noise_std"))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "autocast"):
         latents, log_det = model.encode(images, **conditions)
         decoded, _ = model.decode(latents, **conditions)
@@ -167,7 +175,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name):
     assert_same_tensors(*gradients)
 
 
-@pytest.mark.parametrize("name", ["context", "noise", "everything"])  # the last one has the parts of the others
+@pytest.mark.parametrize("name", ["noise", "noise_range_context", "everything"])
 def test_compiled_without_breaks(name):
     kinds = ["spatial", "channels"] if name == "everything" else ["spatial"]
     model = variant(name, num_coupling_layers=len(kinds), coupling_kinds=kinds)
@@ -195,7 +203,7 @@ def test_bits_of_patches_add_up(name):
     images = random_images(4, model.config)
     if model.config.noise_std is not None:
         with pytest.raises(ValueError, match="has no bits per dimension of images"):
-            bits_per_patch(model, images, noise_of(images), **conditions_of(model, 4))
+            bits_per_patch(model, images, noise_of(images))
         return
     bits = bits_per_patch(model, images, noise_of(images), **conditions_of(model, 4))
     total = bits.total.sum(dim=(1, 2)).float() / model.config.num_dims
@@ -247,7 +255,7 @@ def train(images, folder, name, **fields):
     run_training(parse_arguments(list_flags(settings)))
 
 
-@pytest.mark.parametrize("name", ["masking", "glow", "dequantization_flow", "noise"])
+@pytest.mark.parametrize("name", ["masking", "glow", "dequantization_flow", "noise", "noise_range"])
 def test_training_and_resuming_end_in_the_same_weights(name, images, tmp_path):
     train(images, tmp_path / "straight", name, random_flip=True)
     shutil.copytree(tmp_path / "straight" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
@@ -255,7 +263,7 @@ def test_training_and_resuming_end_in_the_same_weights(name, images, tmp_path):
     models = [JetForDensityEstimation.from_pretrained(tmp_path / folder) for folder in ("straight", "resumed")]
     assert_same_tensors(models[0].state_dict(), models[1].state_dict())
     lines = (tmp_path / "straight" / "evaluations.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["noisy_nats_per_dim" if name == "noise" else "bits_per_dim"] for line in lines]
+    losses = [json.loads(line)["noisy_nats_per_dim" if "noise" in name else "bits_per_dim"] for line in lines]
     assert losses[-1] < losses[0], "it learns"
 
 

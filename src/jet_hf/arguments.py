@@ -72,6 +72,7 @@ def _model_arguments() -> Any:
     documentation = ast.get_docstring(next(node for node in classes if node.name == "JetConfig")) or ""
     types: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": list[str]}
     types["int | tuple[int, int]"] = int | list[int]
+    types["float | tuple[float, float]"] = float | list[float]
     entry = r"^    (\w+) \(`([^`]+)`, \*optional\*(?:, defaults to ([^\n]*))?\):\n((?:^ {8}.*\n?)+)"
     fields = []
     for name, kind, default, text in re.findall(entry, documentation, re.MULTILINE):
@@ -468,6 +469,15 @@ class SamplingArguments:
     )
     denoise: bool | None = argument(
         "Remove the noise of the samples; by default for models that were trained with noise_std.", None
+    )
+    denoising_steps: int = argument(
+        "Number of denoising steps, for models that were trained with a range of noise_std.", 1, at_least=1
+    )
+    stochastic: bool = argument("Add new noise in each denoising step but the last.", False)
+    noise_std: float | None = argument(
+        "Noise level of the samples before denoising, for models with a range of noise_std; by default the largest.",
+        None,
+        above=0,
     )
 
     def sampling_options(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ..model.configuration_jet import JetConfig
 from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
 from ..model.validation_jet import check_whole, trusted_values
 from ..utils.files import replace_text, strict_json
-from ..utils.noise import MASK, normal_noise, uniform_noise
+from ..utils.noise import MASK, noise_levels, normal_noise, uniform_noise
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ def score_images(
 ) -> torch.Tensor:
     """
     Return the loss of each image, float64 (num_images,): bits per dimension, or nats per dimension of the noisy image
-    for a model with `noise_std`, whose mean over the draws of noise it is. See [`evaluate`] for the arguments and the
-    errors.
+    for a model with `noise_std`, whose mean over the draws of noise it is. If that is a range, a draw includes the
+    noise level, by the seed and the index of the image, so that a model is scored on the same noisy images at every
+    step of its training; the means have no weights. See [`evaluate`] for the arguments and the errors.
     """
     check_whole("batch_size", batch_size)
     check_whole("num_noise_samples", num_noise_samples)
@@ -174,8 +175,9 @@ def _score(model: nn.Module, batch: Batch, num_noise_samples: int, seed: int) ->
         # Streams count down from the last one. Training draws from stream 0, often with the same seed and indices, and
         # held-out images must not be scored with the noise of training.
         noise = draw_noise(seed, indices, tuple(pixels.shape[1:]), stream=MASK - draw)
+        levels = noise_levels(seed, indices, config.noise_range, stream=MASK // 2 - draw)
         with trusted_values():
-            output = model(pixel_values, labels=labels, noise=noise)
+            output = model(pixel_values, labels=labels, noise=noise, noise_std=levels)
         draws.append(output.bits_per_dim if config.noise_std is None else output.noisy_nats_per_dim)
     return torch.stack(draws)
 

@@ -15,6 +15,7 @@ from ..model.flow_jet import JetCoupling, steps
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation, dequantize
 from ..model.validation_jet import (
+    check_denoising,
     check_images,
     check_not_negative,
     check_quantized_images,
@@ -22,6 +23,7 @@ from ..model.validation_jet import (
     check_whole,
     is_number,
 )
+from ..utils.noise import normal_noise
 
 
 if TYPE_CHECKING:
@@ -64,8 +66,7 @@ def sample_images(
     seed: int = 0,
     batch_size: int = 64,
     label: int | None = None,
-    denoise: bool | None = None,
-    **guidance: Any,
+    **options: Any,
 ) -> list[Image.Image]:
     """
     Sample a model, class-conditional or not.
@@ -75,39 +76,72 @@ def sample_images(
         processor: Image processor of the model.
         num_images: Number of images, at least 1.
         temperature: Standard deviation of the latents, at least 0.
-        seed: Seed of the latents. The same seed gives the same images in batches of any size.
+        seed: Seed of the latents and of the noise of stochastic denoising. The same seed gives the same images in
+            batches of any size.
         batch_size: Number of images to decode at a time, at least 1.
         label: Class of all images; by default the images cycle through the classes.
-        denoise: Whether to denoise the samples, as models with `noise_std` do by default, see
-            [`JetForDensityEstimation.sample`].
-        guidance: Arguments of classifier-free guidance, see [`JetModel.decode`].
+        options: Denoising and guidance, see [`decode_samples`].
 
     Raises:
-        ValueError: for a number out of range, a label of a model without classes, denoising without `noise_std`, or a
-            processor whose scale is not the model's.
+        ValueError: for a number out of range, a label of a model without classes, denoising that the model cannot do,
+            or a processor whose scale is not the model's.
     """
     processor.check_scale(model.config.num_levels)
     images: list[Image.Image] = []
     for latents in draw_latents(model, num_images, seed, batch_size):
-        labels = sample_labels(model, range(len(images), len(images) + len(latents)), label)
-        decoded = decode_samples(model, latents, labels, temperature, denoise, **guidance)
+        first = len(images)
+        labels = sample_labels(model, range(first, first + len(latents)), label)
+        decoded = decode_samples(model, latents, labels, seed, first, temperature, **options)
         images += processor.post_process(decoded, dequantized=model.config.noise_std is None)
     return images
 
 
-def decode_samples(
+def decode_samples(  # noqa: PLR0913
     model: JetForDensityEstimation,
     latents: torch.Tensor,
     labels: torch.Tensor | None = None,
+    seed: int = 0,
+    first: int = 0,
     temperature: float = 1.0,
     denoise: bool | None = None,
+    denoising_steps: int = 1,
+    stochastic: bool = False,
+    noise_std: float | None = None,
     **guidance: Any,
 ) -> torch.Tensor:
-    """Decode latents (B, C, S, S) to samples (B, C, S, S), see [`sample_images`] for the arguments and the errors."""
+    """
+    Decode latents to samples.
+
+    Args:
+        model: Model in evaluation mode.
+        latents: Standard normal latents (B, C, S, S).
+        labels: Classes (B,) of the samples of a class-conditional model.
+        seed: Seed of the noise of stochastic denoising.
+        first: Position of the first of these samples among all samples, which draw this noise by their positions.
+        temperature: Standard deviation of the latents, at least 0.
+        denoise, denoising_steps, stochastic, noise_std: Denoising, see [`JetForDensityEstimation.sample`].
+        guidance: Arguments of classifier-free guidance, see [`JetModel.decode`].
+
+    Returns:
+        Tensor (B, C, S, S).
+
+    Raises:
+        ValueError: see [`sample_images`].
+    """
     check_not_negative("temperature", temperature)
     denoise = model.denoises(denoise)
-    decoded, _ = model.decode(temperature * latents, labels=labels, **guidance)
-    return model.denoise(decoded, labels=labels) if denoise else decoded
+    check_denoising(model.config, denoise, denoising_steps, stochastic)
+    if noise_std is None and model.config.noise_range is not None:
+        noise_std = model.config.noise_range[1]
+    decoded, _ = model.decode(temperature * latents, labels=labels, noise_std=noise_std, **guidance)
+    if not denoise:
+        return decoded
+    noise = None
+    if stochastic:
+        places = torch.arange(first, first + len(latents), device=latents.device)
+        noise = normal_noise(seed, places, (denoising_steps - 1, *latents.shape[1:]))
+        noise = noise.to(latents.dtype).transpose(0, 1)
+    return model.denoise(decoded, labels=labels, noise_std=noise_std, denoising_steps=denoising_steps, noise=noise)
 
 
 @torch.no_grad()
@@ -148,7 +182,7 @@ def sample_levels(
         if i % count == index:
             places = slice(i * batch_size, i * batch_size + len(latents))
             of_batch = None if labels is None else labels[places].to(latents.device)
-            decoded = decode_samples(model, latents, of_batch, **options)
+            decoded = decode_samples(model, latents, of_batch, seed, places.start, **options)
             if not decoded.isfinite().all():
                 raise ValueError(
                     "the samples must be finite, got NaN or infinite values: the model has diverged, or the "
@@ -170,6 +204,7 @@ def decode_steps(
     context: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
     context_mask: torch.Tensor | None = None,
+    noise_std: float | torch.Tensor | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """
     Decode latents and show the intermediate states of the flow.
@@ -178,7 +213,7 @@ def decode_steps(
         model: Model in evaluation mode.
         latents: float32 tensor (B, C, S, S).
         num_steps: Number of states to show after the latents, spread evenly over the coupling layers; at least 1.
-        context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
+        context, labels, context_mask, noise_std: Inputs of a conditional model, see [`JetModel.condition`].
 
     Yields:
         The number of coupling layers inverted so far, and the state in the shape of images, float32 (B, C, S, S): at
@@ -192,7 +227,7 @@ def decode_steps(
     shown = {-(-num_layers * step // num_steps) for step in range(1, num_steps + 1)}
     check_images("latents", latents, jet.config, jet.state_dtype)
     check_values("latents", latents)
-    conditioning = jet.condition(len(latents), context, labels, context_mask)
+    conditioning = jet.condition(len(latents), context, labels, context_mask, noise_std)
     couplings = cast(Sequence[JetCoupling], jet.couplings)
     yield 0, latents
     for done, step in enumerate(steps(couplings, jet.patchify(latents), conditioning, inverse=True), start=1):
@@ -229,6 +264,16 @@ def no_labels(model: JetForDensityEstimation, num_images: int) -> torch.Tensor |
     return torch.full((num_images,), model.config.num_classes, device=model.jet.input_device)
 
 
+def _plain_conditions(model: JetForDensityEstimation, num_images: int) -> dict[str, Any]:
+    """Return the conditional inputs of images without a class, at the smallest noise level."""
+    conditions: dict[str, Any] = {}
+    if model.config.num_classes is not None:
+        conditions["labels"] = no_labels(model, num_images)
+    if model.config.noise_range is not None:
+        conditions["noise_std"] = model.config.noise_range[0]
+    return conditions
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """
@@ -250,7 +295,8 @@ class Reconstruction:
 @torch.no_grad()
 def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> Reconstruction:
     """
-    Encode 8-bit images (B, C, S, S), scaled by the image processor, and decode their latents, without labels.
+    Encode 8-bit images (B, C, S, S), scaled by the image processor, and decode their latents, without labels and at
+    the smallest noise level.
 
     Raises:
         ValueError: for a wrong shape or dtype, or values that are not those of bytes.
@@ -258,9 +304,9 @@ def reconstruct(model: JetForDensityEstimation, pixel_values: torch.Tensor) -> R
     config = model.config
     pixel_values = check_quantized_images(pixel_values, config, model.jet.state_dtype)
     dequantized = dequantize(pixel_values, MID_LEVEL, config.num_levels)
-    labels = no_labels(model, len(pixel_values))
-    latents, _ = model.encode(dequantized, labels=labels)
-    decoded, _ = model.decode(latents, labels=labels)
+    conditions = _plain_conditions(model, len(pixel_values))
+    latents, _ = model.encode(dequantized, **conditions)
+    decoded, _ = model.decode(latents, **conditions)
     levels, originals = (torch.floor((values + 1) * config.levels_per_unit) for values in (decoded, dequantized))
     return Reconstruction(latents, decoded, (decoded - dequantized).abs().max().item(), torch.equal(levels, originals))
 
@@ -296,7 +342,8 @@ def interpolate(
     model: JetForDensityEstimation, first: torch.Tensor, second: torch.Tensor, num_steps: int
 ) -> torch.Tensor:
     """
-    Interpolate between two images along the great circle of their latents, see [`latent_path`].
+    Interpolate between two images along the great circle of their latents, see [`latent_path`], at the smallest noise
+    level.
 
     Args:
         model: Model in evaluation mode.
@@ -311,9 +358,10 @@ def interpolate(
     """
     check_whole("num_steps", num_steps, low=2)
     images = check_quantized_images(torch.stack([first, second]), model.config, model.jet.state_dtype, "images")
-    (start, end), _ = model.encode(dequantize(images, MID_LEVEL, model.config.num_levels), labels=no_labels(model, 2))
+    dequantized = dequantize(images, MID_LEVEL, model.config.num_levels)
+    (start, end), _ = model.encode(dequantized, **_plain_conditions(model, 2))
     path = latent_path(start, end, torch.linspace(0, 1, num_steps, dtype=torch.float64))
-    return model.decode(path, labels=no_labels(model, num_steps))[0]
+    return model.decode(path, **_plain_conditions(model, num_steps))[0]
 
 
 def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:

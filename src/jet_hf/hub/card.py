@@ -157,6 +157,7 @@ def write_model_card(folder: str | os.PathLike, facts: CardFacts, model_id: str)
         base_model_title=facts.base_model and (base_model or Path(facts.base_model).name),
         shape=_describe_shape(config),
         noise_std=config and config.noise_std,
+        noise_range=(config and config.noise_range) or [],
         num_levels=config.num_levels if config else 256,
         uniform_bits=f"{math.log2(config.num_levels if config else 256):.4g}",
         has_samples=facts.has_samples and (folder / "samples.png").is_file(),

@@ -55,12 +55,14 @@ class Conditioning(NamedTuple):
         context_mask: Boolean tensor (B, L), False for padding, or `None`.
         guidance: Guidance of the coupling layers, or `None`.
         attention_temperature: Divisor of the logits of self-attention.
+        noise_token: Embedding (B, 1, context_width) of the noise levels, one more token of the context, or `None`.
     """
 
     context: torch.Tensor | None = None
     context_mask: torch.Tensor | None = None
     guidance: Guidance | None = None
     attention_temperature: float = 1.0
+    noise_token: torch.Tensor | None = None
 
     def guided(self) -> "Conditioning":
         """Return the inputs of the guided prediction."""
@@ -70,7 +72,16 @@ class Conditioning(NamedTuple):
         """Return the inputs of the unguided prediction: zeros stand for no context, as in the original's training."""
         assert self.guidance is not None
         context = None if self.context is None else torch.zeros_like(self.context)
-        return Conditioning(context, self.context_mask, None, self.guidance.attention_temperature)
+        temperature = self.guidance.attention_temperature
+        return self._replace(context=context, guidance=None, attention_temperature=temperature)
+
+    def all_tokens(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the context (B, L, context_width) in a dtype, the noise token included, and its mask or `None`."""
+        tokens = [token.to(dtype) for token in (self.context, self.noise_token) if token is not None]
+        mask = self.context_mask
+        if mask is not None and self.noise_token is not None:
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        return tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1), mask
 
 
 def linear(in_features: int, out_features: int, initialization: str) -> nn.Linear:
@@ -187,6 +198,32 @@ def allows_checkpointing() -> bool:
         return False
 
 
+class JetNoiseEmbedding(nn.Module):
+    """
+    Embedding of noise levels: an MLP of sinusoids of their logarithm, as in iTARFlow (Chen et al., 2026).
+
+    The sinusoids are slow enough to be smooth in the logarithm, and fast enough to tell levels apart that differ by a
+    tenth. The norm gives tokens of unit variance, like those of labels.
+    """
+
+    num_frequencies = 16
+
+    def __init__(self, config: JetConfig):
+        super().__init__()
+        assert config.context_width is not None
+        self.in_proj = linear(2 * self.num_frequencies, config.hidden_size, "lecun_normal")
+        self.activation = ACT2FN[config.hidden_act]
+        self.out_proj = linear(config.hidden_size, config.context_width, "lecun_normal")
+        self.layernorm = nn.LayerNorm(config.context_width, eps=config.layer_norm_eps)
+
+    def forward(self, noise_std: torch.Tensor) -> torch.Tensor:
+        """Embed standard deviations (B,) as tokens (B, 1, context_width)."""
+        frequencies = 10 ** torch.linspace(-1, 1, self.num_frequencies, device=noise_std.device, dtype=noise_std.dtype)
+        angles = noise_std.log()[:, None] * frequencies
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.layernorm.weight.dtype)
+        return self.layernorm(self.out_proj(self.activation(self.in_proj(waves))))[:, None]
+
+
 class JetMLP(nn.Module):
     """
     MLP of a transformer block.
@@ -280,9 +317,7 @@ class JetConditioner(nn.Module):
         dtype = self.compute_dtype
         hidden_states = self.embed(tokens.to(dtype))
         if self.cross_attention is not None:
-            assert conditioning.context is not None
-            context = conditioning.context.to(dtype)
-            hidden_states = hidden_states + self.cross_attention(hidden_states, context, conditioning.context_mask)
+            hidden_states = hidden_states + self.cross_attention(hidden_states, *conditioning.all_tokens(dtype))
         hidden_states = self.run_blocks(hidden_states, conditioning.attention_temperature)
         output = self.out_proj(hidden_states).to(tokens.dtype)
         return output.chunk(self.num_parameters, dim=-1)

@@ -115,10 +115,11 @@ class JetConfig(PreTrainedConfig):
             Number of their attention heads.
         num_levels (`int`, *optional*, defaults to 256):
             Number of gray levels of the images, from 2 to 65,536. A level u becomes `2 * u / (num_levels - 1) - 1`.
-        noise_std (`float`, *optional*):
+        noise_std (`float | tuple[float, float]`, *optional*):
             Standard deviation of the Gaussian noise that is added to the scaled images instead of dequantization
             noise, as in TarFlow (Zhai et al., 2024). The model is then the density of noisy images, which has no bits
-            per dimension of images, and its samples are denoised.
+            per dimension of images, and its samples are denoised. Two numbers are the smallest and the largest of a
+            range, as in iTARFlow (Chen et al., 2026): each image draws its own, and the model is conditioned on it.
         permutation_seed (`int`, *optional*, defaults to 0):
             Seed of the channel permutations. The same seed gives the same permutations on every machine.
 
@@ -166,7 +167,7 @@ class JetConfig(PreTrainedConfig):
     dequantization_num_hidden_layers: int | None = None
     dequantization_num_attention_heads: int | None = None
     num_levels: int = 256
-    noise_std: float | int | None = None
+    noise_std: float | int | tuple[float | int, ...] | list[float | int] | None = None
     permutation_seed: int = 0
 
     def __post_init__(self, **kwargs) -> None:
@@ -176,6 +177,8 @@ class JetConfig(PreTrainedConfig):
             self.image_size = self.image_size[0] if is_square else list(self.image_size)
         self.coupling_kinds = list(self.coupling_kinds)
         self.spatial_couplings = list(self.spatial_couplings)
+        if isinstance(self.noise_std, tuple):
+            self.noise_std = list(self.noise_std)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         known = {*dir(self), "_commit_hash", "auto_map", "custom_pipelines", "quantization_config"}
@@ -218,8 +221,21 @@ class JetConfig(PreTrainedConfig):
 
     @property
     def context_width(self) -> int | None:
-        """Width of the context tokens, given or embedded from labels, or `None` without a context."""
-        return self.hidden_size if self.num_classes is not None else self.context_size
+        """Width of the context tokens, given or embedded from labels and noise levels; `None` without a context."""
+        is_embedded = self.num_classes is not None or self.noise_range is not None
+        return self.hidden_size if self.context_size is None and is_embedded else self.context_size
+
+    @property
+    def noise_levels(self) -> tuple[float, float] | None:
+        """Smallest and largest standard deviation of the noise, or `None` for a model without noise."""
+        if self.noise_std is None or isinstance(self.noise_std, float | int):
+            return None if self.noise_std is None else (self.noise_std, self.noise_std)
+        return self.noise_std[0], self.noise_std[1]
+
+    @property
+    def noise_range(self) -> tuple[float, float] | None:
+        """The `noise_levels` of a model that is conditioned on them, or `None` for another model."""
+        return self.noise_levels if isinstance(self.noise_std, list) else None
 
     @property
     def dequantization_config(self) -> "JetConfig":
@@ -259,6 +275,7 @@ class JetConfig(PreTrainedConfig):
         self._check_names()
         self._check_numbers()
         self._check_image_size()
+        self._check_noise_std()
         self._check_combinations()
 
     def _check_names(self) -> None:
@@ -292,8 +309,6 @@ class JetConfig(PreTrainedConfig):
                 raise ValueError(f"`{field}` must be at least {minimum}, got {value}.")
         if not (math.isfinite(self.scale_factor) and self.scale_factor > 0):
             raise ValueError(f"`scale_factor` must be a positive number, got {self.scale_factor}.")
-        if self.noise_std is not None and not (math.isfinite(self.noise_std) and self.noise_std > 0):
-            raise ValueError(f"`noise_std` must be a positive number or None, got {self.noise_std}.")
         if not 2 <= self.num_levels <= MAX_NUM_LEVELS:
             raise ValueError(f"`num_levels` must be from 2 to {MAX_NUM_LEVELS}, got {self.num_levels}.")
         if not (math.isfinite(self.layer_norm_eps) and self.layer_norm_eps >= 0):
@@ -301,6 +316,19 @@ class JetConfig(PreTrainedConfig):
         if self.hidden_size % self.num_attention_heads:
             fields = self._describe("hidden_size", "num_attention_heads")
             raise ValueError(f"`hidden_size` must be divisible by `num_attention_heads`, got {fields}.")
+
+    def _check_noise_std(self) -> None:
+        if self.noise_std is None:
+            return
+        is_number = isinstance(self.noise_std, float | int)
+        levels = [self.noise_std] if isinstance(self.noise_std, float | int) else list(self.noise_std)
+        if not all(math.isfinite(level) and level > 0 for level in levels):
+            kind = "a positive number or None" if is_number else "a pair of positive numbers"
+            raise ValueError(f"`noise_std` must be {kind}, got {self.noise_std}.")
+        if not is_number and not (len(levels) == 2 and levels[0] < levels[1]):
+            raise ValueError(
+                f"`noise_std` must be one number, or the smallest and the largest of a range, got {levels}."
+            )
 
     def _check_combinations(self) -> None:
         if self.num_classes is not None and self.context_size is not None:

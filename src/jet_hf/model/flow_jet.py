@@ -417,6 +417,7 @@ class JetCoupling(GradientCheckpointingLayer):
         context_mask: torch.Tensor | None = None,
         guidance: Guidance | None = None,
         attention_temperature: float = 1.0,
+        noise_token: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
         Apply the layer or its inverse.
@@ -424,8 +425,9 @@ class JetCoupling(GradientCheckpointingLayer):
         Args:
             state: float32 tensor (B, N, D).
             inverse: Whether to apply the inverse.
-            context, context_mask, guidance, attention_temperature: Fields of a [`Conditioning`]. They are separate
-                arguments because reentrant gradient checkpointing differentiates only arguments that are tensors.
+            context, context_mask, guidance, attention_temperature, noise_token: Fields of a [`Conditioning`]. They are
+                separate arguments because reentrant gradient checkpointing differentiates only arguments that are
+                tensors.
 
         Returns:
             The state, `log_scale` and `glow_log_det` of a [`Step`].
@@ -433,7 +435,7 @@ class JetCoupling(GradientCheckpointingLayer):
         glow_log_det = None
         if not inverse:
             state, glow_log_det = self._apply_glow(state, inverse)
-        conditioning = Conditioning(context, context_mask, guidance, attention_temperature)
+        conditioning = Conditioning(context, context_mask, guidance, attention_temperature, noise_token)
         state, log_scale = self.map(self.conditioner, state, self.split_indices(), inverse, conditioning)
         if inverse:
             state, glow_log_det = self._apply_glow(state, inverse)

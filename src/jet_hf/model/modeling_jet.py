@@ -8,10 +8,11 @@ square are (B, C, H, W), with their height and width.
 
 import copy
 import inspect
+import itertools
 import math
 import os
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -24,7 +25,15 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .conditioners_jet import Conditioning, Guidance, JetAttention, JetStandardizedConv2d, JetViT, linear
+from .conditioners_jet import (
+    Conditioning,
+    Guidance,
+    JetAttention,
+    JetNoiseEmbedding,
+    JetStandardizedConv2d,
+    JetViT,
+    linear,
+)
 from .configuration_jet import JetConfig, image_sides, levels_per_unit
 from .flow_jet import (
     JetActNorm,
@@ -40,6 +49,7 @@ from .flow_jet import (
 from .validation_jet import (
     check_context,
     check_context_mask,
+    check_denoising,
     check_generator,
     check_guidance,
     check_images,
@@ -47,8 +57,10 @@ from .validation_jet import (
     check_labels,
     check_levels,
     check_noise,
+    check_noise_std,
     check_not_negative,
     check_quantized_images,
+    check_step_noise,
     check_values,
     check_whole,
 )
@@ -121,20 +133,23 @@ class JetDensityEstimationOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`):
-            Mean of `bits_per_dim` over the batch, or of `noisy_nats_per_dim` for a model with `noise_std`.
+            Mean of `bits_per_dim` over the batch, or of `noisy_nats_per_dim` for a model with `noise_std`. If
+            `noise_std` is a range, this is a weighted mean, see [`JetForDensityEstimation.loss_weights`].
         bits_per_dim (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, without `noise_std`):
             Bits per dimension of the 8-bit images, an upper bound estimated with one draw of the noise.
         log_likelihood (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, without `noise_std`):
             Lower bound on the log-probability of the 8-bit images, in nats: `-bits_per_dim * d * log(2)`.
         noisy_nats_per_dim (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, with `noise_std`):
-            Negative log-density of the noisy images, in nats per dimension. It is no likelihood of the images, and may
-            be negative.
+            Negative log-density of the noisy images, in nats per dimension, without weights. It is no likelihood of
+            the images, and may be negative.
         latents (`torch.FloatTensor` of shape `(batch_size, num_channels, image_size, image_size)`):
             Latents of the dequantized or noisy images.
         log_det (`torch.FloatTensor` of shape `(batch_size,)`):
             Log-determinant of the Jacobian of the map from dequantized or noisy image to latents, in nats.
         dequantization_log_det (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, with a dequantization flow):
             Minus the log-density of the dequantization noise, in nats, which is a term of `log_likelihood`.
+        noise_std (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, with a range of `noise_std`):
+            Noise levels of the images, given or drawn.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_hidden_states=True`):
             As in [`JetModelOutput`].
         attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
@@ -148,6 +163,7 @@ class JetDensityEstimationOutput(ModelOutput):
     latents: torch.Tensor | None = None
     log_det: torch.Tensor | None = None
     dequantization_log_det: torch.Tensor | None = None
+    noise_std: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -442,6 +458,7 @@ class JetModel(JetPreTrainedModel):
         super().__init__(config)
         classes = config.num_classes
         self.label_embedding = nn.Embedding(classes, config.hidden_size) if classes is not None else None
+        self.noise_embedding = JetNoiseEmbedding(config) if config.noise_range is not None else None
         self.couplings = build_couplings(config)
         self.post_init()
 
@@ -469,6 +486,7 @@ class JetModel(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
+        noise_std: float | torch.Tensor | None = None,
     ) -> Conditioning:
         """
         Validate the conditional inputs and combine them into a [`Conditioning`].
@@ -479,6 +497,8 @@ class JetModel(JetPreTrainedModel):
             labels: int64 tensor (B,) of classes, for a model whose configuration sets `num_classes`. The value
                 `num_classes` stands for no label, which gives a context of zeros.
             context_mask: Boolean tensor (B, L), False for padding of the `context`.
+            noise_std: Noise level of the images, as a number or a tensor (B,), for a model whose `config.noise_std` is
+                a range, in which it must lie. Other models accept only their own level.
 
         Raises:
             ValueError: for arguments that are missing or unexpected, or have a wrong shape, dtype or range.
@@ -486,12 +506,17 @@ class JetModel(JetPreTrainedModel):
         check_context(context, self.config, batch_size)
         check_labels(labels, self.config, batch_size)
         check_context_mask(context_mask, context)
+        check_noise_std(noise_std, self.config, batch_size)
         if labels is not None:
             assert self.label_embedding is not None
             num_classes = self.label_embedding.num_embeddings
             tokens = self.label_embedding(labels.clamp(max=num_classes - 1))
             context = (tokens * (labels < num_classes)[:, None])[:, None]
-        return Conditioning(context, None if context_mask is None else context_mask.bool())
+        noise_token = None
+        if self.noise_embedding is not None:
+            levels = torch.as_tensor(noise_std, dtype=self.state_dtype, device=self.input_device).expand(batch_size)
+            noise_token = self.noise_embedding(levels)
+        return Conditioning(context, None if context_mask is None else context_mask.bool(), noise_token=noise_token)
 
     def encode(
         self,
@@ -499,13 +524,14 @@ class JetModel(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
+        noise_std: float | torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Map images to latents.
 
         Args:
             pixel_values: float32 tensor (B, C, S, S), any finite values.
-            context, labels, context_mask: Inputs of a conditional model, see [`condition`].
+            context, labels, context_mask, noise_std: Inputs of a conditional model, see [`condition`].
 
         Returns:
             latents: float32 tensor (B, C, S, S).
@@ -516,7 +542,7 @@ class JetModel(JetPreTrainedModel):
         """
         check_images("pixel_values", pixel_values, self.config, self.state_dtype)
         check_values("pixel_values", pixel_values)
-        conditioning = self.condition(pixel_values.shape[0], context, labels, context_mask)
+        conditioning = self.condition(pixel_values.shape[0], context, labels, context_mask, noise_std)
         # The trainer initializes a compiled or sharded model before its first step.
         if self.config.use_actnorm and self.training and not torch.compiler.is_compiling():
             self._initialize_actnorm_once(pixel_values, conditioning)
@@ -531,13 +557,14 @@ class JetModel(JetPreTrainedModel):
         guidance_scale: float | tuple[float, float] | None = None,
         guidance: str = "linear",
         attention_temperature: float | None = None,
+        noise_std: float | torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Map latents to images. This is the inverse of [`encode`], at the same cost.
 
         Args:
             latents: float32 tensor (B, C, S, S), any finite values.
-            context, labels, context_mask: Inputs of a conditional model, see [`condition`].
+            context, labels, context_mask, noise_std: Inputs of a conditional model, see [`condition`].
             guidance_scale: Strength of classifier-free guidance, at twice the cost: in each coupling layer, 0 stands
                 for the prediction without context, 1 for that with context, and more extrapolates. Two numbers are
                 the strengths at the layers next to the latents and next to the image, between which the others are
@@ -560,7 +587,7 @@ class JetModel(JetPreTrainedModel):
         check_images("latents", latents, self.config, self.state_dtype)
         check_values("latents", latents)
         check_guidance(guidance_scale, guidance, attention_temperature, self.config)
-        conditioning = self.condition(latents.shape[0], context, labels, context_mask)
+        conditioning = self.condition(latents.shape[0], context, labels, context_mask, noise_std)
         if guidance_scale is not None:
             scales = guidance_scale if isinstance(guidance_scale, tuple | list) else (guidance_scale,)
             temperature = 1.0 if attention_temperature is None else attention_temperature
@@ -599,6 +626,7 @@ class JetModel(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
+        noise_std: float | torch.Tensor | None = None,
     ) -> None:
         """
         Initialize the activation normalization from a batch of dequantized images, with the arguments of [`encode`].
@@ -612,7 +640,7 @@ class JetModel(JetPreTrainedModel):
             raise ValueError("`config.use_actnorm` is False: this model has no activation normalization.")
         check_images("pixel_values", pixel_values, self.config, self.state_dtype)
         check_values("pixel_values", pixel_values)
-        conditioning = self.condition(pixel_values.shape[0], context, labels, context_mask)
+        conditioning = self.condition(pixel_values.shape[0], context, labels, context_mask, noise_std)
         initialize_actnorm(self.couplings, self.patchify(pixel_values), conditioning)
 
     def _initialize_actnorm_once(self, pixel_values: torch.Tensor, conditioning: Conditioning) -> None:
@@ -639,11 +667,12 @@ class JetModel(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
+        noise_std: float | torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> JetModelOutput | tuple[torch.Tensor, ...]:
         """Encode images, see [`encode`], and return hidden states and attentions on request."""
         check_keywords(kwargs)
-        latents, log_det = self.encode(pixel_values, context, labels, context_mask)
+        latents, log_det = self.encode(pixel_values, context, labels, context_mask, noise_std)
         return JetModelOutput(latents=latents, log_det=log_det)
 
 
@@ -653,7 +682,8 @@ class JetForDensityEstimation(JetPreTrainedModel):
 
     With `config.noise_std` it is a density model of noisy images `y = x + noise_std * eps` instead, where x are the
     scaled images `u / 127.5 - 1` and eps is standard normal noise. Such a model denoises images, by default also its
-    own samples, but it has no bits per dimension of images.
+    own samples, but it has no bits per dimension of images. If `config.noise_std` is a range, the noise level is an
+    input of the model: each image of a training draws its own, and samples start at the largest.
 
     Example:
 
@@ -682,9 +712,10 @@ class JetForDensityEstimation(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
+        noise_std: float | torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Map images to latents, see [`JetModel.encode`]."""
-        return self.jet.encode(pixel_values, context, labels, context_mask)
+        return self.jet.encode(pixel_values, context, labels, context_mask, noise_std)
 
     def decode(
         self,
@@ -693,10 +724,11 @@ class JetForDensityEstimation(JetPreTrainedModel):
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
         guidance_scale: float | tuple[float, float] | None = None,
+        noise_std: float | torch.Tensor | None = None,
         **guidance: Unpack[GuidanceKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Map latents to images, see [`JetModel.decode`]."""
-        return self.jet.decode(latents, context, labels, context_mask, guidance_scale, **guidance)
+        return self.jet.decode(latents, context, labels, context_mask, guidance_scale, noise_std=noise_std, **guidance)
 
     @can_return_tuple
     def forward(
@@ -707,6 +739,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         context_mask: torch.Tensor | None = None,
+        noise_std: float | torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> JetDensityEstimationOutput | tuple[torch.Tensor, ...]:
         """
@@ -723,6 +756,8 @@ class JetForDensityEstimation(JetPreTrainedModel):
             noise: Uniform noise, float32 tensor (B, C, S, S) in [0, 1), which is the dequantization noise or the input
                 of the dequantization flow; standard normal noise for a model with `noise_std`. Drawn if not given.
             generator: Generator of the noise. Results with the same seed are bit-identical.
+            noise_std: Noise levels of a model with a range of `noise_std`, see [`JetModel.condition`]. Drawn from the
+                uniform distribution over this range if not given, as in iTARFlow (Chen et al., 2026).
             kwargs: `output_hidden_states` and `output_attentions`, as in transformers.
 
         Raises:
@@ -740,32 +775,39 @@ class JetForDensityEstimation(JetPreTrainedModel):
             raise ValueError("`noise` and `generator` exclude each other, got both.")
         else:
             noise = check_noise(noise, pixel_values, is_normal=is_noisy)
+        if noise_std is None and config.noise_range is not None:
+            noise_std = self._draw_noise_std(len(pixel_values), pixel_values.device, generator)
         noise_log_det = None
         if self.dequantizer is not None:
             noise, noise_log_det = self.dequantizer(pixel_values, noise)
-        images = self.add_noise(pixel_values, noise)
-        output = self.jet(images, context, labels, context_mask, return_dict=True, **kwargs)
+        images = self.add_noise(pixel_values, noise, noise_std)
+        output = self.jet(images, context, labels, context_mask, noise_std, return_dict=True, **kwargs)
         log_prob = standard_normal_log_prob(output.latents) + output.log_det
         if noise_log_det is not None:
             log_prob = log_prob + noise_log_det.to(log_prob.device)
+        bits = noisy_nats = levels = None
         if is_noisy:
-            bits, noisy_nats = None, -log_prob / config.num_dims
+            loss = noisy_nats = -log_prob / config.num_dims
         else:
-            bits, noisy_nats = bits_per_dim(log_prob, config.num_dims, config.num_levels), None
+            loss = bits = bits_per_dim(log_prob, config.num_dims, config.num_levels)
+        if config.noise_range is not None:
+            levels = torch.as_tensor(noise_std, dtype=images.dtype, device=images.device).expand(len(images))
+            loss = self.loss_weights(levels) * loss
         return JetDensityEstimationOutput(
-            loss=noisy_nats.mean() if bits is None else bits.mean(),
+            loss=loss.mean(),
             bits_per_dim=bits,
             log_likelihood=None if bits is None else -bits * (config.num_dims * math.log(2)),
             noisy_nats_per_dim=noisy_nats,
             latents=output.latents,
             log_det=output.log_det,
             dequantization_log_det=noise_log_det,
+            noise_std=levels,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
 
     @torch.no_grad()
-    def sample(
+    def sample(  # noqa: PLR0913
         self,
         num_samples: int,
         temperature: float = 1.0,
@@ -775,6 +817,9 @@ class JetForDensityEstimation(JetPreTrainedModel):
         context_mask: torch.Tensor | None = None,
         guidance_scale: float | tuple[float, float] | None = None,
         denoise: bool | None = None,
+        denoising_steps: int = 1,
+        stochastic: bool = False,
+        noise_std: float | torch.Tensor | None = None,
         **guidance: Unpack[GuidanceKwargs],
     ) -> torch.Tensor:
         """
@@ -783,11 +828,16 @@ class JetForDensityEstimation(JetPreTrainedModel):
         Args:
             num_samples: Number of images B, at least 1.
             temperature: Standard deviation of the latents, at least 0. The value 1 samples the model's density.
-            generator: Generator of the latents. Results with the same seed are bit-identical.
+            generator: Generator of the latents, and of the noise of stochastic denoising. Results with the same seed
+                are bit-identical.
             context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
             guidance_scale, guidance: Strength and rule of classifier-free guidance, see [`JetModel.decode`].
             denoise: Whether to remove the noise of the samples, see [`denoise`], at the cost of an encoding and its
-                gradient. By default models with `noise_std` do.
+                gradient for each step. By default models with `noise_std` do.
+            denoising_steps: Number K of steps, at least 1. More than one needs a model with a range of `noise_std`.
+            stochastic: Whether each step but the last adds new noise, rather than following the score alone.
+            noise_std: Noise level of the samples before denoising, for a model with a range of `noise_std`, see
+                [`JetModel.condition`]. By default the largest.
 
         Returns:
             pixel_values: float32 tensor (B, C, S, S), dequantized (unless denoised) and not clipped, for
@@ -795,16 +845,26 @@ class JetForDensityEstimation(JetPreTrainedModel):
 
         Raises:
             ValueError: for a number or temperature out of range, conditional inputs that are missing or unexpected, or
-                denoising without `noise_std`.
+                denoising without `noise_std`, or in several steps without a range of it.
         """
         denoise = self.denoises(denoise)
+        check_denoising(self.config, denoise, denoising_steps, stochastic)
         check_whole("num_samples", num_samples)
         check_not_negative("temperature", temperature)
         check_generator(generator)
         shape = (num_samples, *self.config.image_shape)
         latents = temperature * self._draw(torch.randn, shape, self.jet.input_device, generator)
-        images, _ = self.decode(latents, context, labels, context_mask, guidance_scale, **guidance)
-        return self.denoise(images, context, labels, context_mask) if denoise else images
+        if noise_std is None and self.config.noise_range is not None:
+            noise_std = self.config.noise_range[1]
+        images, _ = self.decode(
+            latents, context, labels, context_mask, guidance_scale, noise_std=noise_std, **guidance
+        )
+        if not denoise:
+            return images
+        noise = None
+        if stochastic:
+            noise = self._draw(torch.randn, (denoising_steps - 1, *shape), self.jet.input_device, generator)
+        return self.denoise(images, context, labels, context_mask, noise_std, denoising_steps, noise)
 
     def score(
         self,
@@ -812,6 +872,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
+        noise_std: float | torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Return the score, the gradient of the log-density of continuous images with respect to the images.
@@ -821,7 +882,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
 
         Args:
             pixel_values: float32 tensor (B, C, S, S), any finite values.
-            context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
+            context, labels, context_mask, noise_std: Inputs of a conditional model, see [`JetModel.condition`].
 
         Returns:
             float32 tensor (B, C, S, S), in nats per unit of the model's scale.
@@ -831,11 +892,11 @@ class JetForDensityEstimation(JetPreTrainedModel):
         """
         check_images("pixel_values", pixel_values, self.config, self.jet.state_dtype)
 
-        def log_prob(images: torch.Tensor, *conditions: torch.Tensor | None) -> torch.Tensor:
+        def log_prob(images: torch.Tensor, *conditions) -> torch.Tensor:
             latents, log_det = self.encode(images, *conditions)
             return (standard_normal_log_prob(latents) + log_det).sum()
 
-        conditions = [context, labels, context_mask]
+        conditions = [context, labels, context_mask, noise_std]
         # Compilation and transforms of torch.func follow each other, but not `torch.autograd.grad`.
         if torch.compiler.is_compiling() or _is_transformed(pixel_values):
             return torch.func.grad(log_prob)(pixel_values, *conditions)
@@ -858,30 +919,91 @@ class JetForDensityEstimation(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
+        noise_std: float | torch.Tensor | None = None,
+        denoising_steps: int = 1,
+        noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Remove noise of the standard deviation `noise_std` from images by Tweedie's formula: return the expected image
         `y + noise_std ** 2 * score(y)` under the model, given the noisy image y.
 
+        A model with a range of `noise_std` denoises in K steps, as iTARFlow does (Chen et al., 2026). The noise levels
+        are a geometric sequence of K numbers from `noise_std` to the smallest one. Each step from a level s to the
+        next one t estimates the image x by the formula. Without `noise` it moves straight towards x,
+        `x + t / s * (y - x)`, a step of the probability flow. With `noise` it draws from the distribution at the level
+        t given x and y, `x + (t / s) ** 2 * (y - x) + t * sqrt(1 - (t / s) ** 2) * noise`. The last step is the
+        formula itself.
+
         Args:
             pixel_values: Noisy images, float32 tensor (B, C, S, S), any finite values.
-            context, labels, context_mask: Inputs of a conditional model, see [`JetModel.condition`].
+            context, labels, context_mask, noise_std: Inputs of a conditional model, see [`JetModel.condition`].
+            denoising_steps: Number K of steps, at least 1.
+            noise: Standard normal noise of the steps but the last, float32 tensor (K - 1, B, C, S, S), for the
+                stochastic form; `None` for the deterministic one.
 
         Returns:
             float32 tensor (B, C, S, S).
 
         Raises:
-            ValueError: for a model without `noise_std`, or inputs that [`JetModel.encode`] refuses.
+            ValueError: for a model without `noise_std`, several steps of a model without a range of it, noise of a
+                wrong shape or dtype, or inputs that [`JetModel.encode`] refuses.
         """
         self.denoises(True)
-        assert self.config.noise_std is not None
-        return pixel_values + self.config.noise_std**2 * self.score(pixel_values, context, labels, context_mask)
+        check_denoising(self.config, True, denoising_steps)
+        check_images("pixel_values", pixel_values, self.config, self.jet.state_dtype)
+        check_noise_std(noise_std, self.config, len(pixel_values))
+        check_step_noise(noise, (denoising_steps - 1, *pixel_values.shape), pixel_values.dtype)
+        conditions = {"context": context, "labels": labels, "context_mask": context_mask}
+        levels = self._denoising_levels(noise_std, denoising_steps)
+        for step, (level, following) in enumerate(itertools.pairwise(levels)):
+            clean = self._expected_images(pixel_values, level, **conditions)
+            ratio = _per_image(following / level)
+            if noise is None:
+                pixel_values = clean + ratio * (pixel_values - clean)
+            else:  # rounding may make the ratio of equal levels larger than 1
+                new_noise = _per_image(following) * abs(1 - ratio**2) ** 0.5 * noise[step]
+                pixel_values = clean + ratio**2 * (pixel_values - clean) + new_noise
+        return self._expected_images(pixel_values, levels[-1], **conditions)
 
-    def add_noise(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Add dequantization noise, or the Gaussian noise of `noise_std`, to images."""
+    def _level(self, noise_std: float | torch.Tensor | None) -> float | torch.Tensor:
+        """Return the given noise level, or the only one of the model."""
+        assert self.config.noise_levels is not None
+        return self.config.noise_levels[0] if noise_std is None else noise_std
+
+    def _denoising_levels(self, noise_std: float | torch.Tensor | None, num_steps: int) -> list[Any]:
+        """Return the noise levels of denoising steps, numbers or tensors (B,), from the first to the smallest."""
+        if num_steps == 1 or self.config.noise_range is None:
+            return [self._level(noise_std)]
+        smallest, _ = self.config.noise_range
+        assert noise_std is not None
+        return [noise_std * (smallest / noise_std) ** (step / (num_steps - 1)) for step in range(num_steps)]
+
+    def _expected_images(self, images: torch.Tensor, level: float | torch.Tensor, **conditions) -> torch.Tensor:
+        """Return the images (B, C, S, S) that Tweedie's formula expects behind noisy ones."""
+        return images + _per_image(level) ** 2 * self.score(images, noise_std=level, **conditions)
+
+    def add_noise(
+        self, pixel_values: torch.Tensor, noise: torch.Tensor, noise_std: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Add dequantization noise, or Gaussian noise of the level `noise_std`, to images."""
+        check_noise_std(noise_std, self.config, len(pixel_values))
         if self.config.noise_std is None:
             return dequantize(pixel_values, noise, self.config.num_levels)
-        return pixel_values + self.config.noise_std * noise
+        return pixel_values + _per_image(self._level(noise_std)) * noise
+
+    def loss_weights(self, noise_std: torch.Tensor) -> torch.Tensor:
+        """
+        Return the weights (B,) of images in the loss of a model with a range of `noise_std`: their noise levels, as in
+        iTARFlow (Chen et al., 2026), divided by the mean level.
+
+        The gradients of a log-density grow as the noise falls, so that without weights the smallest levels would
+        dominate. The division gives the loss the size of a mean, for which gradients are clipped.
+
+        Args:
+            noise_std: Noise levels of the images, tensor (B,).
+        """
+        assert self.config.noise_range is not None
+        return noise_std * (2 / sum(self.config.noise_range))
 
     def denoises(self, denoise: bool | None = None) -> bool:
         """
@@ -901,14 +1023,24 @@ class JetForDensityEstimation(JetPreTrainedModel):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
+        noise_std: float | torch.Tensor | None = None,
     ) -> "JetDistribution":
         """
         Return the model's density over scaled, dequantized or noisy images as a `torch.distributions.Distribution`.
 
         Args:
-            context, labels, context_mask: Inputs of a conditional model with B = 1, see [`JetModel.condition`].
+            context, labels, context_mask, noise_std: Inputs of a conditional model with B = 1, see
+                [`JetModel.condition`].
         """
-        return JetDistribution(self, context, labels, context_mask)
+        return JetDistribution(self, context, labels, context_mask, noise_std)
+
+    def _draw_noise_std(
+        self, batch_size: int, device: torch.device, generator: torch.Generator | None
+    ) -> torch.Tensor:
+        """Draw noise levels (B,) from the uniform distribution over the model's range."""
+        assert self.config.noise_range is not None
+        smallest, largest = self.config.noise_range
+        return smallest + (largest - smallest) * self._draw(torch.rand, (batch_size,), device, generator)
 
     def _draw(self, draw, shape, device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
         """Draw on the generator's device and move the result, so that a CPU generator serves a model on a GPU."""
@@ -917,6 +1049,11 @@ class JetForDensityEstimation(JetPreTrainedModel):
         if generator is None:
             return draw(shape, device=device, dtype=dtype)
         return draw(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
+
+
+def _per_image(level: Any) -> Any:
+    """Return a noise level as a number, or those of images (B,) as a tensor (B, 1, 1, 1)."""
+    return level[:, None, None, None] if isinstance(level, torch.Tensor) else level
 
 
 def _is_transformed(tensor: torch.Tensor) -> bool:
@@ -936,7 +1073,7 @@ class JetDistribution(Distribution):
 
     Args:
         model: A [`JetForDensityEstimation`].
-        context, labels, context_mask: Inputs of a conditional model for one image, with B = 1, see
+        context, labels, context_mask, noise_std: Inputs of a conditional model for one image, with B = 1, see
             [`JetModel.condition`].
 
     Raises:
@@ -963,14 +1100,18 @@ class JetDistribution(Distribution):
         context: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
+        noise_std: float | torch.Tensor | None = None,
     ):
-        model.jet.condition(1, context, labels, context_mask)
+        model.jet.condition(1, context, labels, context_mask, noise_std)
         self.model = model
-        self.conditions = (context, labels, context_mask)
+        self.conditions = {"context": context, "labels": labels, "context_mask": context_mask, "noise_std": noise_std}
         super().__init__(event_shape=torch.Size(model.config.image_shape), validate_args=False)
 
-    def _expand_conditions(self, batch_size: int) -> list[torch.Tensor | None]:
-        return [None if tensor is None else tensor.expand(batch_size, *tensor.shape[1:]) for tensor in self.conditions]
+    def _expand_conditions(self, batch_size: int) -> dict[str, Any]:
+        return {
+            name: value.expand(batch_size, *value.shape[1:]) if isinstance(value, torch.Tensor) else value
+            for name, value in self.conditions.items()
+        }
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """
@@ -984,7 +1125,7 @@ class JetDistribution(Distribution):
             expected = ", ".join(map(str, self.event_shape))
             raise ValueError(f"`value` must be a tensor of shape (*, {expected}), got {got}.")
         images = value.reshape(-1, *self.event_shape)
-        latents, log_det = self.model.encode(images, *self._expand_conditions(len(images)))
+        latents, log_det = self.model.encode(images, **self._expand_conditions(len(images)))
         return (standard_normal_log_prob(latents) + log_det).reshape(value.shape[:-3])
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> torch.Tensor:
@@ -992,7 +1133,7 @@ class JetDistribution(Distribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         latents = torch.randn(shape, dtype=self.model.jet.state_dtype, device=self.model.jet.input_device)
         latents = latents.reshape(-1, *self.event_shape)
-        return self.model.decode(latents, *self._expand_conditions(len(latents)))[0].reshape(shape)
+        return self.model.decode(latents, **self._expand_conditions(len(latents)))[0].reshape(shape)
 
 
 JetModel.register_for_auto_class("AutoModel")

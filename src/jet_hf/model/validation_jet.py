@@ -16,6 +16,8 @@ from .configuration_jet import GUIDANCE_RULES, JetConfig
 # neighboring bytes still differ.
 LEVEL_TOLERANCE = 1e-3
 MAX_LEVEL_TOLERANCE = 0.25
+# Largest relative error of a noise level, which covers the rounding of powers in float32.
+NOISE_STD_TOLERANCE = 1e-5
 NARROWER_DTYPES = {
     torch.float32: (torch.float16, torch.bfloat16),
     torch.float64: (torch.float16, torch.bfloat16, torch.float32),
@@ -314,6 +316,67 @@ def check_labels(labels: torch.Tensor | None, config: JetConfig, batch_size: int
             )
 
 
+def check_noise_std(noise_std: float | torch.Tensor | None, config: JetConfig, batch_size: int) -> None:
+    """
+    Raise ValueError unless `noise_std` is a number or a tensor (B,) in the range of a model that is conditioned on the
+    noise level, or `None` or the only level of another model.
+    """
+    if config.noise_levels is None:
+        if noise_std is not None:
+            raise ValueError("`noise_std` was given, but `config.noise_std` is None: this model was trained without.")
+        return
+    low, high = config.noise_levels
+    expected = f"{low}, the only noise level of this model"
+    if config.noise_range is not None:
+        expected = f"a number or a floating-point tensor ({batch_size},) from {low} to {high}, the range of this model"
+    if noise_std is None:
+        if config.noise_range is not None:
+            raise ValueError(f"`noise_std` is missing: it must be {expected}.")
+        return
+    if not isinstance(noise_std, torch.Tensor):
+        smallest = largest = noise_std if is_number(noise_std) else float("nan")
+    elif not noise_std.is_floating_point() or noise_std.shape != (batch_size,):
+        raise ValueError(f"`noise_std` must be {expected}, got {_describe(noise_std)}.")
+    elif _skips_values(noise_std):
+        return
+    else:
+        smallest, largest = _extremes(noise_std)
+    if not low * (1 - NOISE_STD_TOLERANCE) <= smallest <= largest <= high * (1 + NOISE_STD_TOLERANCE):
+        got = f"{smallest:g} to {largest:g}" if isinstance(noise_std, torch.Tensor) else repr(noise_std)
+        raise ValueError(f"`noise_std` must be {expected}, got {got}.")
+
+
+def check_step_noise(noise: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Raise ValueError unless `noise` is `None`, or a finite tensor of this shape and dtype."""
+    if noise is None:
+        return
+    if not isinstance(noise, torch.Tensor) or noise.shape != shape or noise.dtype != dtype:
+        raise ValueError(
+            f"`noise` must be a tensor (denoising_steps - 1, *pixel_values.shape), which is {shape} {dtype}, got "
+            f"{_describe(noise)}."
+        )
+    if noise.numel():
+        check_values("noise", noise)
+
+
+def check_denoising(config: JetConfig, denoise: bool, denoising_steps: int, stochastic: bool = False) -> None:
+    """
+    Check the denoising of images, see `JetForDensityEstimation.sample`.
+
+    Raises:
+        ValueError: for a number of steps below 1, several steps of a model that is not conditioned on the noise level,
+            or steps of samples that are not denoised.
+    """
+    check_whole("denoising_steps", denoising_steps)
+    if denoising_steps > 1 and config.noise_range is None:
+        raise ValueError(
+            "`denoising_steps` above 1 need a model that was trained with a range of noise levels, but "
+            f"`config.noise_std` is {config.noise_std}."
+        )
+    if not denoise and (denoising_steps > 1 or stochastic):
+        raise ValueError("`denoising_steps` and `stochastic` need `denoise`, got False.")
+
+
 def check_guidance(
     guidance_scale: float | tuple[float, float] | None,
     rule: str,
@@ -339,7 +402,7 @@ def check_guidance(
     for scale in scales:
         check_not_negative("guidance_scale", scale)
     if attention_temperature is None:
-        if config.context_width is None:
+        if config.num_classes is None and config.context_size is None:
             raise ValueError(
                 "`guidance_scale` was given, but this model has neither classes nor a context: guide it by an "
                 "`attention_temperature`."

@@ -24,7 +24,7 @@ from ..model.modeling_jet import (
     standard_normal_log_prob,
 )
 from ..model.validation_jet import check_not_negative, trusted_values
-from ..utils.noise import normal_noise, uniform_noise
+from ..utils.noise import noise_levels, normal_noise, uniform_noise
 from .optim import FUSED_DEVICES, build_optimizer, build_scheduler, cosine_scale
 
 
@@ -34,6 +34,8 @@ SPIKE_HISTORY = 100
 CURRICULUM_STREAM = 1
 # Draw that decides which images are mirrored.
 FLIP_STREAM = 2
+# Draw of the noise levels of images.
+LEVEL_STREAM = 3
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class StepMetrics:
     Args:
         step: Number of optimizer steps completed, this one included.
         loss: Mean bits per dimension of the whole batch, before the update: `loss_prior + loss_log_det + log2(127.5)`
-            for 8-bit images. With `noise_std`, all three are nats per dimension without a constant. With a
-            `noise_scale` above 0, they are those of the noisy images.
+            for 8-bit images. With `noise_std`, all three are nats per dimension without a constant, and with a range
+            of it they are weighted, see [`JetForDensityEstimation.loss_weights`]. With a `noise_scale` above 0, they
+            are those of the noisy images.
         grad_norm: Norm of the gradient of the whole batch, before clipping.
         learning_rate: Learning rate of the step.
         noise_scale: Standard deviation of the noise of the curriculum, in gray levels of 8-bit images.
@@ -157,7 +160,7 @@ class Trainer:
             [`build_scheduler`].
         max_grad_norm: Global norm to which gradients are clipped.
         ema_decay: Decay of an exponential moving average of the weights; `None` keeps no average.
-        seed: Seed of the dequantization noise, which each image draws by its index, and of the label dropout.
+        seed: Seed of the noise and of its levels, which each image draws by its index, and of the label dropout.
         label_dropout: Probability that a step of a class-conditional model drops all labels. As in the original code,
             the model then also learns the unconditional density, which guidance needs.
         accelerator: Devices, processes, precision and gradient accumulation; by default those of one process.
@@ -245,7 +248,9 @@ class Trainer:
         for i, batch in enumerate(batches):
             drawn = self._draw_noise(batch) if noise is None else noise[i]
             with self.accelerator.accumulate(self.model), trusted_values():
-                output = self.model(self._scale(batch), labels=batch.labels, noise=drawn)
+                output = self.model(
+                    self._scale(batch), labels=batch.labels, noise=drawn, noise_std=self._draw_noise_levels(batch)
+                )
                 self.accelerator.backward(output.loss)
             losses.append(self._loss_and_terms(output))
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
@@ -302,6 +307,9 @@ class Trainer:
             log_det = log_det + output.dequantization_log_det.to(log_det.device)
         config = self.base_model.config
         unit = config.num_dims * (math.log(2) if config.noise_std is None else 1)
+        if output.noise_std is not None:
+            weights = self.base_model.loss_weights(output.noise_std)
+            log_prior, log_det = weights * log_prior, weights * log_det
         return torch.stack([output.loss, -log_prior.mean() / unit, -log_det.mean() / unit])
 
     def _prepare_batch(self, batch: Batch) -> Batch:
@@ -317,6 +325,9 @@ class Trainer:
     def _draw_noise(self, batch: Batch) -> torch.Tensor:
         draw = uniform_noise if self.base_model.config.noise_std is None else normal_noise
         return draw(self.seed, batch.indices, tuple(batch.pixels.shape[1:]))
+
+    def _draw_noise_levels(self, batch: Batch) -> torch.Tensor | None:
+        return noise_levels(self.seed, batch.indices, self.base_model.config.noise_range, LEVEL_STREAM)
 
     def _scale(self, batch: Batch) -> torch.Tensor:
         """
@@ -337,11 +348,19 @@ class Trainer:
     @torch.no_grad()
     def _initialize_actnorm(self, batches: Sequence[Batch]) -> None:
         """Initialize ActNorm from all images of the first step, whatever the number of processes."""
-        gather = self.accelerator.gather
-        add_noise = self.base_model.add_noise
-        images = [gather(add_noise(self._scale(batch), self._draw_noise(batch))) for batch in batches]
+        model, gather = self.base_model, self.accelerator.gather
+        levels = [self._draw_noise_levels(batch) for batch in batches]
+        images = [
+            gather(model.add_noise(self._scale(batch), self._draw_noise(batch), level))
+            for batch, level in zip(batches, levels, strict=True)
+        ]
         labels = [gather(batch.labels) for batch in batches if batch.labels is not None]
-        self.base_model.jet.initialize_actnorm(torch.cat(images), labels=torch.cat(labels) if labels else None)
+        gathered = [gather(level) for level in levels if level is not None]
+        model.jet.initialize_actnorm(
+            torch.cat(images),
+            labels=torch.cat(labels) if labels else None,
+            noise_std=torch.cat(gathered) if gathered else None,
+        )
         for name, parameter in self.base_model.named_parameters():
             if name in self.ema:
                 self.ema[name].copy_(parameter)

@@ -59,6 +59,22 @@ def normal_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...], strea
     return torch.special.ndtri(tail) * torch.where(is_low, 1.0, -1.0)
 
 
+def noise_levels(
+    seed: int, indices: torch.Tensor, noise_range: tuple[float, float] | None, stream: int
+) -> torch.Tensor | None:
+    """
+    Return the noise levels of images, float32 (B,), uniform in the range of a model, or `None` without a range.
+
+    Args:
+        seed, indices, stream: See [`uniform_noise`]. The stream must not be that of the noise itself.
+        noise_range: Smallest and largest level, or `None`.
+    """
+    if noise_range is None:
+        return None
+    smallest, largest = noise_range
+    return smallest + (largest - smallest) * uniform_noise(seed, indices, (), stream)
+
+
 def uniform_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...], stream: int = 0) -> torch.Tensor:
     """
     Return uniform noise in [0, 1) for the samples with these indices, identical on every device.
