@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import FIXTURES, ROOT, tiny_config, tiny_model
+from PIL import Image
 
+import jet_hf_cli
 from examples.photographs import load_photograph
-from jet_hf import JetForDensityEstimation
+from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.codec import container, integer_flow, stack
 from jet_hf.analysis.codec.encoder import Encoder
 from jet_hf.analysis.codec.integer_flow import IntegerFlow
 from jet_hf.analysis.codec.stack import Stack
 from jet_hf.analysis.codec.tables import base_density, sigmoid_scales
 from jet_hf.codec import Codec, CodecError, compress, decompress, estimate
+from jet_hf.commands.decompress import png_names
 from jet_hf.model.modeling_jet import scale_bytes
 from jet_hf.utils.noise import uniform_noise
 
@@ -491,6 +494,88 @@ def test_wrong_contents_with_right_checksums_are_refused(model):
             # Some bits of a WebP image, which also codes first tiles and strips, have no meaning.
             assert changed is header
             assert_exact(given, [found[i] for i in range(len(found))])
+
+
+# Commands
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with a saved model and images of all modes."""
+    folder = tmp_path_factory.mktemp("codec")
+    model = tiny_model()
+    model.save_pretrained(folder / "model")
+    JetImageProcessor(size=model.config.image_size).save_pretrained(folder / "model")
+    (folder / "images").mkdir()
+    image = Image.fromarray(random_pixels([(20, 30)])[0])
+    for name, mode in (("a", "RGB"), ("b", "L"), ("c", "P"), ("d", "1")):
+        image.convert(mode).save(folder / "images" / f"{name}.png")
+    image.convert("RGBA").save(folder / "clear.png")
+    return folder
+
+
+def jet_hf(*words) -> None:
+    jet_hf_cli.main([str(word) for word in words])
+
+
+def test_commands_restore_images_with_their_names(folder, tmp_path, capsys):
+    paths = sorted((folder / "images").iterdir())
+    options = ["--model", folder / "model", "-o"]
+    jet_hf("compress", *paths, paths[0], *options, tmp_path / "all.jet", "--no_allow_webp")
+    jet_hf("decompress", tmp_path / "all.jet", *options, tmp_path / "out")
+    found = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert found == ["00000_a.png", "00004_a.png", "b.png", "c.png", "d.png"]  # two images have the name a.png
+    for path in paths:
+        name = "00004_a.png" if path.stem == "a" else path.name
+        with Image.open(path) as image, Image.open(tmp_path / "out" / name) as other:
+            assert np.array_equal(image.convert("RGB"), other)
+    assert "5 image(s) in " in capsys.readouterr().out
+
+
+def test_names_of_a_file_stay_in_their_folder():
+    header = container.Header(3, [[5, 8, 8]], 0, ["../../a.png", "/etc/b", "..", "c\\d.png", ""], "", "", [], [])
+    assert png_names([header]) == ["a.png", "b.png", "00002.png", "d.png", "00004.png"]
+
+
+def test_commands_refuse_wrong_files_before_they_write(folder, tmp_path):
+    (tmp_path / "text.jet").write_text("not a file of the codec")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    image = folder / "images" / "a.png"
+    jet_hf("compress", image, "-o", tmp_path / "a.jet", "--model", folder / "model")
+    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "out"
+    for words, message in (
+        (
+            ["compress", folder / "clear.png", "-o", out],
+            "clear.png must be an image of the mode RGB or L or 1 or P",
+        ),
+        (["compress", folder / "none.png", "-o", out], "none.png"),
+        (["compress", image, "-o", image], "`output` must not be one of the images"),
+        (["compress", image, "-o", tmp_path / "none" / "out"], "`output` must be a file in an existing folder"),
+        (["decompress", tmp_path / "text.jet", "-o", out], "the data are no file of `jet-hf compress`"),
+        (["decompress", tmp_path / "a.jet", "-o", tmp_path / "full"], "already exists and is not an empty folder"),
+        (["compress", image, "-o", out, "--label", 0], "`labels` must be None for a model without classes"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            jet_hf(*words, "--model", folder / "model")
+        assert str(stop.value).startswith("error: ") and message in str(stop.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weigh_explains_every_bit(folder, tmp_path, capsys):
+    words = ["--model", folder / "model", "--dataset", folder / "images", "--split", "all"]
+    jet_hf("weigh", *words, "--random_crops_per_image", 10, "-o", tmp_path / "crops.jet")
+    stdout, stderr = capsys.readouterr()
+    result = json.loads(stdout)
+    data = (tmp_path / "crops.jet").read_bytes()
+    assert result["num_bytes"] == len(data) and result["num_images"] == 40
+    assert sum(result["terms"].values()) == pytest.approx(result["file_bits_per_dim"], abs=1e-9)
+    assert result["terms"]["model"] == pytest.approx(result["bits_per_dim"])
+    assert result["file_bits_per_dim"] == pytest.approx(8 * len(data) / (40 * 8 * 8 * 3))
+    assert len(decompress(data, JetForDensityEstimation.from_pretrained(folder / "model"))) == 40
+    assert {"png", "webp", "jpegls", "jpegxl"} == result["codecs"].keys()
+    assert "jpegxl" in stderr and "rounding" in stderr
 
 
 # The gates of a release, which take minutes
