@@ -100,7 +100,7 @@ def tiny_model(std: float = 0.1, **fields) -> JetForDensityEstimation:
 
 def random_bytes(batch_size: int, config: JetConfig, seed: int = 0) -> torch.Tensor:
     """Return random gray levels: bytes for up to 256 of them, else uint16."""
-    shape = (batch_size, config.num_channels, config.image_size, config.image_size)
+    shape = (batch_size, *config.image_shape)
     generator = torch.Generator().manual_seed(seed)
     if config.num_levels <= 256:
         return torch.randint(config.num_levels, shape, generator=generator, dtype=torch.uint8)

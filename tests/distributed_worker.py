@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.evaluation import evaluate
+from jet_hf.analysis.sample_quality import SampleOptions, describe_samples, evaluate_samples
 from jet_hf.data import BatchSharding, train_batches
 from jet_hf.training import TrainArguments, Trainer, UpdateGuard
 from jet_hf.training.checkpoints import Checkpointer, find_checkpoint
@@ -55,9 +56,9 @@ def make_accelerator() -> Accelerator:
 
 
 def make_trainer(model: JetForDensityEstimation, accelerator: Accelerator) -> Trainer:
-    return Trainer(
-        model, num_training_steps=NUM_STEPS, learning_rate=0.01, ema_decay=0.8, seed=3, accelerator=accelerator
-    )
+    noise_curriculum = 16 if model.config.noise_std is None else 0
+    options = {"learning_rate": 0.01, "ema_decay": 0.8, "seed": 3, "noise_curriculum": noise_curriculum}
+    return Trainer(model, num_training_steps=NUM_STEPS, accelerator=accelerator, **options)
 
 
 def make_checkpointer(trainer: Trainer, folder: Path) -> Checkpointer:
@@ -83,6 +84,17 @@ def score(trainer: Trainer) -> list[float]:
     return evaluate(
         trainer.model, held_out, batch_size=2, num_noise_samples=2, accelerator=trainer.accelerator
     ).bits_per_dim.tolist()
+
+
+def compare_samples(accelerator: Accelerator) -> dict | None:
+    """Return the figures of samples, of the main process only."""
+    model = tiny_model(num_classes=2)
+    held_out, real = (
+        pixels(count, seed).add_column("label", [0, 1] * (count // 2)) for count, seed in ((12, 3), (14, 4))
+    )
+    options = SampleOptions(num_samples=11, num_noise_samples=1, batch_size=2)
+    report = evaluate_samples(model, JetImageProcessor(size=8), held_out, real, options, accelerator)
+    return None if report is None else describe_samples(report)
 
 
 def measure(accelerator: Accelerator) -> tuple[Trainer, dict]:
@@ -160,6 +172,7 @@ def main(folder: Path) -> None:
     rank = accelerator.process_index
     _, results = measure(accelerator)
     results["skipped_step"] = skip_a_step(make_accelerator())
+    results["figures"] = compare_samples(accelerator)
     (folder / f"ddp-{rank}.json").write_text(json.dumps(results))
 
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**SHARDING)

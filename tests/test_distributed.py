@@ -10,7 +10,15 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, tiny_model
-from distributed_worker import NUM_EVAL_IMAGES, SHARDING, make_accelerator, measure, pixels, skip_a_step
+from distributed_worker import (
+    NUM_EVAL_IMAGES,
+    SHARDING,
+    compare_samples,
+    make_accelerator,
+    measure,
+    pixels,
+    skip_a_step,
+)
 from train_process import environment
 
 from jet_hf import JetForDensityEstimation
@@ -71,6 +79,14 @@ def test_scores_of_a_split_that_does_not_divide_are_those_of_one_process(kind, r
     assert len(alone["scores"]) == NUM_EVAL_IMAGES
     for rank in range(2):
         np.testing.assert_allclose(results[kind][rank]["scores"], alone["scores"], rtol=1e-5)
+
+
+def test_figures_of_samples_are_those_of_one_process(results):
+    figures = compare_samples(make_accelerator())
+    assert len(figures) == 7 and results["ddp"][0]["figures"].keys() == figures.keys()
+    for name, values in figures.items():
+        assert results["ddp"][0]["figures"][name]["samples"] == pytest.approx(values["samples"], rel=1e-3), name
+    assert results["ddp"][1]["figures"] is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

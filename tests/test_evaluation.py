@@ -166,7 +166,7 @@ def test_only_bytes_are_read(model, pixels):
         images = np.array(pixels["pixels"]) / scale
         features = datasets.Features({"pixels": datasets.Array3D((3, 8, 8), dtype)})
         scaled = datasets.Dataset.from_dict({"pixels": list(images.astype(dtype))}, features=features)
-        with pytest.raises(ValueError, match=r"must have a column `pixels` of uint8 arrays \(C, S, S\), got Array3D"):
+        with pytest.raises(ValueError, match=r"a column `pixels` of uint8 or uint16 arrays \(C, H, W\), got Array3D"):
             evaluate(model, scaled)
         with pytest.raises(ValueError, match=r"`pixels` must be bytes .*got torch.float64"):
             scale_bytes(torch.from_numpy(images).double())

@@ -144,9 +144,9 @@ def test_a_run_fits_a_batch():
 def test_accumulation_gives_the_same_update():
     batches = [random_batch(8, tiny_config(), start=8 * step) for step in range(3)]
     # The trainers take turns, since accelerate's accumulation is a setting of the process.
-    one = new_trainer()
+    one = new_trainer(noise_curriculum=16)
     expected = [one.step([batch]) for batch in batches]
-    four = new_trainer(num_micro_batches=4)
+    four = new_trainer(num_micro_batches=4, noise_curriculum=16)
     for batch, theirs in zip(batches, expected, strict=True):
         ours = four.step([Batch(*part) for part in zip(*(tensor.split(2) for tensor in batch[:2]), strict=True)])
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)

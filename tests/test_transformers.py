@@ -266,6 +266,7 @@ FIELDS = {
     "dequantization_num_attention_heads": 1,
     "num_levels": 17,
     "noise_std": 0.1,
+    "image_size": (4, 16),  # of as many patches
 }
 
 

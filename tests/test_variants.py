@@ -15,7 +15,7 @@ from conftest import random_images, randomize, tiny_config, tiny_model
 from PIL import Image
 from script_runner import run_script
 from test_transformers import assert_same_tensors
-from train_process import TINY, run_to_end, write_images
+from train_process import TINY, list_flags, run_to_end, write_images
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.density import bits_per_patch
@@ -31,14 +31,14 @@ GLOW = {"use_actnorm": True, "use_invertible_dense": True}
 FLOW = {"dequantization": "flow", "dequantization_num_coupling_layers": 2}
 CNN = {"backbone": "cnn", "num_groups": 2}
 VARIANTS = {
-    "masking": {"coupling_mode": "masking", "num_levels": 17},
+    "masking": {"coupling_mode": "masking"},
     "cnn": CNN,
     "glow": GLOW,
     "dequantization_flow": FLOW | {"dequantization_hidden_size": 24, "dequantization_num_attention_heads": 3},
     "classes": {"num_classes": 3},
-    "context": {"context_size": 5},
-    "noise": {"noise_std": 0.2},
-    "everything": CNN | GLOW | FLOW | {"coupling_mode": "masking", "num_classes": 3},
+    "context": {"context_size": 5, "num_levels": 17},
+    "noise": {"noise_std": 0.2, "image_size": [12, 8]},
+    "everything": CNN | GLOW | FLOW | {"coupling_mode": "masking", "num_classes": 3, "image_size": [8, 12]},
 }
 # A flow of few layers with every kind of split.
 SPLITS = {"coupling_kinds": ["channels", "spatial", "spatial"], "num_coupling_layers": 9}
@@ -91,9 +91,10 @@ def test_it_inverts(name):
 
 @variants
 def test_log_det_is_that_of_the_jacobian(name):
-    model = variant(name, std=0.4, image_size=4, num_channels=2, hidden_size=16 if name == "everything" else 24)
-    model = model.double()
-    images = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sizes = {"noise": [4, 8], "everything": [8, 4]}
+    fields = {"image_size": sizes.get(name, 4), "num_channels": 2, "hidden_size": 16 if name == "everything" else 24}
+    model = variant(name, std=0.4, **fields).double()
+    images = torch.randn(1, *model.config.image_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     conditions = conditions_of(model, 1)
     guided = [{}]
     if conditions:
@@ -104,7 +105,7 @@ def test_log_det_is_that_of_the_jacobian(name):
     for transform in (partial(model.encode, **conditions), *decoders):
         _, log_det = transform(images)
         jacobian, _ = torch.autograd.functional.jacobian(transform, images)
-        _, expected = torch.linalg.slogdet(jacobian.reshape(32, 32))
+        _, expected = torch.linalg.slogdet(jacobian.reshape(images.numel(), -1))
         assert expected.abs() > 0.1
         torch.testing.assert_close(log_det[0], expected, rtol=1e-8, atol=1e-8)
 
@@ -235,15 +236,14 @@ def test_saved_and_loaded_bit_for_bit_also_as_remote_code(tmp_path):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "data")
+    return write_images(tmp_path_factory.mktemp("images") / "data", size=12)
 
 
 def train(images, folder, name, **fields):
     """Train in this process."""
     settings = TINY | {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "sample_steps": 4}
     settings |= VARIANTS[name] | {"dataset_path": images, "output_dir": folder} | fields
-    flags = [f"--{field}={value}" for field, value in settings.items()]
-    run_training(parse_arguments(flags))
+    run_training(parse_arguments(list_flags(settings)))
 
 
 @pytest.mark.parametrize("name", ["masking", "glow", "dequantization_flow", "noise"])
@@ -499,7 +499,7 @@ def classes(tmp_path_factory):
         for channel, name in enumerate(("red", "green", "blue")):
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = rng.integers(60, size=(8, 8, 3)).astype(np.uint8)
+                pixels = rng.integers(60, size=(12, 12, 3)).astype(np.uint8)
                 pixels[..., channel] += 180
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     return folder

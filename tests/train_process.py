@@ -103,7 +103,16 @@ def launch_command(num_processes: int, launcher: str | None) -> list[str]:
 
 def flags(**fields) -> list[str]:
     """Return the flags of a tiny run; fields win over those of `TINY`, and `None` omits one."""
-    return [f"--{name}={value}" for name, value in (TINY | fields).items() if value is not None]
+    return list_flags(TINY | fields)
+
+
+def list_flags(fields: dict) -> list[str]:
+    """Return the flags of fields other than `None`; a list has several values."""
+    flags = []
+    for name, value in fields.items():
+        if value is not None:
+            flags += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    return flags
 
 
 def command(num_processes: int = 1, launcher: str | None = None, **fields) -> list[str]:

@@ -44,6 +44,13 @@ SMALL_RUN = {
     "eval_steps": 100,
     "sample_steps": 100,
 }
+# Figures of `evaluate --samples`, see `jet_hf.analysis.sample_quality`. Those of labels need a model with classes.
+LABEL_FIGURES = ("classifier_accuracy", "bayes_accuracy")
+FIGURES = (
+    *("frechet_distance", "kernel_distance", "precision", "recall", "nearest_neighbor_accuracy", "seam_strength"),
+    *LABEL_FIGURES,
+)
+MIN_SAMPLES = 10
 SIZES = ("num_coupling_layers", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -63,7 +70,8 @@ def _model_arguments() -> Any:
     source = (Path(__file__).parent / "model" / "configuration_jet.py").read_text(encoding="utf-8")
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     documentation = ast.get_docstring(next(node for node in classes if node.name == "JetConfig")) or ""
-    types = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": list[str]}
+    types: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": list[str]}
+    types["int | tuple[int, int]"] = int | list[int]
     entry = r"^    (\w+) \(`([^`]+)`, \*optional\*(?:, defaults to ([^\n]*))?\):\n((?:^ {8}.*\n?)+)"
     fields = []
     for name, kind, default, text in re.findall(entry, documentation, re.MULTILINE):
@@ -123,7 +131,9 @@ class SourceArguments(DatasetArguments):
         decides="data",
     )
     center_crop: bool = argument(
-        "Crop to the central square before downsampling; false squeezes the image.", True, decides=OWN_VALUE
+        "Crop to the aspect ratio of the model's images before downsampling; false squeezes the image.",
+        True,
+        decides=OWN_VALUE,
     )
 
 
@@ -217,11 +227,22 @@ class OptimizationArguments:
         "Recompute activations in the backward pass to save memory.", False, decides=None
     )
     torch_compile: bool = argument("Compile the coupling layers.", False, decides=None)
+    noise_curriculum: float = argument(
+        "Standard deviation of the Gaussian noise on training images at step 0, in gray levels of 8-bit images; 64 in "
+        "JetFormer. It falls to 0 by a half cosine; until then, the training loss is that of noisy images.",
+        0.0,
+        decides=OWN_VALUE,
+        at_least=0,
+        at_most=255,
+    )
+    noise_curriculum_ratio: float = argument(
+        "Fraction of steps after which the noise of noise_curriculum is 0.", 1.0, decides=OWN_VALUE, above=0, at_most=1
+    )
     label_dropout: float = argument(
         "Probability of a step without labels, for guidance.", 0.1, decides=OWN_VALUE, at_least=0, at_most=1
     )
     seed: int = argument(
-        "Seed of the weights, the data order and the dequantization noise.",
+        "Seed of the weights, the data order and the noise.",
         0,
         decides=OWN_VALUE,
         at_least=0,
@@ -239,7 +260,7 @@ class RunArguments:
     )
     extend: bool = argument(
         "Continue from the checkpoint to another number of steps, or with another lr_scheduler_type, cooldown_ratio "
-        "or spike_factor. The warm-up keeps its length.",
+        "or spike_factor. The warm-up and the noise curriculum keep their lengths.",
         False,
         decides=None,
     )
@@ -425,14 +446,41 @@ def parse_arguments(argv: list[str], prog: str = "jet-hf train") -> TrainArgumen
 
 
 @dataclass
-class EvaluateArguments(DatasetArguments, BoundedArguments):
+class SamplingArguments:
+    temperature: float = argument("Standard deviation of the latents; the model's is 1.", 1.0, at_least=0)
+    guidance_scale: list[float] | None = argument(  # noqa: RUF009
+        "Scale of classifier-free guidance; 1 disables it. Two numbers are those of the coupling layers next to the "
+        "latents and next to the image.",
+        None,
+    )
+    guidance: str = argument(
+        "Rule of the guidance: linear, or variance_aware, which never widens a distribution.",
+        "linear",
+        choices=("linear", "variance_aware"),
+    )
+    attention_temperature: float | None = argument(
+        "Temperature of the unguided prediction's attention, which guides models without classes.", None, above=0
+    )
+    denoise: bool | None = argument(
+        "Remove the noise of the samples; by default for models that were trained with noise_std.", None
+    )
+
+    def sampling_options(self) -> dict[str, Any]:
+        """Return the options of drawing samples, by name."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(SamplingArguments)}
+
+
+@dataclass
+class EvaluateArguments(SamplingArguments, DatasetArguments, BoundedArguments):
     """
-    Score a split of a dataset in bits per dimension.
+    Score a split of a dataset in bits per dimension, and compare samples of the model with it.
 
         jet-hf evaluate --model runs/cifar10 --dataset uoft-cs/cifar10
         accelerate launch scripts/evaluate.py --model runs/imagenet64 --dataset valid_64x64.tar --num_noise_samples 16
+        jet-hf evaluate --model runs/cifar10 --dataset uoft-cs/cifar10 --samples 10000 --features inception
 
-    Stdout receives JSON and stderr a table.
+    Stdout receives JSON and stderr a table. With --samples, each figure of the samples stands beside that of as many
+    real images.
     """
 
     model: str = argument("Folder of a saved model, or a name on the Hub.")
@@ -455,11 +503,44 @@ class EvaluateArguments(DatasetArguments, BoundedArguments):
     scores_file: str | None = argument(
         "CSV file for the name and the score of each image; a name that ends in .json gives JSON without names.", None
     )
-    write_model_card: bool = argument("Add the score to the card in the folder --model.", False)
+    write_model_card: bool = argument("Add the results to the card in the folder --model.", False)
+    samples: int | None = argument(
+        "Number of samples to compare with the scored images. For models of noisy images, only the samples are "
+        "evaluated.",
+        None,
+        at_least=MIN_SAMPLES,
+    )
+    features: str = argument(
+        "Feature extractor of the figures of samples: pixels (64 principal components of the scored images), "
+        "inception, or the folder or Hub name of an image model of transformers, such as facebook/dinov2-small.",
+        "pixels",
+    )
+    figures: list[str] | None = argument(  # noqa: RUF009
+        "Figures of samples to compute; by default all, those of labels only for models with classes.",
+        None,
+        choices=FIGURES,
+    )
+    real_split: str | None = argument(
+        "Split from which as many random real images as samples are taken to stand beside them; by default train, or "
+        "the images of train that are not held out.",
+        None,
+    )
+    bayes_noise_samples: int = argument(
+        "Number of noise draws per image for the classifier argmax p(image | class).", 8, at_least=1
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.samples is None:
+            defaults = {item.name: item.default for item in dataclasses.fields(self)}
+            of_samples = ["features", "figures", "real_split", "bayes_noise_samples", *self.sampling_options()]
+            for name in of_samples:
+                if getattr(self, name) != defaults[name]:
+                    raise ValueError(f"`{name}` must be given with `samples`, the number of samples to evaluate.")
 
 
 @dataclass
-class SampleArguments(BoundedArguments):
+class SampleArguments(SamplingArguments, BoundedArguments):
     """
     Draw images from a Jet, reconstruct images, or interpolate between two images in latent space.
 
@@ -471,28 +552,11 @@ class SampleArguments(BoundedArguments):
     model: str = argument("Folder of a saved model, or a name on the Hub.")
     output_dir: str = argument("New folder for grid.png and one PNG per image.", "samples")
     num_images: int = argument("Number of samples, or of steps with --interpolate.", 16, at_least=1)
-    temperature: float = argument("Standard deviation of the latents; the model's is 1.", 1.0, at_least=0)
     seed: int = argument(
         "Seed of the latents; samples do not depend on the batch size.", 0, at_least=0, at_most=LAST_SEED
     )
     batch_size: int = argument("Images to decode at a time.", 64, at_least=1)
     label: int | None = argument("Class of the samples; by default all classes in turn.", None)
-    guidance_scale: list[float] | None = argument(  # noqa: RUF009
-        "Scale of classifier-free guidance; 1 disables it. Two numbers are those of the coupling layers next to the "
-        "latents and next to the image.",
-        None,
-    )
-    guidance: str = argument(
-        "Rule of the guidance: linear, or variance_aware, which never widens a distribution.",
-        "linear",
-        choices=("linear", "variance_aware"),
-    )
-    attention_temperature: float | None = argument(
-        "Temperature of the unguided prediction's attention, which guides models without classes.", None, above=0
-    )
-    denoise: bool | None = argument(
-        "Remove the noise of the samples; by default for models that were trained with noise_std.", None
-    )
     columns: int = argument("Images in a row of the grid.", 8, at_least=1)
     reconstruct: list[str] | None = argument("Images to encode and decode.", None)  # noqa: RUF009
     interpolate: list[str] | None = argument("Two images to interpolate between.", None)  # noqa: RUF009
@@ -503,8 +567,7 @@ class SampleArguments(BoundedArguments):
             raise ValueError("`reconstruct` and `interpolate` exclude each other, got both.")
         if self.interpolate and len(self.interpolate) != 2:
             raise ValueError(f"`interpolate` takes two images, got {len(self.interpolate)}.")
-        of_samples = ["temperature", "label", "guidance_scale", "guidance", "attention_temperature", "denoise"]
-        of_samples += ["num_images"] if self.reconstruct else []
+        of_samples = ["label", *self.sampling_options(), *(["num_images"] if self.reconstruct else [])]
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         for name in of_samples if self.reconstruct or self.interpolate else []:
             if getattr(self, name) != defaults[name]:
@@ -633,6 +696,15 @@ class PreparationArguments(SourceArguments, BoundedArguments):
     output_dir: str = argument("Folder for the shards; one folder takes several splits, one after another.")
     split: str = argument("Split to prepare; it keeps its name.", "train")
     streaming: bool = argument("Read the source as a stream, with at most one shard per source file.", False)
-    image_size: int = argument("Height and width of the result, in pixels.", 64, at_least=1)
+    image_size: int | list[int] = argument(  # noqa: RUF009
+        "Side of the square result, or its height and width, in pixels.", 64
+    )
+    num_channels: int = argument("Channels of the result: 3, or 1 for gray images.", 3, choices=(1, 3))
+    num_levels: int = argument(
+        "Number of gray levels. Unless it is 256, the images hold levels below it, which are not scaled.",
+        256,
+        at_least=2,
+        at_most=2**16,
+    )
     num_shards: int = argument("Number of parquet files of the split.", 64, at_least=1)
     num_proc: int = argument("Number of decoding processes; the result does not depend on it.", 1, at_least=1)

@@ -6,13 +6,14 @@ import io
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data import RELEASES, Batch, DataSource, PixelSplit, eval_batches, known_release
-from ..data.pixels import LABEL, check_classes
+from ..data.pixels import LABEL, PIXELS, check_classes
 from ..hub import EvaluationRecord
 from ..model.configuration_jet import JetConfig
 from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
@@ -121,7 +122,8 @@ def score_images(
 ) -> torch.Tensor:
     """
     Return the loss of each image, float64 (num_images,): bits per dimension, or nats per dimension of the noisy image
-    for a model with `noise_std`, which takes one noise sample. See [`evaluate`] for the arguments and the errors.
+    for a model with `noise_std`, whose mean over the draws of noise it is. See [`evaluate`] for the arguments and the
+    errors.
     """
     check_whole("batch_size", batch_size)
     check_whole("num_noise_samples", num_noise_samples)
@@ -142,6 +144,7 @@ def score_images(
     batch_size = min(batch_size, -(-num_images // num_processes))
     batches = eval_batches(dataset, batch_size, process_index, num_processes, pin_memory=device.type == "cuda")
     scores = torch.zeros(num_images, dtype=torch.float64)
+    combine = importance_weighted if _config_of(model).noise_std is None else mean_of_draws
     was_training = model.training
     model.eval()
     pending: list[tuple[Batch, torch.Tensor]] = []
@@ -151,8 +154,8 @@ def score_images(
             pending.append((batch, draws))
             # Reading scores waits for the device, so the next batch is queued first.
             if len(pending) > 1:
-                _store_scores(scores, *pending.pop(0))
-        _store_scores(scores, *pending.pop())
+                _store_scores(scores, *pending.pop(0), combine)
+        _store_scores(scores, *pending.pop(), combine)
     finally:
         model.train(was_training)
     if accelerator is not None and num_processes > 1:
@@ -177,29 +180,77 @@ def _score(model: nn.Module, batch: Batch, num_noise_samples: int, seed: int) ->
     return torch.stack(draws)
 
 
-def _store_scores(scores: torch.Tensor, batch: Batch, draws: torch.Tensor) -> None:
-    """Write the importance-weighted bounds of a batch's draws (K, B) to the scores of its images."""
-    nats_per_bit = batch.pixels[0].numel() * math.log(2)
-    total = torch.logsumexp(-draws.cpu().double() * nats_per_bit, dim=0)
+def _store_scores(
+    scores: torch.Tensor, batch: Batch, draws: torch.Tensor, combine: Callable[[torch.Tensor, int], torch.Tensor]
+) -> None:
+    """Write the combination of a batch's draws (K, B) to the scores of its images."""
     is_image = batch.indices < len(scores)  # the last batch may be padded
-    scores[batch.indices[is_image]] = ((math.log(len(draws)) - total) / nats_per_bit)[is_image]
+    scores[batch.indices[is_image]] = combine(draws.cpu().double(), batch.pixels[0].numel())[is_image]
+
+
+def importance_weighted(draws: torch.Tensor, num_dims: int) -> torch.Tensor:
+    """Return the importance-weighted bounds (B,) of draws of bits per dimension (K, B)."""
+    nats_per_bit = num_dims * math.log(2)
+    return (math.log(len(draws)) - torch.logsumexp(-draws * nats_per_bit, dim=0)) / nats_per_bit
+
+
+def mean_of_draws(draws: torch.Tensor, num_dims: int) -> torch.Tensor:
+    """Return the means (B,) of draws (K, B): each draw is another noisy image, not another bound for the same one."""
+    return draws.mean(dim=0)
+
+
+def score_classes(
+    model: nn.Module,
+    dataset: datasets.Dataset,
+    batch_size: int = 64,
+    num_noise_samples: int = 1,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    progress: bool = False,
+) -> torch.Tensor:
+    """
+    Return the loss of each image under each class, float64 (num_images, num_classes), whose `argmin` over the classes
+    is the Bayes classifier of the model for classes of equal frequency. All classes are scored with the same noise.
+    See [`score_images`] for the arguments.
+
+    Raises:
+        ValueError: for a model without classes, a loss that is not finite, or what [`score_images`] refuses.
+    """
+    num_classes = _config_of(model).num_classes
+    if num_classes is None:
+        raise ValueError("scores of classes need a model with classes, but `config.num_classes` is None.")
+    images, scores = dataset.select_columns([PIXELS]), []
+    for label in tqdm(range(num_classes), unit="class", disable=not progress):
+        labeled = images.add_column(LABEL, np.full(len(images), label))
+        scores.append(score_images(model, labeled, batch_size, num_noise_samples, seed, accelerator))
+    losses = torch.stack(scores, dim=1)
+    if not losses.isfinite().all():
+        raise ValueError("the model must give finite densities under every class, got NaN or infinite ones.")
+    return losses
 
 
 def describe_evaluation(evaluation: Evaluation, source: DataSource, split: str, pixels: PixelSplit) -> dict:
     """Return the results of an evaluation and its settings, ready for JSON; an unknown standard error is `None`."""
-    release = known_release(source)
     error = evaluation.standard_error
+    return describe_data(source, split, pixels) | {
+        "num_images": len(evaluation.bits_per_dim),
+        "num_noise_samples": evaluation.num_noise_samples,
+        "bits_per_dim": evaluation.mean,
+        "standard_error": error if math.isfinite(error) else None,
+    }
+
+
+def describe_data(source: DataSource, split: str, pixels: PixelSplit) -> dict:
+    """Return the description of evaluated images, and the versions of the packages, ready for JSON."""
+    release = known_release(source)
     return {
         "dataset": source.name or source.path,
         "dataset_config": source.config,
         "release": RELEASES[release].title if release else None,
         "split": split,
-        "num_images": len(evaluation.bits_per_dim),
+        "num_images": len(pixels.dataset),
         "num_skipped": pixels.num_skipped,
         "lossy_source_format": pixels.source_format if pixels.lossy else None,
-        "num_noise_samples": evaluation.num_noise_samples,
-        "bits_per_dim": evaluation.mean,
-        "standard_error": error if math.isfinite(error) else None,
         "versions": {"jet_hf": __version__}
         | {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")},
     }
@@ -276,14 +327,17 @@ def data_title(source: DataSource) -> str:
     return RELEASES[release].title if release else source.title
 
 
+def dataset_fields(source: DataSource, split: str) -> dict[str, Any]:
+    """Return the fields of a dataset in the records of a card."""
+    return {"dataset_name": data_title(source), "dataset_type": source.name or "imagefolder", "split": split}
+
+
 def evaluation_record(source: DataSource, split: str, scores: Mapping[str, Any]) -> EvaluationRecord:
     """Return the record of scores in the form of [`describe_evaluation`], with NaN for `None`."""
     names = ("bits_per_dim", "standard_error")
     bits_per_dim, standard_error = (math.nan if scores[name] is None else scores[name] for name in names)
     return EvaluationRecord(
-        dataset_name=data_title(source),
-        dataset_type=source.name or "imagefolder",
-        split=split,
+        **dataset_fields(source, split),
         num_images=scores["num_images"],
         bits_per_dim=bits_per_dim,
         standard_error=standard_error,

@@ -4,10 +4,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ..model.flow_jet import JetCoupling, steps
 from ..model.image_processing_jet import JetImageProcessor
@@ -21,6 +23,9 @@ from ..model.validation_jet import (
     is_number,
 )
 
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # Dequantized with this noise, a byte lies in the middle of its gray level, farthest from the neighboring levels.
 MID_LEVEL = 0.5
@@ -41,8 +46,7 @@ def draw_latents(
     check_whole("num_images", num_images)
     check_whole("batch_size", batch_size)
     check_whole("seed", seed, low=-(2**63))
-    config, generator = model.config, torch.Generator().manual_seed(int(seed))
-    shape = (config.num_channels, config.image_size, config.image_size)
+    shape, generator = model.config.image_shape, torch.Generator().manual_seed(int(seed))
     for start in range(0, num_images, batch_size):
         latents = [
             torch.randn(shape, generator=generator, dtype=torch.float32)
@@ -82,17 +86,80 @@ def sample_images(
         ValueError: for a number out of range, a label of a model without classes, denoising without `noise_std`, or a
             processor whose scale is not the model's.
     """
-    check_not_negative("temperature", temperature)
     processor.check_scale(model.config.num_levels)
-    denoise = model.denoises(denoise)
     images: list[Image.Image] = []
     for latents in draw_latents(model, num_images, seed, batch_size):
         labels = sample_labels(model, range(len(images), len(images) + len(latents)), label)
-        decoded, _ = model.decode(temperature * latents, labels=labels, **guidance)
-        if denoise:
-            decoded = model.denoise(decoded, labels=labels)
+        decoded = decode_samples(model, latents, labels, temperature, denoise, **guidance)
         images += processor.post_process(decoded, dequantized=model.config.noise_std is None)
     return images
+
+
+def decode_samples(
+    model: JetForDensityEstimation,
+    latents: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    denoise: bool | None = None,
+    **guidance: Any,
+) -> torch.Tensor:
+    """Decode latents (B, C, S, S) to samples (B, C, S, S), see [`sample_images`] for the arguments and the errors."""
+    check_not_negative("temperature", temperature)
+    denoise = model.denoises(denoise)
+    decoded, _ = model.decode(temperature * latents, labels=labels, **guidance)
+    return model.denoise(decoded, labels=labels) if denoise else decoded
+
+
+@torch.no_grad()
+def sample_levels(
+    model: JetForDensityEstimation,
+    processor: JetImageProcessor,
+    num_images: int,
+    labels: torch.Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    accelerator: "Accelerator | None" = None,
+    progress: bool = False,
+    **options: Any,
+) -> np.ndarray:
+    """
+    Sample the gray levels of images. All processes call it, and all get the result, whose batches they divide.
+
+    Args:
+        model, processor, num_images, seed, batch_size: See [`sample_images`].
+        labels: Classes (num_images,) of the samples of a class-conditional model.
+        accelerator: Accelerator of all processes; by default this process works alone.
+        progress: Whether the main process shows a progress bar on stderr.
+        options: Further arguments of [`decode_samples`].
+
+    Returns:
+        int32 (num_images, C, S, S), the same for any number of processes.
+
+    Raises:
+        ValueError: see [`sample_images`]; also for samples that are not finite.
+    """
+    processor.check_scale(model.config.num_levels)
+    index, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    batches = draw_latents(model, num_images, seed, batch_size)
+    num_batches = -(-num_images // batch_size)
+    parts = []
+    for i, latents in enumerate(tqdm(batches, total=num_batches, unit="batch", disable=not progress or index > 0)):
+        levels = np.zeros(latents.shape, np.int32)
+        if i % count == index:
+            places = slice(i * batch_size, i * batch_size + len(latents))
+            of_batch = None if labels is None else labels[places].to(latents.device)
+            decoded = decode_samples(model, latents, of_batch, **options)
+            if not decoded.isfinite().all():
+                raise ValueError(
+                    "the samples must be finite, got NaN or infinite values: the model has diverged, or the "
+                    "temperature or the guidance is too strong."
+                )
+            levels += processor.to_levels(decoded, dequantized=model.config.noise_std is None)
+        parts.append(levels)
+    levels = np.concatenate(parts)
+    if accelerator is None or count == 1:
+        return levels
+    return accelerator.reduce(torch.from_numpy(levels).to(accelerator.device), "sum").cpu().numpy()
 
 
 @torch.no_grad()
@@ -251,7 +318,7 @@ def interpolate(
 
 def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:
     """
-    Arrange images of one size on white, in rows of `columns`, with `gap` pixels between them.
+    Arrange images of one size on white, in rows of `columns`, with `gap` pixels between them. The grid has 8 bits.
 
     Raises:
         ValueError: without images, for less than one column, or for a negative gap.
@@ -264,5 +331,7 @@ def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.I
     columns, rows = min(columns, len(images)), -(-len(images) // columns)
     grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for i, image in enumerate(images):
+        if image.mode == "I;16":
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         grid.paste(image, ((i % columns) * (width + gap), (i // columns) * (height + gap)))
     return grid

@@ -50,9 +50,7 @@ class ImageFiles(Sequence[np.ndarray]):
         with open_image(path) as image:
             if image.mode not in MODES[self.channels] or image.has_transparency_data:
                 words = " or ".join(MODES[self.channels])
-                raise ValueError(
-                    f"{path} must be an image of the mode {words} and opaque, got {image.mode}."
-                )
+                raise ValueError(f"{path} must be an image of the mode {words} and opaque, got {image.mode}.")
             pixels = np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
         return pixels[:, :, None] if self.channels == 1 else pixels
 

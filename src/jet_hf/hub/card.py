@@ -4,8 +4,10 @@
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
@@ -13,6 +15,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ..model.configuration_jet import JetConfig
 from ..utils.files import replace_file
+from ..utils.tables import markdown_table
 
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -22,6 +25,19 @@ TAGS = ["jet", "normalizing-flow", "density-estimation", "custom_code"]
 HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", re.ASCII)
 # Names of `datasets` builders, which look like names of datasets on the Hub.
 LOADERS = {"arrow", "csv", "imagefolder", "json", "parquet", "webdataset"}
+# Comments around the section of a card that `add_samples` writes.
+SAMPLES_SECTION = ("<!-- figures of samples -->", "<!-- end of figures of samples -->")
+FIGURE_SIDES = (("samples", "standard_error"), ("real", "real_standard_error"))
+FIGURE_TITLES = {
+    "frechet_distance": "Fréchet distance, lower is better",
+    "kernel_distance": "kernel distance (KID), lower is better",
+    "precision": "precision, higher is better",
+    "recall": "recall, higher is better",
+    "nearest_neighbor_accuracy": "two-sample accuracy of a nearest neighbor, 0.5 is best",
+    "seam_strength": "seam strength: mean step between pixels across borders of patches over that inside, 1 is best",
+    "classifier_accuracy": "accuracy on held-out images of a classifier trained on these images, higher is better",
+    "bayes_accuracy": "accuracy of argmax p(image given class) on held-out images, higher is better",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,33 @@ class EvaluationRecord:
     bits_per_dim: float
     standard_error: float
     num_noise_samples: int = 1
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """
+    Figures of a model's samples, in comparison with held-out images, and beside them those of other real images.
+
+    Args:
+        dataset_name, dataset_type, split: Held-out images, see [`EvaluationRecord`].
+        real_split: Split of the real images that take the place of the samples.
+        num_samples: Number of samples, and of these real images.
+        num_held_out: Number of held-out images.
+        features: Name of the feature extractor.
+        options: Options of the sampling that are not the defaults, by name.
+        figures: For each figure the value `samples`, its `standard_error`, and the same of the real images, `real` and
+            `real_standard_error`, each a number or `None`.
+    """
+
+    dataset_name: str
+    dataset_type: str
+    split: str
+    real_split: str
+    num_samples: int
+    num_held_out: int
+    features: str
+    options: Mapping[str, Any]
+    figures: Mapping[str, Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -136,33 +179,73 @@ def add_evaluation(path: str | os.PathLike, record: EvaluationRecord) -> None:
         ValueError: If there is no card, its metadata is invalid, the score is not finite, or the model beside the card
             has a `noise_std`.
     """
-    path = Path(path)
-    card_path = path / "README.md" if path.is_dir() else path
-    if not card_path.is_file():
-        raise ValueError(f"`path` must be a model card or its folder, got {path}: {card_path} does not exist.")
+    card_path = _find_card(path)
     if (config := _read_config(card_path.parent)) is not None:
         config.check_bits_per_dim()
     if not math.isfinite(record.bits_per_dim):
         raise ValueError(f"`bits_per_dim` must be a finite number, got {record.bits_per_dim}.")
     card = read_card(card_path)
-    try:
-        index = card.data.get("model-index") or [{"name": card_path.resolve().parent.name, "results": []}]
-        (entry,) = eval_results_to_model_index("", [_eval_result(record)])[0]["results"]
-        (metric,) = entry["metrics"]
-        results = [result for model in index for result in model["results"]]
-        same_data = [result for result in results if _key(result["dataset"]) == _key(entry["dataset"])]
-        for result in same_data:
-            result["metrics"] = [other for other in result["metrics"] if _key(other) != _key(metric)]
-        if same_data:
-            same_data[0]["metrics"].append(metric)
-        else:
-            index[0]["results"].append(entry)
-        for model in index:
-            model["results"] = [result for result in model["results"] if result["metrics"]]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"the metadata of {card_path} is invalid: {type(error).__name__}: {error}") from error
-    card.data["model-index"] = index
+    _add_results(card, card_path, [_eval_result(record)])
     replace_file(card_path, card.save)
+
+
+def add_samples(path: str | os.PathLike, record: SampleRecord) -> None:
+    """
+    Add figures of samples to a model card: to its metadata, replacing earlier ones of the same dataset and settings,
+    and as the table of its section on samples, which is replaced or else appended.
+
+    Args:
+        path: Model card, or the folder that contains it.
+        record: Figures to add.
+
+    Raises:
+        ValueError: If there is no card, or its metadata is invalid.
+    """
+    card_path = _find_card(path)
+    card = read_card(card_path)
+    _add_results(card, card_path, _sample_results(record))
+    start, end = SAMPLES_SECTION
+    section = f"{start}\n\n{_describe_samples(record)}\n\n{end}"
+    before, found, rest = card.text.partition(start)
+    _, closed, after = rest.partition(end)
+    if found and closed:
+        card.text = before + section + after
+    else:
+        card.text = f"{card.text.rstrip()}\n\n{section}\n"
+    replace_file(card_path, card.save)
+
+
+def _find_card(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    card_path = path / "README.md" if path.is_dir() else path
+    if not card_path.is_file():
+        raise ValueError(f"`path` must be a model card or its folder, got {path}: {card_path} does not exist.")
+    return card_path
+
+
+def _add_results(card: RepoCard, path: Path, added: list[EvalResult]) -> None:
+    """Add results to the metadata of a card in memory; they replace earlier ones of the same dataset and metric."""
+    try:
+        index = card.data.get("model-index") or [{"name": path.resolve().parent.name, "results": []}]
+        for entry in eval_results_to_model_index("", added)[0]["results"]:
+            _add_result(index, entry)
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"the metadata of {path} is invalid: {type(error).__name__}: {error}") from error
+    card.data["model-index"] = index
+
+
+def _add_result(index: list[dict], entry: dict) -> None:
+    results = [result for model in index for result in model["results"]]
+    same_data = [result for result in results if _key(result["dataset"]) == _key(entry["dataset"])]
+    metrics = [_key(metric) for metric in entry["metrics"]]
+    for result in same_data:
+        result["metrics"] = [other for other in result["metrics"] if _key(other) not in metrics]
+    if same_data:
+        same_data[0]["metrics"] += entry["metrics"]
+    else:
+        index[0]["results"].append(entry)
+    for model in index:
+        model["results"] = [result for result in model["results"] if result["metrics"]]
 
 
 def read_card(path: Path) -> RepoCard:
@@ -181,24 +264,85 @@ def _eval_result(record: EvaluationRecord) -> EvalResult:
     }
     if math.isfinite(record.standard_error):
         arguments["standard_error"] = float(record.standard_error)
-    dataset_type = record.dataset_type
-    if not HUB_ID.fullmatch(dataset_type):
-        dataset_type = re.sub(r"[^\w-]+", "-", Path(dataset_type).name, flags=re.ASCII).strip("-") or "dataset"
     return EvalResult(
-        task_type=TASK,
+        **_dataset_fields(record),
         task_name="Density estimation of images",
-        dataset_type=dataset_type,
-        dataset_name=record.dataset_name,
-        # The client merges results that differ only in the name, such as those of the two releases of downsampled
-        # ImageNet when both are read from image folders.
-        dataset_config=record.dataset_name,
-        dataset_split=record.split,
         metric_type="bits_per_dim",
         metric_name="bits per dimension",
         metric_config=f"{record.num_noise_samples} noise sample{'s' if record.num_noise_samples > 1 else ''}",
         metric_value=float(record.bits_per_dim),
         metric_args=arguments,
     )
+
+
+def _sample_results(record: SampleRecord) -> list[EvalResult]:
+    settings = {
+        "num_samples": record.num_samples,
+        "num_held_out": record.num_held_out,
+        "real_split": record.real_split,
+    }
+    return [
+        EvalResult(
+            **_dataset_fields(record),
+            task_name="Generation of images",
+            metric_type=name,
+            metric_name=FIGURE_TITLES[name].split(",")[0],
+            metric_config=", ".join(
+                [f"{record.num_samples} samples", f"features {record.features}", *_options(record)]
+            ),
+            metric_value=values["samples"],
+            metric_args=settings
+            | {key: value for key, value in values.items() if key != "samples" and value is not None},
+        )
+        for name, values in record.figures.items()
+        if values["samples"] is not None
+    ]
+
+
+def _dataset_fields(record: EvaluationRecord | SampleRecord) -> dict[str, Any]:
+    dataset_type = record.dataset_type
+    if not HUB_ID.fullmatch(dataset_type):
+        dataset_type = re.sub(r"[^\w-]+", "-", Path(dataset_type).name, flags=re.ASCII).strip("-") or "dataset"
+    return {
+        "task_type": TASK,
+        "dataset_type": dataset_type,
+        "dataset_name": record.dataset_name,
+        # The client merges results that differ only in the name, such as those of the two releases of downsampled
+        # ImageNet when both are read from image folders.
+        "dataset_config": record.dataset_name,
+        "dataset_split": record.split,
+    }
+
+
+def figure_table(figures: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Return the Markdown table of figures in the form of [`SampleRecord`]."""
+    lines = [["figure", "samples", "real images"]]
+    for name, values in figures.items():
+        cells = [_figure(values[side], values[error]) for side, error in FIGURE_SIDES]
+        lines.append([FIGURE_TITLES[name], *cells])
+    return markdown_table(lines, left=1)
+
+
+def _figure(value: float | None, error: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+
+def _options(record: SampleRecord) -> list[str]:
+    return [f"{name} {value}" for name, value in record.options.items()]
+
+
+def _describe_samples(record: SampleRecord) -> str:
+    options = f" ({', '.join(_options(record))})" if record.options else ""
+    return f"""## Figures of samples
+
+{record.num_samples:,} samples{options}, and as many real images of the split `{record.real_split}`, were compared with
+the {record.num_held_out:,} images of {record.dataset_name}, split `{record.split}`. A sampler that repeats its
+training images would reach the figures of the real images. Features: {record.features}. ± is the standard error over
+images.
+
+{figure_table(record.figures)}
+
+Compare figures only if the features, the images and their numbers are the same."""
 
 
 def _key(part: dict) -> tuple:
@@ -224,8 +368,12 @@ def _read_config(folder: Path) -> JetConfig | None:
 def _describe_shape(config: JetConfig | None) -> str | None:
     if config is None:
         return None
-    size, channels, layers = (getattr(config, name) for name in ("image_size", "num_channels", "num_coupling_layers"))
-    return f"Images have {size} x {size} pixels and {channels} channels; the flow has {layers} coupling layers."
+    channels, height, width = config.image_shape
+    order = "" if height == width else " (height and width)"
+    return (
+        f"Images have {height} x {width} pixels{order} and {channels} channels; the flow has "
+        f"{config.num_coupling_layers} coupling layers."
+    )
 
 
 def _is_hub_id(name: str | None) -> bool:

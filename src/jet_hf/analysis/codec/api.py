@@ -107,7 +107,7 @@ def estimate(images: Sequence[np.ndarray], model: JetForDensityEstimation, batch
     """
     config = model.config
     check_model(config)
-    tile_shape = config.image_size, config.image_size
+    tile_shape = config.image_shape[1:]
     waiting: list[np.ndarray] = []
     bits, plain, num_scored = 0.0, 0, 0
     for i in range(len(images)):
@@ -128,7 +128,7 @@ def score_tiles(levels: np.ndarray, model: JetForDensityEstimation, index: int) 
     Return the sum of the model's bits per dimension over tiles, of unknown class.
 
     Args:
-        levels: uint8 array (B, S, S, C).
+        levels: uint8 array (B, H, W, C).
         model: Density model.
         index: Index of the first tile, which draws its noise.
     """
@@ -138,7 +138,12 @@ def score_tiles(levels: np.ndarray, model: JetForDensityEstimation, index: int) 
     classes = model.config.num_classes
     labels = None if classes is None else torch.full((len(levels),), classes, device=device)
     noise = uniform_noise(0, indices, tuple(pixels.shape[1:]))
-    output = model(scale_bytes(pixels, model.config.num_levels), labels=labels, noise=noise)
+    was_training = model.training
+    model.eval()
+    try:
+        output = model(scale_bytes(pixels, model.config.num_levels), labels=labels, noise=noise)
+    finally:
+        model.train(was_training)
     return output.bits_per_dim.double().sum().item()
 
 

@@ -111,7 +111,7 @@ class IntegerFlow:
     A model as one-to-one maps of integers. It holds a copy of the weights in float64 on the CPU.
 
     Args:
-        model: Density model. It is not changed.
+        model: Density model with plain weights. It is not changed.
         batch_size: Number of tiles that a conditioner takes at a time.
 
     Raises:
@@ -126,7 +126,7 @@ class IntegerFlow:
         self.density = base_density(self.cells_per_unit)
         self.scales = sigmoid_scales(float(self.config.scale_factor))
         self.bits_of_scales = self.scales.bits()
-        self.tile_shape = (self.config.image_size, self.config.image_size)
+        self.tile_shape = self.config.image_shape[1:]
         self.glow_parts = [integer_parts(coupling, self.cells_per_unit) for coupling in self.jet.couplings]
         self.indices = [coupling.split_indices() for coupling in self.jet.couplings]
 
@@ -136,7 +136,7 @@ class IntegerFlow:
 
         Args:
             stack: Stack of bits. After an error its state is undefined.
-            levels: Gray levels, uint8 array (B, S, S, C).
+            levels: Gray levels, uint8 array (B, H, W, C).
             labels: Classes of the tiles, int64 array (B,), for a class-conditional model.
             offset: One of `OFFSETS`.
 
@@ -181,7 +181,7 @@ class IntegerFlow:
         Pop tiles from a stack, the inverse of [`encode`].
 
         Returns:
-            uint8 array (B, S, S, C).
+            uint8 array (B, H, W, C).
 
         Raises:
             CodecError: for bits that no tiles have.
@@ -259,7 +259,10 @@ def _in_float64(model: JetForDensityEstimation) -> JetModel:
         jet = JetModel(JetConfig(**{name: getattr(model.config, name) for name in JetConfig.__annotations__}))
     weights = {name: tensor.detach().cpu() for name, tensor in model.jet.state_dict().items()}
     weights = {name: t.double() if t.is_floating_point() else t for name, t in weights.items()}
-    jet.load_state_dict(weights, assign=True)
+    try:
+        jet.load_state_dict(weights, assign=True)
+    except RuntimeError as error:  # quantized layers and adapters have other names
+        raise ValueError(f"`model` must have the plain weights of a Jet for the codec: {error}") from error
     jet.eval().requires_grad_(False)
     jet.set_attn_implementation("sdpa")
     for module in jet.modules():
