@@ -12,6 +12,7 @@ All images take the path of any data set: a folder of images, `datasets`, batche
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,13 +75,14 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Length, time limit and step of a training."""
+    """Length, time limit, step and noise of a training."""
 
     max_steps: int
     max_minutes: float
     batch_size: int
     seed: int
     learning_rate: float = 2e-3
+    noise_curriculum: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,13 @@ def train(
     sharding = BatchSharding(settings.batch_size)
     (batch,) = train_batches(data.train, sharding, range(1), seed=settings.seed)
     num_steps = affordable_steps(model, batch, few_images, settings)
-    trainer = Trainer(model, num_steps, learning_rate=settings.learning_rate, seed=settings.seed)
+    trainer = Trainer(
+        model,
+        num_steps,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+        noise_curriculum=settings.noise_curriculum,
+    )
     steps: list[StepMetrics] = []
     held_out: list[tuple[int, float]] = []
     with tqdm(total=num_steps, unit="step", desc=name) as bar:
@@ -312,10 +320,15 @@ def score_photographs(model: JetForDensityEstimation, crops: TrainingData) -> di
 
 
 def figures_of_samples(
-    model: JetForDensityEstimation, data: TrainingData, num_samples: int, seed: int, figures: list[str] | None = None
+    model: JetForDensityEstimation,
+    data: TrainingData,
+    num_samples: int,
+    seed: int,
+    figures: list[str] | None = None,
+    **sampling: Any,
 ) -> dict[str, dict[str, float | None]]:
     """Return figures of samples beside those of real images of the training data, by default all."""
-    options = SampleOptions(num_samples, figures=figures, seed=seed)
+    options = SampleOptions(num_samples, figures=figures, seed=seed, sampling=sampling)
     report = evaluate_samples(model, data.processor, data.held_out, data.train, options)
     assert report is not None
     return describe_samples(report)

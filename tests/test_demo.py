@@ -1,15 +1,17 @@
 """The command behind `make demo`, on a small scale."""
 
+import io
 import json
 import runpy
 import shutil
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from script_runner import run_script
 
 from examples import demo
 from jet_hf import JetForDensityEstimation, JetImageProcessor
@@ -37,15 +39,15 @@ def command(folder, **arguments) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Run the demo in a process and return its folder and its output."""
+    """Run the demo and return its folder, its stdout and its stderr."""
     folder = tmp_path_factory.mktemp("demo") / "out"
-    result = subprocess.run([sys.executable, *command(folder)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return folder, result
+    with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
+        assert run_script("demo.py", *command(folder)[1:]) == 0
+    return folder, stdout.getvalue(), stderr.getvalue()
 
 
 def test_results(finished):
-    folder, output = finished
+    folder, stdout, stderr = finished
     results = json.loads((folder / "results.json").read_text())
     bits = {name: row["mean"] for name, row in results["bits_per_dim"].items()}
     assert set(bits) == {
@@ -64,15 +66,15 @@ def test_results(finished):
     assert digits["bayes_accuracy"]["samples"] > 0.5 and digits["classifier_accuracy"]["real"] > 0.8
     seams = results["figures"]["noisy_photographs"]["seam_strength"]
     assert seams["samples"] > 0.5 and abs(seams["real"] - 1) < 4 * seams["real_standard_error"]
-    assert f"{bits['Jet after training']:.3f}" in output.stdout and "WebP" in (folder / "results.md").read_text()
-    assert "bits/dim" in output.stderr and "nats/dim" in output.stderr  # the progress bars
+    assert f"{bits['Jet after training']:.3f}" in stdout and "WebP" in (folder / "results.md").read_text()
+    assert "bits/dim" in stderr and "nats/dim" in stderr  # the progress bars
     for name in ("samples", "reconstructions", "learning_curve"):
         with Image.open(folder / f"{name}.png") as picture:
             assert min(picture.size) > 300 and len(picture.convert("RGB").getcolors(2**24)) > 100
 
 
 def test_the_model_folders_load_and_score(finished):
-    folder, _ = finished
+    folder, *_ = finished
     model = JetForDensityEstimation.from_pretrained(folder / "models" / "photographs").eval()
     processor = JetImageProcessor.from_pretrained(folder / "models" / "photographs")
     assert processor.size["height"] == 8

@@ -32,7 +32,7 @@ def write_levels(folder, num_levels: int, kind: str = "png", shape: tuple[int, i
     return levels
 
 
-def gray_processor(num_levels: int, size: int = 8) -> JetImageProcessor:
+def gray_processor(num_levels: int, size: int | tuple[int, int] = 8) -> JetImageProcessor:
     return JetImageProcessor(size=size, num_channels=1, num_levels=num_levels)
 
 
@@ -54,13 +54,13 @@ def test_digits_keep_their_levels_and_their_classes(tmp_path):
     assert np.allclose(shares, 0.2, atol=0.005)
 
 
-@pytest.mark.parametrize("num_levels", [17, 65536])
-def test_levels_pass_through_training_scoring_and_sampling(num_levels, tmp_path, capsys):
-    levels = write_levels(tmp_path / "train", num_levels, "tif" if num_levels > 256 else "png")
-    write_levels(tmp_path / "images" / "validation", num_levels)
+@pytest.mark.parametrize(("num_levels", "shape"), [(17, (8, 8)), (65536, (8, 12))])
+def test_levels_pass_through_training_scoring_and_sampling(num_levels, shape, tmp_path, capsys):
+    levels = write_levels(tmp_path / "train", num_levels, "tif" if num_levels > 256 else "png", shape)
+    write_levels(tmp_path / "images" / "validation", num_levels, shape=shape)
     (tmp_path / "train").rename(tmp_path / "images" / "train")
     run, images = tmp_path / "run", tmp_path / "images"
-    fields = {"num_channels": 1, "num_levels": num_levels, "num_train_epochs": None, "save_steps": 0}
+    fields = {"image_size": list(shape), "num_channels": 1, "num_levels": num_levels, "save_steps": 0}
     with like_a_process(tmp_path / "cache"):
         train_here(dataset_path=images, output_dir=run, max_steps=2, eval_steps=2, sample_steps=2, **fields)
         assert run_script("evaluate.py", "--model", run, "--dataset", images) == 0
@@ -68,7 +68,7 @@ def test_levels_pass_through_training_scoring_and_sampling(num_levels, tmp_path,
     first, last = rows(run, "evaluations.jsonl")
     assert score["bits_per_dim"] == pytest.approx(last["bits_per_dim"], abs=1e-5)
     # At step 0 the model is the identity, whose density is known in closed form.
-    noise = uniform_noise(0, torch.arange(20), (1, 8, 8), stream=2**32 - 1).numpy()[:, 0]
+    noise = uniform_noise(0, torch.arange(20), (1, *shape), stream=2**32 - 1).numpy()[:, 0]
     latents = (levels + noise.astype(np.float64)) * 2 / (num_levels - 1) - 1
     nats = 0.5 * latents**2 + 0.5 * math.log(2 * math.pi)
     assert first["bits_per_dim"] == pytest.approx(
@@ -86,32 +86,33 @@ def test_levels_pass_through_training_scoring_and_sampling(num_levels, tmp_path,
     grid = np.asarray(Image.open(tmp_path / "out" / "grid.png"))
     assert grid.dtype == np.uint8 and grid.max() == 255
     assert run_script("sample.py", "--model", run, "--num_images", 2, "--output_dir", tmp_path / "samples") == 0
-    assert Image.open(tmp_path / "samples" / "00001.png").mode == ("I;16" if deep else "L")
+    sample = Image.open(tmp_path / "samples" / "00001.png")
+    assert (sample.mode, sample.size) == ("I;16" if deep else "L", shape[::-1])
 
 
-@pytest.mark.parametrize("num_levels", [17, 65536])
-def test_streams_crops_averages_and_prepared_shards_keep_levels(num_levels, tmp_path):
+@pytest.mark.parametrize(("num_levels", "width"), [(17, 4), (65536, 6)])
+def test_streams_crops_averages_and_prepared_shards_keep_levels(num_levels, width, tmp_path):
     levels = write_levels(tmp_path / "images", num_levels, shape=(8, 16))
-    source, processor = DataSource(path=str(tmp_path / "images")), gray_processor(num_levels, size=4)
-    means = levels[:, :, 4:12].reshape(20, 4, 2, 4, 2).mean(axis=(2, 4))
+    source, processor = DataSource(path=str(tmp_path / "images")), gray_processor(num_levels, size=(4, width))
+    means = levels[:, :, 8 - width : 8 + width].reshape(20, 4, 2, width, 2).mean(axis=(2, 4))
     expected = np.floor(means + 0.5).astype(levels.dtype)[:, None]
     np.testing.assert_array_equal(read_pixels(load_pixels(source, "train", processor).dataset), expected)
     stream = stream_batches(source, "train", processor, ReadOptions(), BatchSharding(20), range(1), 1)
     (batch,) = stream
     np.testing.assert_array_equal(batch.pixels.numpy(), expected)
     crops = load_pixels(source, "train", processor, ReadOptions(random_crops_per_image=1)).dataset
-    windows = np.lib.stride_tricks.sliding_window_view(levels, (4, 4), axis=(1, 2))
+    windows = np.lib.stride_tricks.sliding_window_view(levels, (4, width), axis=(1, 2))
     assert (read_pixels(crops).numpy()[:, :, None] == windows).all(axis=(3, 4)).any(axis=(1, 2)).all()
 
-    fields = {"image_size": 4, "num_channels": 1, "num_levels": num_levels, "num_shards": 2}
+    fields = {"image_size": [4, width], "num_channels": 1, "num_levels": num_levels, "num_shards": 2}
     shards = tmp_path / "shards"
     prepare(PreparationArguments(dataset_path=source.path, output_dir=str(shards), **fields))
     prepared = DataSource(path=str(shards))
     np.testing.assert_array_equal(read_pixels(load_pixels(prepared, "train", processor).dataset), expected)
     for read in (
-        lambda: load_pixels(prepared, "train", gray_processor(256, size=4)),
+        lambda: load_pixels(prepared, "train", gray_processor(256, size=(4, width))),
         lambda: stream_batches(
-            prepared, "train", gray_processor(256, size=4), ReadOptions(), BatchSharding(2), range(1)
+            prepared, "train", gray_processor(256, size=(4, width)), ReadOptions(), BatchSharding(2), range(1)
         ),
     ):
         with pytest.raises(ValueError, match=f"prepared with `num_levels` {num_levels}, but the model has 256"):

@@ -155,6 +155,11 @@ class DataArguments(SourceArguments):
     random_crops_per_image: int | None = argument(
         "Random crops at full resolution per image, instead of downsampling.", None, decides=OWN_VALUE, at_least=1
     )
+    random_flip: bool = argument(
+        "Mirror each training image horizontally with probability 1/2, drawn anew in each epoch.",
+        False,
+        decides=OWN_VALUE,
+    )
     max_train_images: int | None = argument("Train on the first images only.", None, decides=OWN_VALUE, at_least=1)
     max_eval_images: int | None = argument("Evaluate on the first images only.", None, decides=OWN_VALUE, at_least=1)
     preprocessing_num_workers: int | None = argument(

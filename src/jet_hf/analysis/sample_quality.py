@@ -260,7 +260,7 @@ def figures_of(config: JetConfig, figures: list[str] | None = None) -> list[str]
     Raises:
         ValueError: for an unknown figure, or one that the model does not have.
     """
-    missing = {}
+    missing: dict[str, str] = {}
     if config.num_classes is None:
         missing |= dict.fromkeys(LABEL_FIGURES, "a model with classes, but `config.num_classes` is None")
     if config.patch_size == 1 or config.num_patches == 1:

@@ -97,8 +97,7 @@ def as_levels(values: Pixels, num_levels: int) -> Pixels:
         values, number = cast(values, "float32"), "" if num_levels == 256 else f" (`num_levels` {num_levels})"
         raise LevelsError(
             f"an image must hold whole numbers from 0 to {num_levels - 1}{number}, got {dtype} values from "
-            f"{values.min():g} to {values.max():g}. Likelihoods are of images of {num_levels} gray levels: scale the "
-            "values and round them to levels first."
+            f"{values.min():g} to {values.max():g}: scale the values and round them to gray levels first."
         )
     if "float" in dtype and levels.max() == 1 and num_levels > 2:
         raise ValueError(

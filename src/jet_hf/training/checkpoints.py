@@ -44,6 +44,7 @@ EARLIER_RELEASES = {
     "spike_factor": None,
     "noise_curriculum": 0.0,
     "noise_curriculum_ratio": 1.0,
+    "random_flip": False,
     "extended": None,
 }
 

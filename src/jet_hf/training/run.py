@@ -237,6 +237,7 @@ def build_run(
         label_dropout=arguments.label_dropout,
         accelerator=accelerator,
         noise_curriculum=arguments.noise_curriculum,
+        random_flip=arguments.random_flip,
         guard=UpdateGuard(arguments.max_skipped_steps, arguments.spike_factor, **(start.guard if start else {})),
         **schedule_ratios(arguments, extended, num_steps),
     )

@@ -32,6 +32,8 @@ from .optim import FUSED_DEVICES, build_optimizer, build_scheduler, cosine_scale
 SPIKE_HISTORY = 100
 # Draw of the noise of the curriculum, which is independent of the dequantization noise.
 CURRICULUM_STREAM = 1
+# Draw that decides which images are mirrored.
+FLIP_STREAM = 2
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ class Trainer:
         noise_curriculum: Noise of the training images at step 0 (Tschannen et al., JetFormer, 2024), see
             [`noise_scale`].
         noise_curriculum_ratio: Fraction of steps after which no noise is left; in (0, 1].
+        random_flip: Whether to mirror each image horizontally with probability 1/2, drawn anew in each epoch by the
+            index of the image.
 
     Raises:
         ValueError: for ActNorm under FSDP2, and for the arguments that [`check_noise_curriculum`],
@@ -186,6 +190,7 @@ class Trainer:
         guard: UpdateGuard | None = None,
         noise_curriculum: float = 0.0,
         noise_curriculum_ratio: float = 1.0,
+        random_flip: bool = False,
     ):
         check_noise_curriculum(noise_curriculum, model.config)
         if not 0 < noise_curriculum_ratio <= 1:
@@ -196,6 +201,7 @@ class Trainer:
         self.seed = seed
         self.label_dropout = label_dropout
         self.noise_curriculum = noise_curriculum
+        self.random_flip = random_flip
         self._fall = cosine_scale(max(1, round(noise_curriculum_ratio * num_training_steps)), warmup_steps=0)
         self.step_count = 0
         self.guard = guard or UpdateGuard()
@@ -313,9 +319,15 @@ class Trainer:
         return draw(self.seed, batch.indices, tuple(batch.pixels.shape[1:]))
 
     def _scale(self, batch: Batch) -> torch.Tensor:
-        """Scale images to the model's range, with the noise of the curriculum, which may leave that range."""
+        """
+        Scale images to the model's range, some of them mirrored, with the noise of the curriculum, which may leave
+        that range.
+        """
         num_levels = self.base_model.config.num_levels
         pixel_values, noise_scale = scale_bytes(batch.pixels, num_levels), self.noise_scale
+        if self.random_flip:
+            is_flipped = uniform_noise(self.seed, batch.indices, (1, 1, 1), FLIP_STREAM) < 0.5
+            pixel_values = torch.where(is_flipped, pixel_values.flip(3), pixel_values)
         if noise_scale == 0:
             return pixel_values
         noise = normal_noise(self.seed, batch.indices, tuple(batch.pixels.shape[1:]), CURRICULUM_STREAM)
