@@ -27,6 +27,9 @@ SCRIPTS = {
     "average": "average",
     "convert": "convert_checkpoint",
     "prepare": "prepare_imagenet",
+    "compress": "compress",
+    "decompress": "decompress",
+    "weigh": "weigh",
 }
 BIG_VISION = FIXTURES / "context_16px.npz"
 JET_PYTORCH = FIXTURES / "jet_pytorch_16px.safetensors"

@@ -592,6 +592,68 @@ class SampleArguments(SamplingArguments, BoundedArguments):
 
 
 @dataclass
+class CodecArguments(BoundedArguments):
+    model: str = argument("Folder of a saved model, or a name on the Hub.")
+    batch_size: int = argument(
+        "Tiles that a conditioner takes at a time; it changes speed and memory, but no file.", 8, at_least=1
+    )
+    num_proc: int = argument("Number of processes, each of which holds the model.", 1, at_least=1)
+
+
+@dataclass
+class CompressArguments(CodecArguments):
+    """
+    Compress images into one file without loss, at the rate of a model.
+
+        jet-hf compress a.png b.png -o pictures.jet --model runs/photos
+
+    The file holds the pixels and the names of the images. It needs the same model to be decompressed.
+    """
+
+    files: list[str] = argument("Images: gray, RGB or palette, 8 bits.", positional=True)  # noqa: RUF009
+    output: str = argument("File to write.", short="-o")
+    label: int | None = argument("Class of all images, for a class-conditional model; by default unknown.", None)
+    allow_webp: bool = argument("Store plain WebP images if they are smaller than the model's.", True)
+    verify: bool = argument("Decompress the result and compare, which takes as long again.", True)
+
+
+@dataclass
+class DecompressArguments(CodecArguments):
+    """
+    Decompress a file of `jet-hf compress` into PNG images.
+
+        jet-hf decompress pictures.jet -o pictures --model runs/photos
+    """
+
+    file: str = argument("File to read.", positional=True)
+    output: str = argument("New or empty folder.", short="-o")
+
+
+@dataclass
+class WeighArguments(DatasetArguments, BoundedArguments):
+    """
+    Compress a split of a dataset and compare the size with the model's bits per dimension and with other codecs.
+
+        jet-hf weigh --model runs/cifar10 --dataset uoft-cs/cifar10 --max_images 1000
+
+    Stdout receives JSON and stderr a table. JPEG-LS and JPEG XL need the package imagecodecs.
+    """
+
+    model: str = argument("Folder of a saved model, or a name on the Hub.")
+    dataset: str = argument("Path of images (a folder, parquet, tar or npz), or a name on the Hub.")
+    split: str | None = argument(
+        "Split to weigh; by default validation, or else test, or else the images that training holds out.", None
+    )
+    batch_size: int = argument("Images that a conditioner takes at a time.", 8, at_least=1)
+    max_images: int | None = argument("Weigh the first images only.", None, at_least=1)
+    random_crops_per_image: int | None = argument(
+        "Number of crops at full resolution to weigh per image, instead of the downsampled image.", None, at_least=1
+    )
+    seed: int = argument("Seed of the crops, and of the noise of the model's score.", 0, at_least=0, at_most=LAST_SEED)
+    output: str | None = argument("File to keep the compressed images in.", None, short="-o")
+
+
+@dataclass
 class ConvertArguments(BoundedArguments):
     """
     Convert a checkpoint of another implementation to a folder for from_pretrained.

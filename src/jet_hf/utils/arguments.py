@@ -28,7 +28,7 @@ def argument(help: str, default: Any = dataclasses.MISSING, **metadata) -> Any:
     Args:
         help: Line in `--help`.
         default: Default value; without one, the argument is required.
-        metadata: Bounds of a number, by the names in `BOUNDS`; `choices`; `positional=True`.
+        metadata: Bounds of a number, by the names in `BOUNDS`; `choices`; `positional=True`; `short`, such as "-o".
     """
     # Dataclasses allow a required field after inherited ones with defaults only as a keyword.
     is_required = default is dataclasses.MISSING
@@ -159,7 +159,8 @@ def _add_field(add_argument, item: dataclasses.Field) -> None:
         options |= {"type": kind, "nargs": "+" if is_list else None}
     if is_list and kind in get_args(item.type):
         options["action"] = _OneOrList
-    add_argument(f"--{item.name}", default=default, help=text, **options)
+    flags = [f"--{item.name}", *([item.metadata["short"]] if "short" in item.metadata else [])]
+    add_argument(*flags, default=default, help=text, **options)
     if default is True:
         negation = {"action": "store_false", "dest": item.name, "default": argparse.SUPPRESS}
         add_argument(f"--no_{item.name}", help=f"The same as --{item.name} false.", **negation)
