@@ -7,7 +7,7 @@ VENV := .venv
 APT := $(and $(filter 0,$(shell id -u)),$(shell command -v apt-get))
 BROWSER := $(if $(APT),REQUIRE_BROWSER=1)
 
-.PHONY: demo test check lint chromium clean
+.PHONY: demo test suite check lint style types chromium clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python scripts/demo.py
@@ -15,15 +15,23 @@ demo: $(VENV)/.demo
 # One thread in each of two processes: sums keep their order, and the cores are not oversubscribed.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: lint $(VENV)/.peer chromium
+# mypy takes half a minute without its cache. It runs beside the tests, which sometimes wait, not before them.
+test: style $(VENV)/.peer chromium
+	$(MAKE) --no-print-directory --jobs 2 types suite
+
+suite:
 	OMP_NUM_THREADS=1 $(BROWSER) $(PYTEST)
 
 check: lint
 	OMP_NUM_THREADS=1 $(PYTEST) tests/test_parity.py tests/test_bijection.py tests/test_layering.py
 
-lint: $(VENV)/.dev
+lint: style types
+
+style: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 chromium:

@@ -134,6 +134,9 @@ class JetDemo:
         self.processor.check_scale()
         if self.model.config.num_levels != 256:
             raise ValueError(f"the demo takes models of 256 gray levels, got {self.model.config.num_levels}.")
+        size = self.model.config.image_size
+        if not isinstance(size, int):
+            raise ValueError(f"the demo takes models of square images, got `image_size` {size}.")
         self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if can_prepare(self.model):
             prepare_for_inference(self.model)

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import os
 
 
@@ -7,14 +9,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import re
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hub_server import Client, HubServer
 from pictures import write_bad, write_good
 
-from jet_hf import JetConfig, JetForDensityEstimation
-from jet_hf.model.modeling_jet import scale_bytes
+
+# The main process of pytest-xdist, which runs no test, imports this file before it starts those that do. Functions
+# import torch, so that they need not wait for that.
+if TYPE_CHECKING:
+    import torch
+
+    from jet_hf import JetConfig, JetForDensityEstimation
 
 
 # A background job of a shell ignores SIGINT, and so would the processes that tests start.
@@ -26,12 +33,15 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="Kills in each loop of tests/test_kills.py.")
+    parser.addoption("--codec-crops", type=int, default=128, help="Crops in the rate test of tests/test_codec.py.")
+    parser.addoption("--codec-mutations", type=int, default=300, help="Damaged files in tests/test_codec.py.")
 
 
-# Files with few but long tests start early, so that two processes finish at the same time.
+# Long files start early, so that two processes finish at the same time.
 LONGEST = (
-    *("test_parity", "test_stopping", "test_space_server", "test_variants", "test_kills", "test_benchmark"),
-    *("test_train_script", "test_space_browser", "test_transformers"),
+    *("test_parity", "test_stopping", "test_space_server", "test_variants", "test_train_script", "test_benchmark"),
+    *("test_transformers", "test_space_browser", "test_jobs", "test_space_deploy", "test_kills", "test_hub"),
+    *("test_sweep", "test_recipes", "test_distributed", "test_evaluation", "test_run_lock", "test_demo"),
 )
 
 
@@ -70,6 +80,8 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def tiny_config(**fields) -> JetConfig:
+    from jet_hf import JetConfig
+
     defaults = {
         "image_size": 8,
         "num_channels": 3,
@@ -84,6 +96,8 @@ def tiny_config(**fields) -> JetConfig:
 
 def randomize(model: torch.nn.Module, std: float = 0.1, seed: int = 0) -> torch.nn.Module:
     """Move the weights away from their initial zeros, which would hide wrong wiring."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -92,13 +106,19 @@ def randomize(model: torch.nn.Module, std: float = 0.1, seed: int = 0) -> torch.
 
 
 def tiny_model(std: float = 0.1, **fields) -> JetForDensityEstimation:
+    import torch
+
+    from jet_hf import JetForDensityEstimation
+
     torch.manual_seed(0)
     return randomize(JetForDensityEstimation(tiny_config(**fields)), std).eval()
 
 
 def random_bytes(batch_size: int, config: JetConfig, seed: int = 0) -> torch.Tensor:
     """Return random gray levels: bytes for up to 256 of them, else uint16."""
-    shape = (batch_size, config.num_channels, config.image_size, config.image_size)
+    import torch
+
+    shape = (batch_size, *config.image_shape)
     generator = torch.Generator().manual_seed(seed)
     if config.num_levels <= 256:
         return torch.randint(config.num_levels, shape, generator=generator, dtype=torch.uint8)
@@ -106,6 +126,8 @@ def random_bytes(batch_size: int, config: JetConfig, seed: int = 0) -> torch.Ten
 
 
 def random_images(batch_size: int, config: JetConfig, seed: int = 0) -> torch.Tensor:
+    from jet_hf.model.modeling_jet import scale_bytes
+
     return scale_bytes(random_bytes(batch_size, config, seed), config.num_levels)
 
 

@@ -56,9 +56,9 @@ def make_accelerator() -> Accelerator:
 
 
 def make_trainer(model: JetForDensityEstimation, accelerator: Accelerator) -> Trainer:
-    return Trainer(
-        model, num_training_steps=NUM_STEPS, learning_rate=0.01, ema_decay=0.8, seed=3, accelerator=accelerator
-    )
+    noise_curriculum = 16 if model.config.noise_std is None else 0
+    options = {"learning_rate": 0.01, "ema_decay": 0.8, "seed": 3, "noise_curriculum": noise_curriculum}
+    return Trainer(model, num_training_steps=NUM_STEPS, accelerator=accelerator, **options)
 
 
 def make_checkpointer(trainer: Trainer, folder: Path) -> Checkpointer:

@@ -1,4 +1,4 @@
-"""Server process of the demo, for its tests."""
+"""Servers of the demo, for its tests."""
 
 import json
 import os
@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import app
 import httpx
 import psutil
+import pytest
 from conftest import ROOT
+from jet_demo import JetDemo
 
 
 SPACE = ROOT / "space"
-# Starts `app.py` with other settings.
-WITH_SETTINGS = "import sys; sys.path.insert(0, sys.argv[1]); import app; exec(sys.argv[2], vars(app)); app.main()"
 
 
 def find_chromium() -> str | None:
@@ -26,57 +29,25 @@ def find_chromium() -> str | None:
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
-class SpaceServer:
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class SpaceClient:
     """
-    Server that runs in its context.
+    Requests to a server.
 
     Args:
-        folder: Empty folder for the files of the server.
-        settings: Code that changes the settings at the top of `app.py`.
+        port: Port of the server.
+        files: Folder of the server's files.
     """
 
-    def __init__(self, folder: Path, settings: str | None = None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url, self.files, self.log = f"http://127.0.0.1:{port}", folder / "files", folder / "log.txt"
+    def __init__(self, port: int, files: Path):
+        self.url, self.files = f"http://127.0.0.1:{port}", files
         # One client for all requests, because each new one loads certificates.
         self.http = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=None), trust_env=False)
-        command = ["-c", WITH_SETTINGS, str(SPACE), settings] if settings else [str(SPACE / "app.py")]
-        environment = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "GRADIO_SHARE")}
-        environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(self.files), "OMP_NUM_THREADS": "1"}
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *command], env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT
-            )
-
-    def __enter__(self):
-        for _ in range(1200):
-            try:
-                urllib.request.urlopen(f"{self.url}/config", timeout=10).close()
-                return self
-            except OSError:
-                if self.process.poll() is not None:
-                    break
-                time.sleep(0.1)
-        self.__exit__()
-        raise RuntimeError(f"the demo did not start: {self.log.read_text()}")
-
-    def __exit__(self, *_):
-        self.http.close()
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def megabytes(self) -> float:
-        """Return the memory of the process."""
-        return psutil.Process(self.process.pid).memory_info().rss / 2**20
-
-    def logged(self) -> str:
-        return self.log.read_text()
 
     def upload(self, path: Path | str, client: str = "127.0.0.1") -> dict:
         """Upload an image from the address `client`, and return it in the form of the API."""
@@ -103,3 +74,78 @@ class SpaceServer:
         # Folders may be deleted during the walk, which os.walk ignores and rglob does not.
         files = [Path(folder) / name for folder, _, names in os.walk(self.files) for name in names]
         return [path for path in files if path.is_file() and path.name not in examples]
+
+
+class SpaceServer(SpaceClient):
+    """
+    Process of `app.py` that runs in its context.
+
+    Args:
+        folder: Empty folder for the files of the server.
+    """
+
+    def __init__(self, folder: Path):
+        port, self.log = free_port(), folder / "log.txt"
+        super().__init__(port, folder / "files")
+        environment = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "GRADIO_SHARE")}
+        environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(self.files), "OMP_NUM_THREADS": "1"}
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SPACE / "app.py")],
+                env=environment,
+                cwd=folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self):
+        for _ in range(1200):
+            try:
+                urllib.request.urlopen(f"{self.url}/config", timeout=10).close()
+                return self
+            except OSError:
+                if self.process.poll() is not None:
+                    break
+                time.sleep(0.1)
+        self.__exit__()
+        raise RuntimeError(f"the demo did not start: {self.log.read_text()}")
+
+    def __exit__(self, *_):
+        self.http.close()
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def megabytes(self) -> float:
+        """Return the memory of the process."""
+        return psutil.Process(self.process.pid).memory_info().rss / 2**20
+
+    def logged(self) -> str:
+        return self.log.read_text()
+
+
+@contextmanager
+def serve_here(folder: Path, **settings: object) -> Iterator[SpaceClient]:
+    """
+    Serve the demo from threads of this process, which has done the imports already.
+
+    Args:
+        folder: Empty folder for the files of the server.
+        settings: Other values of the settings at the top of `app.py`.
+    """
+    client = SpaceClient(free_port(), folder / "files")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(client.files))
+        patch.delenv("GRADIO_SHARE", raising=False)
+        for name, value in settings.items():
+            patch.setattr(app, name, value)
+        page = app.build_app(JetDemo(SPACE / "model"))
+        app.launch(page, prevent_thread_lock=True, quiet=True, server_port=int(client.url.rpartition(":")[2]))
+        try:
+            yield client
+        finally:
+            client.http.close()
+            page.close(verbose=False)

@@ -29,6 +29,20 @@ NAN, INF = math.nan, math.inf
         ({"image_size": 9}, "`image_size` must be divisible by `patch_size`, got image_size=9 and patch_size=2"),
         ({"patch_size": 3}, "`image_size` must be divisible by `patch_size`, got image_size=8 and patch_size=3"),
         ({"patch_size": 16}, "`image_size` must be divisible by `patch_size`, got image_size=8 and patch_size=16"),
+        ({"image_size": (8, 9)}, r"must be divisible by `patch_size`, got image_size=\[8, 9\] and patch_size=2"),
+        ({"image_size": (8, 0)}, r"`image_size` must be at least 1, got \[8, 0\]"),
+        (
+            {"image_size": (6, 8)},
+            "rows of patches must be even for the spatial coupling 'hstripes', got .* 3 x 4 patches",
+        ),
+        (
+            {"image_size": (8, 6), "spatial_couplings": ["hstripes", "vstripes"]},
+            "columns of patches must be even for the spatial coupling 'vstripes', got .* 4 x 3 patches",
+        ),
+        (
+            {"image_size": (8, 6), "spatial_couplings": ["checkerboard"], "backbone": "cnn", "num_groups": 2},
+            "columns of patches must be even for the spatial coupling 'checkerboard' of a CNN",
+        ),
         ({"patch_size": 1}, "must be even, .* got num_channels=3 and patch_size=1, which is 3"),
         (
             {"image_size": 9, "patch_size": 3, "num_channels": 1},
@@ -106,6 +120,7 @@ def test_wrong_types_in_the_constructor_and_in_a_file(tmp_path):
     fields = json.loads(tiny_config().to_json_string(use_diff=False)) | {"model_type": "jet"}
     wrong = {bool: (1, "true", None), int: (True, "4", 4.0, None), int | None: (True, "4", 4.0), str: (1, None)}
     wrong |= {float: (True, "1.0", None), float | int: (True, "1.0", None)}
+    wrong |= {int | tuple[int, int] | list[int]: (True, "8", None, [8, 8.0], [8, "8"])}
     wrong[JetConfig.__annotations__["noise_std"]] = (True, "1.0", ["a", 1.0], (None, 1.0))
     wrong |= {tuple[str, ...] | list[str]: ("channels", None, ["channels", 1], (None,))}
     for field, kind in JetConfig.__annotations__.items():
@@ -123,6 +138,8 @@ def test_wrong_types_in_the_constructor_and_in_a_file(tmp_path):
     "fields",
     [
         {"image_size": 6, "coupling_kinds": ["channels"]},
+        {"image_size": (6, 2), "coupling_kinds": ["channels"]},
+        {"image_size": (8, 6), "spatial_couplings": ["hstripes", "checkerboard"]},
         {"num_channels": 2, "patch_size": 1},
         {"num_hidden_layers": 0},
         {"scale_factor": 1},

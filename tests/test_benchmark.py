@@ -80,7 +80,7 @@ def test_memory_of_a_training_step(patch_size):
     # At 2 coupling layers a checkpointed step holds one of two in whole; at more it holds one of many.
     if patch_size == 2:
         deep = copy.deepcopy(config)
-        deep.num_coupling_layers = 8
+        deep.num_coupling_layers, deep.num_hidden_layers = 8, 1
         checkpointed, theirs = (work(name, "train", deep, 8) for name in ("jet_hf-checkpointed", "jet_pytorch"))
         assert sum(peak_memory(checkpointed)) <= 0.4 * sum(peak_memory(theirs))
 

@@ -85,7 +85,7 @@ def test_splits_move_values_bit_exactly(surroundings):
     try:
         for pattern in SPLITS:
             spatial = pattern != "channels"
-            permutation = spatial_permutation(pattern, 4) if spatial else channel_permutation(0, 0, 12)
+            permutation = spatial_permutation(pattern, 4, 4) if spatial else channel_permutation(0, 0, 12)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=surroundings == "autocast"):
                 places = split_indices(permutation, 16, 12, spatial)
                 first, second = split(x, places)

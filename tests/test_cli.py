@@ -27,6 +27,9 @@ SCRIPTS = {
     "average": "average",
     "convert": "convert_checkpoint",
     "prepare": "prepare_imagenet",
+    "compress": "compress",
+    "decompress": "decompress",
+    "weigh": "weigh",
 }
 BIG_VISION = FIXTURES / "context_16px.npz"
 JET_PYTORCH = FIXTURES / "jet_pytorch_16px.safetensors"
@@ -122,7 +125,8 @@ def test_help_of_training_reads_like_documentation(run):
     words = " ".join(text.split())
     assert code == 0 and "accelerate launch -m jet_hf.train" in text and "train[:98%]; 'all'" in words
     assert "--learning_rate FLOAT Peak learning rate of Adam. (default: 0.0003)" in words
-    assert "--image_size INT Height and width S of the (square) images, in pixels. (default: 64)" in words
+    size = "--image_size INT [INT ...] Side S of square images, or height and width, in pixels. (default: 64)"
+    assert size in words
     assert "--no_center_crop The same as --center_crop false." in words
     for heading in ("model:", "data:", "optimization:", "run:", "sharing:"):
         assert f"\n{heading}\n" in text

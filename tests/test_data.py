@@ -254,7 +254,7 @@ def test_random_crops_are_pieces_of_their_images(broken_folder, streaming):
     assert not np.array_equal(all_pixels(other.dataset), crops) and not other.dataset.cache_files
     if not streaming:
         assert result.dataset.cache_files
-    with pytest.raises(ValueError, match="fewer than the crop's 4000"):
+    with pytest.raises(ValueError, match="fewer than the crop's 4000 x 4000"):
         load_pixels(source, "train", JetImageProcessor(size=4000), options)
 
 

@@ -10,6 +10,7 @@ from jet_hf.analysis.density import bits_per_patch
 
 
 FIELDS = [{}, {"coupling_kinds": ["spatial"]}, {"coupling_kinds": ["channels"], "num_channels": 4, "patch_size": 4}]
+FIELDS[1] |= {"image_size": (8, 4)}
 
 
 @pytest.mark.parametrize("fields", FIELDS, ids=["mixed", "spatial", "channels"])
@@ -20,8 +21,8 @@ def test_the_patches_add_up_to_the_score_and_each_term_to_its_own(fields):
     noise = torch.rand(pixel_values.shape, generator=torch.Generator().manual_seed(0))
     bits = bits_per_patch(model, pixel_values, noise)
     output = model(pixel_values, noise=noise)
-    grid, num_dims = model.config.grid_size, model.config.num_dims
-    assert bits.latent.shape == bits.log_det.shape == (3, grid, grid)
+    num_dims = model.config.num_dims
+    assert bits.latent.shape == bits.log_det.shape == (3, *model.config.grid_shape)
     torch.testing.assert_close(bits.total.sum((1, 2)) / num_dims, output.bits_per_dim.double(), rtol=1e-6, atol=0)
     volume = -(output.log_det.double() - num_dims * math.log(127.5)) / math.log(2)
     torch.testing.assert_close(bits.log_det.sum((1, 2)), volume, rtol=1e-6, atol=0)

@@ -2,8 +2,6 @@
 
 import filecmp
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from distributed_worker import (
     pixels,
     skip_a_step,
 )
-from train_process import environment
+from train_process import run_in_two
 
 from jet_hf import JetForDensityEstimation
 from jet_hf.analysis.evaluation import evaluate
@@ -33,10 +31,7 @@ KINDS = ("ddp", "fsdp2")
 def folder(tmp_path_factory):
     """The results of the two processes."""
     folder = tmp_path_factory.mktemp("distributed")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(ROOT / "tests" / "distributed_worker.py"), str(folder)]
-    run = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
+    run_in_two([str(ROOT / "tests" / "distributed_worker.py"), str(folder)], folder)
     return folder
 
 

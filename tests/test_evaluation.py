@@ -7,7 +7,6 @@ import math
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 
 import datasets
@@ -17,7 +16,7 @@ import torch
 import yaml
 from conftest import ROOT, random_bytes, tiny_config, tiny_model
 from PIL import Image
-from train_process import environment, write_images
+from train_process import run_in_two, write_images
 
 import jet_hf
 from jet_hf import JetImageProcessor
@@ -166,7 +165,7 @@ def test_only_bytes_are_read(model, pixels):
         images = np.array(pixels["pixels"]) / scale
         features = datasets.Features({"pixels": datasets.Array3D((3, 8, 8), dtype)})
         scaled = datasets.Dataset.from_dict({"pixels": list(images.astype(dtype))}, features=features)
-        with pytest.raises(ValueError, match=r"must have a column `pixels` of uint8 arrays \(C, S, S\), got Array3D"):
+        with pytest.raises(ValueError, match=r"a column `pixels` of uint8 or uint16 arrays \(C, H, W\), got Array3D"):
             evaluate(model, scaled)
         with pytest.raises(ValueError, match=r"`pixels` must be bytes .*got torch.float64"):
             scale_bytes(torch.from_numpy(images).double())
@@ -260,11 +259,7 @@ def test_the_script_gives_the_same_from_one_process_and_two(place, monkeypatch, 
     output, table = capsys.readouterr()
     one = json.loads(output)
 
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    variables = environment(place / "cache", ACCELERATE_USE_CPU="true")
-    finished = subprocess.run([*launcher, *arguments], env=variables, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr
-    two = json.loads(finished.stdout)  # nothing else on stdout, and from one process only
+    two = json.loads(run_in_two(arguments, place / "cache"))  # nothing else on stdout, and from one process only
     for name in ("bits_per_dim", "standard_error"):
         assert two.pop(name) == pytest.approx(one[name], rel=1e-5)
         assert name in table and str(one[name]) in table

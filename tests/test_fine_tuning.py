@@ -51,26 +51,28 @@ def save(model: JetForDensityEstimation, folder) -> str:
 def test_positions_keep_their_places_in_the_image(pattern):
     """Embeddings that are linear in the place of their patch are so on the other grid, away from its border."""
 
-    def places(grid_size: int) -> torch.Tensor:
+    def places(rows: int, columns: int) -> torch.Tensor:
         """Row and column of the middle of each token's patch, in fractions of the image: (1, N, 2)."""
         if pattern == "channels":
-            patches = torch.arange(grid_size**2)
+            patches = torch.arange(rows * columns)
         else:
-            half = spatial_permutation(pattern, grid_size)[: grid_size**2 // 2]
+            half = spatial_permutation(pattern, rows, columns)[: rows * columns // 2]
             patches = half.repeat_interleave(2)
-        return (torch.stack([patches // grid_size, patches % grid_size], dim=-1)[None] + 0.5) / grid_size
+        return (torch.stack([patches // columns, patches % columns], dim=-1)[None] + 0.5) / torch.tensor(
+            [rows, columns]
+        )
 
-    small, large = places(16), places(24)
+    small, large = places(16, 20), places(24, 28)
     inside = ((large - 0.5).abs() < 0.35).all(dim=2)
-    resized = resize_positions(small, 24, pattern)
+    resized = resize_positions(small, (16, 20), (24, 28), pattern)
     assert resized.shape == large.shape and inside.sum() > 100
     torch.testing.assert_close(resized[inside], large[inside], rtol=0, atol=1e-5)
     if pattern != "channels":  # both tokens of a patch
         first, second = small.unflatten(1, (-1, 2)).clone().unbind(2)
         halves = torch.stack([first, second + 5], dim=2).flatten(1, 2)
-        shifted = resize_positions(halves, 24, pattern) - resized
+        shifted = resize_positions(halves, (16, 20), (24, 28), pattern) - resized
         torch.testing.assert_close(
-            shifted, torch.tensor([0.0, 5.0]).repeat(24**2 // 2)[None, :, None].expand(1, -1, 2)
+            shifted, torch.tensor([0.0, 5.0]).repeat(24 * 28 // 2)[None, :, None].expand(1, -1, 2)
         )
 
 
@@ -79,18 +81,25 @@ def test_positions_keep_their_places_in_the_image(pattern):
     "fields",
     [
         {},
-        {"dequantization": "flow", "coupling_mode": "masking"},
+        {"dequantization": "flow", "coupling_mode": "masking", "image_size": (12, 4)},
         {"backbone": "cnn", "num_groups": 4, "num_classes": 2},
     ],
 )
 def test_another_size_keeps_every_weight_but_positions_and_splits(fields, caplog):
     model = tiny_model(**fields)
+    size = (8, 12) if "image_size" in fields else 12
     config = JetConfig(
-        **{name: getattr(model.config, name) for name in JetConfig.__annotations__} | {"image_size": 12}
+        **{name: getattr(model.config, name) for name in JetConfig.__annotations__} | {"image_size": size}
     )
     with caplog.at_level("INFO", "jet_hf"):
         adapted = adapt_model(model, config)
-    assert "`image_size` 8 -> 12: position embeddings are interpolated from 4 x 4 to 6 x 6 patches" in caplog.text
+    (old, new), (old_grid, new_grid) = (
+        (("[12, 4]", "[8, 12]"), ("6 x 2", "4 x 6")) if "image_size" in fields else (("8", "12"), ("4 x 4", "6 x 6"))
+    )
+    message = (
+        f"`image_size` {old} -> {new}: position embeddings are interpolated from {old_grid} to {new_grid} patches"
+    )
+    assert message in caplog.text
     before, after = model.state_dict(), adapted.state_dict()
     changed = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"permutation"} | ({"position_embeddings"} if "backbone" not in fields else set())

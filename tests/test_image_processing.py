@@ -710,14 +710,15 @@ def test_levels_come_back_as_arrays_and_images(num_levels, tmp_path):
         found = processor.to_levels(values, dequantized)
         assert found.dtype == dtype
         np.testing.assert_array_equal(found, levels)
-    # Pictures fill the range of their mode, and become the same pixel values.
+    # Images hold levels as they are; pictures of samples fill the range of their mode, so that people see them.
+    stored = [Image.fromarray(image[0].astype(dtype)) for image in levels]
+    assert torch.equal(processor(stored, return_tensors="pt").pixel_values, pixel_values)
     images = processor.post_process(pixel_values)
     assert {image.mode for image in images} == {"L" if num_levels <= 256 else "I;16"}
     assert np.asarray(images[0]).min() == 0 and np.asarray(images[0]).max() == (255 if num_levels <= 256 else 65535)
-    for i, image in enumerate(images):
-        image.save(tmp_path / f"{i}.png")
-    again = processor([Image.open(tmp_path / f"{i}.png") for i in range(3)], return_tensors="pt").pixel_values
-    assert torch.equal(again, pixel_values)
+    images[0].save(tmp_path / "picture.png")
+    picture = np.array(Image.open(tmp_path / "picture.png"))
+    np.testing.assert_array_equal(np.rint(picture / picture.max() * (num_levels - 1)), levels[0, 0])
 
 
 @pytest.mark.parametrize("num_levels", [17, 65536])
@@ -732,17 +733,33 @@ def test_averages_are_rounded_to_levels_on_every_device(num_levels, monkeypatch)
     assert torch.equal(processor(torch.from_numpy(array), return_tensors="pt").pixel_values, on_cpu)
 
 
+def test_modes_of_images_with_levels_are_not_scaled():
+    processor, levels = JetImageProcessor(size=8, num_channels=1, num_levels=17), GRAY % 17
+    palette = Image.fromarray(levels).convert("P")
+    palette.putpalette(np.repeat(np.arange(256, dtype=np.uint8), 3).tobytes())
+    for image in (palette, Image.fromarray(triple(levels)), Image.fromarray(levels.astype(np.uint16))):
+        np.testing.assert_array_equal(processor.read_levels(image)[0], levels)
+    color = JetImageProcessor(size=8, num_levels=17).read_levels(Image.fromarray(RGB % 17))
+    np.testing.assert_array_equal(color, to_chw(RGB % 17))
+    bits = Image.fromarray(GRAY > 99)
+    np.testing.assert_array_equal(JetImageProcessor(size=8, num_channels=1, num_levels=2).read_levels(bits)[0], bits)
+
+
 def test_levels_that_images_do_not_have_are_refused():
     digits = JetImageProcessor(size=8, num_channels=1, num_levels=17)
     deep = JetImageProcessor(size=8, num_channels=1, num_levels=65536)
     for processor, image, message in (
-        (digits, GRAY, "must hold whole numbers from 0 to 16, got uint8 values from"),
-        (digits, np.full((8, 8), 17), "must hold whole numbers from 0 to 16, got int64 values from 17 to 17"),
-        (digits, np.full((8, 8), -1), "must hold whole numbers from 0 to 16, got int64 values from -1"),
+        (digits, GRAY, r"must hold whole numbers from 0 to 16 \(`num_levels` 17\), got uint8 values from"),
+        (digits, np.full((8, 8), 17), r"from 0 to 16 \(`num_levels` 17\), got int64 values from 17 to 17"),
+        (digits, np.full((8, 8), -1), r"from 0 to 16 \(`num_levels` 17\), got int64 values from -1"),
         (digits, RGB % 17, "only 8-bit images can be converted from 3 channels to 1, got `num_levels` 17"),
         (deep, GRAY, "of `num_levels` 65536 must have more than 8 bits, got uint8"),
-        (deep, np.full((8, 8), 65536), "must hold whole numbers from 0 to 65535, got int64 values from 65536"),
-        (deep, Image.fromarray(GRAY), r"must have 16 bits \(mode I;16 or I\), got mode 'L'"),
+        (deep, np.full((8, 8), 65536), r"from 0 to 65535 \(`num_levels` 65536\), got int64 values from 65536"),
+        (deep, Image.fromarray(GRAY), "of `num_levels` 65536 must have more than 8 bits, got uint8"),
+        (digits, Image.fromarray(RGB % 17), "only 8-bit images can be converted from 3 channels to 1"),
+        (digits, Image.fromarray(RGB).convert("CMYK"), "must be gray .* or opaque RGB, got mode 'CMYK'"),
+        (digits, Image.fromarray(RGB).convert("RGBA"), "must be gray .* or opaque RGB, got mode 'RGBA'"),
+        (digits, Image.fromarray(GRAY), r"from 0 to 16 \(`num_levels` 17\), got uint8 values from .* to 2"),
     ):
         with pytest.raises(ValueError, match=message):
             processor(image)

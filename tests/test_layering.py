@@ -15,7 +15,7 @@ LAYERS = [
     ["arguments", "auto"],
     ["data", "hub", "importers"],
     ["analysis"],
-    ["training"],
+    ["training", "codec"],
     ["commands"],
     ["cli"],
     ["train"],

@@ -22,7 +22,7 @@ from jet_hf.training.setup import count_steps
 
 
 RECIPES = ROOT / "recipes"
-SMALL = ("debug", "photographs", "space")
+SMALL = ("debug", "digits", "photographs", "space")
 # Figure, epochs, couplings, blocks, width, heads, image size: the paper's table 1, section 3.1 and appendix A.
 PAPER = {
     "imagenet1k_32": ("3.931", 200, 64, 6, 256, 4, 32),
@@ -66,34 +66,44 @@ def found(pattern: str, text: str) -> float:
     return float(match[1].replace(",", ""))
 
 
+def origin_of(name: str) -> str:
+    """Return the recipe that has the configuration of the model; fine-tuning takes it from where it starts."""
+    start = read(name).model_name_or_path
+    if start is None:
+        return name
+    (origin,) = [other for other in NAMES if table(other)["output_dir"] == start]
+    return origin
+
+
 def config_of(name: str) -> JetConfig:
-    """Return the configuration of the model; fine-tuning takes it from the recipe that it starts from."""
-    arguments = read(name)
-    if arguments.model_name_or_path is None:
-        return JetConfig(**arguments.config_fields())
-    (origin,) = [other for other in NAMES if table(other)["output_dir"] == arguments.model_name_or_path]
-    return config_of(origin)
+    return JetConfig(**read(origin_of(name)).config_fields())
 
 
 def launcher_of(name: str) -> str:
     return re.search(r"--config_file recipes/accelerate/(\w+)\.yaml", header(name))[1]
 
 
-@lru_cache
 def estimate_of(name: str) -> CostEstimate:
     arguments = read(name)
     launcher = yaml.safe_load((RECIPES / "accelerate" / f"{launcher_of(name)}.yaml").read_text())
     num_processes = launcher["num_processes"]
-    return estimate_cost(
-        config_of(name),
+    estimate = estimate_step(
+        origin_of(name),
         batch_size=arguments.train_batch_size,
         micro_batch_size=arguments.train_batch_size // arguments.gradient_accumulation_steps // num_processes,
-        num_steps=count_steps(arguments, RELEASES[arguments.dataset_release].num_train_images),
         mixed_precision=launcher["mixed_precision"],
         gradient_checkpointing=arguments.gradient_checkpointing,
         use_ema=arguments.use_ema,
         num_shards=num_processes if launcher["distributed_type"] == "FSDP" else 1,
     )
+    num_images = RELEASES[arguments.dataset_release].num_train_images
+    return dataclasses.replace(estimate, num_steps=count_steps(arguments, num_images))
+
+
+@lru_cache
+def estimate_step(name: str, **sizes) -> CostEstimate:
+    """Estimate the cost of one step, which several recipes of fine-tuning have in common."""
+    return estimate_cost(config_of(name), num_steps=1, **sizes)
 
 
 def test_these_are_all_recipes():

@@ -28,6 +28,7 @@ from jet_hf.analysis.sample_quality import (
     kernel_distance,
     nearest_neighbor_accuracy,
     precision_recall,
+    seam_strength,
 )
 from jet_hf.analysis.sampling import sample_images, sample_levels
 from jet_hf.arguments import FIGURES
@@ -101,6 +102,18 @@ def test_a_classifier_learns_from_samples_what_their_labels_say():
     real = FeatureSet(normals(60) + 8 * labels[:, None], labels)
     assert classifier_accuracy(FeatureSet(normals(60, seed=1) + 8 * labels[:, None], labels), real) == (1, 0)
     assert classifier_accuracy(FeatureSet(real.features, 1 - labels), real) == (0, 0)
+
+
+def test_the_strength_of_seams():
+    ramp = np.broadcast_to(np.arange(16), (5, 3, 8, 16)).astype(np.int32)  # steps of 1 along rows, of 0 along columns
+    strength, error = seam_strength(ramp, 4)
+    assert strength == pytest.approx(((8 * 3) / (8 * 3 + 16)) / ((8 * 12) / (8 * 12 + 16 * 6))) and error == 0
+    noise = np.random.default_rng(0).integers(0, 256, (200, 1, 8, 8))
+    strength, error = seam_strength(noise, 4)
+    assert abs(strength - 1) < 3 * error < 0.1
+    blocks = np.repeat(np.repeat(noise[:, :, :2, :2], 4, axis=2), 4, axis=3)
+    assert seam_strength(blocks + (noise & 1), 4).value > 50
+    assert math.isnan(seam_strength(blocks[:, :, :4, :4], 2).value), "images of one color"
 
 
 # Features
@@ -258,7 +271,7 @@ def place(tmp_path_factory):
     for i, (image, label) in enumerate(zip(levels, labels, strict=True)):
         folder = place / "images" / ("test" if i < 24 else "train") / str(label)
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.round(image[0] * (255 / 16)).astype(np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(image[0].astype(np.uint8)).save(folder / f"{i}.png")
     write_images(place / "photographs", num_train=12, num_validation=11)
     return place
 
@@ -336,13 +349,13 @@ def test_a_model_of_images_gets_figures_beside_its_bits(evaluate, place):
     assert result["bits_per_dim"] == alone["bits_per_dim"] and "samples" not in alone
     samples = result["samples"]
     assert samples["temperature"] == 0 and samples["num_features"] == 11
-    assert tuple(samples["figures"]) == FIGURES[:5]  # there are no classes
+    assert tuple(samples["figures"]) == FIGURES[:6]  # there are no classes
     # All samples are the same image.
     recall, accuracy = (samples["figures"][name] for name in ("recall", "nearest_neighbor_accuracy"))
     assert recall["samples"] == 0 and accuracy["samples"] > accuracy["real"]
     card = (place / "plain" / "README.md").read_text()
     types = [metric["type"] for metric in card_metadata(card)["model-index"][0]["results"][0]["metrics"]]
-    assert sorted(types) == sorted(["bits_per_dim", *FIGURES[:5]]) and "12 samples (temperature 0.0)" in card
+    assert sorted(types) == sorted(["bits_per_dim", *FIGURES[:6]]) and "12 samples (temperature 0.0)" in card
 
 
 def test_wrong_input_ends_in_one_line(evaluate):

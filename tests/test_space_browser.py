@@ -4,7 +4,7 @@ import os
 
 import pytest
 from pictures import write_bad
-from space_server import SPACE, SpaceServer, find_chromium
+from space_server import SPACE, find_chromium, serve_here
 
 
 if find_chromium() is None and os.environ.get("REQUIRE_BROWSER") != "1":
@@ -22,7 +22,7 @@ TIMEOUT = 60_000
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with SpaceServer(tmp_path_factory.mktemp("browser")) as server:
+    with serve_here(tmp_path_factory.mktemp("browser")) as server:
         yield server
 
 

@@ -395,7 +395,7 @@ def test_a_schedule_changes_from_a_checkpoint_on(root, images, plain, caplog):
     assert f"in place of {before:.4g}" in caplog.text
     assert logged[0]["loss"] == rows(plain)[6]["loss"]  # the data go on
     trajectory = read_manifest(root / "cooled" / "checkpoint-10")["trajectory"]
-    assert trajectory["extended"] == {"at_steps": [6], "warmup_steps": 1}
+    assert trajectory["extended"] == {"at_steps": [6], "warmup_steps": 1, "noise_curriculum_steps": 12}
 
     # After an interruption before its first own checkpoint, it does not start from scratch.
     for step in (9, 10):

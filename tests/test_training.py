@@ -12,6 +12,7 @@ from jet_hf import JetForDensityEstimation
 from jet_hf.data import Batch
 from jet_hf.importers import convert_big_vision
 from jet_hf.importers.big_vision import read_big_vision
+from jet_hf.model.modeling_jet import scale_bytes
 from jet_hf.training import (
     DivergenceError,
     NonFiniteLossError,
@@ -144,9 +145,9 @@ def test_a_run_fits_a_batch():
 def test_accumulation_gives_the_same_update():
     batches = [random_batch(8, tiny_config(), start=8 * step) for step in range(3)]
     # The trainers take turns, since accelerate's accumulation is a setting of the process.
-    one = new_trainer()
+    one = new_trainer(noise_curriculum=16)
     expected = [one.step([batch]) for batch in batches]
-    four = new_trainer(num_micro_batches=4)
+    four = new_trainer(num_micro_batches=4, noise_curriculum=16)
     for batch, theirs in zip(batches, expected, strict=True):
         ours = four.step([Batch(*part) for part in zip(*(tensor.split(2) for tensor in batch[:2]), strict=True)])
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
@@ -254,3 +255,28 @@ def test_a_batch_that_spikes_is_skipped():
     trainer.guard.mean_grad_norm = 1.0
     wild = trainer.step([batch], noise=[torch.full(batch.pixels.shape, 1e4)])
     assert wild.skipped and math.isfinite(wild.loss) and math.isfinite(wild.grad_norm)
+
+
+def test_random_flips_mirror_half_of_the_images_by_their_index():
+    model = tiny_model(image_size=(8, 12), num_levels=65536)
+    pixels, seen = random_bytes(64, model.config), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    def flipped(indices: torch.Tensor, **fields) -> torch.Tensor:
+        """Return which images the model sees mirrored, in one step."""
+        trainer = Trainer(model, 2, learning_rate=1e-9, **fields)
+        trainer.step([Batch(pixels[indices % 64], indices)])
+        images = scale_bytes(pixels[indices % 64].clone(), 65536)
+        is_flipped = (seen[-1] == images.flip(3)).flatten(1).all(dim=1)
+        assert torch.equal(~is_flipped, (seen[-1] == images).flatten(1).all(dim=1))
+        return is_flipped
+
+    first = flipped(torch.arange(64), random_flip=True)
+    assert 20 < first.sum() < 44 and not flipped(torch.arange(64)).any()
+    # Neither the share of a process nor its batch size matters, only the index and the seed.
+    assert torch.equal(flipped(torch.arange(63, 20, -2), random_flip=True), first[torch.arange(63, 20, -2)])
+    for other in (
+        flipped(torch.arange(64, 128), random_flip=True),
+        flipped(torch.arange(64), random_flip=True, seed=1),
+    ):
+        assert 20 < (other != first).sum() < 44

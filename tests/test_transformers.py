@@ -266,6 +266,7 @@ FIELDS = {
     "dequantization_num_attention_heads": 1,
     "num_levels": 17,
     "noise_std": 0.1,
+    "image_size": (4, 16),  # of as many patches
 }
 
 
@@ -653,7 +654,7 @@ def test_couplings_compiled_by_inductor():
 
 
 REMOTE = """
-import importlib.abc, os, sys
+import importlib.abc, os, shutil, sys
 
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -671,10 +672,10 @@ else:
 import torch
 from pathlib import Path
 from transformers import AutoConfig, AutoModel
+from transformers.dynamic_module_utils import HF_MODULES_CACHE
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-source, target = Path(sys.argv[1]), Path(sys.argv[2])
-inputs = torch.load(sys.argv[3])
+inputs = torch.load("inputs.pt")
 trust = {"trust_remote_code": True}
 
 def results(density, bare):
@@ -687,22 +688,31 @@ def results(density, bare):
             "log_det": log_det,
         }
 
-density, bare = (AutoModel.from_pretrained(source / name, **trust) for name in ("density", "bare"))
-assert type(density).__name__ == "JetForDensityEstimation" and type(bare).__name__ == "JetModel"
-assert type(AutoConfig.from_pretrained(source / "bare", **trust)) is type(bare.config)
-processor = AutoImageProcessor.from_pretrained(source / "density", **trust)
-pixels = {"pixels": processor(list(inputs["bytes"]), return_tensors="pt").pixel_values}
-loaded = results(density, bare) | pixels
+def next_generation(source, target, file):
+    density, bare = (AutoModel.from_pretrained(source / name, **trust) for name in ("density", "bare"))
+    assert type(density).__name__ == "JetForDensityEstimation" and type(bare).__name__ == "JetModel"
+    assert type(AutoConfig.from_pretrained(source / "bare", **trust)) is type(bare.config)
+    processor = AutoImageProcessor.from_pretrained(source / "density", **trust)
+    pixels = {"pixels": processor(list(inputs["bytes"]), return_tensors="pt").pixel_values}
+    loaded = results(density, bare) | pixels
 
-with torch.no_grad():
-    for model in (density, bare):
-        for parameter in model.parameters():
-            parameter.mul_(1.25)
-for folder, parts in {"density": (density, processor), "bare": (bare,)}.items():
-    for part in parts:
-        part.save_pretrained(target / folder)
-assert not any(name.split(".")[0] == "jet_hf" for name in sys.modules)
-torch.save({"loaded": loaded, "changed": results(density, bare) | pixels}, sys.argv[4])
+    with torch.no_grad():
+        for model in (density, bare):
+            for parameter in model.parameters():
+                parameter.mul_(1.25)
+    for folder, parts in {"density": (density, processor), "bare": (bare,)}.items():
+        for part in parts:
+            part.save_pretrained(target / folder)
+    assert not any(name.split(".")[0] == "jet_hf" for name in sys.modules)
+    torch.save({"loaded": loaded, "changed": results(density, bare) | pixels}, file)
+
+for generation in (1, 2):
+    shutil.rmtree(HF_MODULES_CACHE, ignore_errors=True)
+    if process := os.fork():  # torch and transformers are imported once, and code of the Hub by each generation
+        assert os.waitpid(process, 0)[1] == 0
+    else:
+        next_generation(Path(str(generation)), Path(str(generation + 1)), f"results_{generation}.pt")
+        sys.exit()
 """
 
 
@@ -724,23 +734,22 @@ def test_remote_code_through_two_generations(saved, tmp_path):
             "pixels": processor(list(inputs["bytes"]), return_tensors="pt").pixel_values,
         }
 
+    environment = os.environ | {
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    environment.pop("PYTHONPATH", None)
+    environment.pop("HF_MODULES_CACHE", None)
+    command = [sys.executable, "-c", REMOTE]
+    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
     sources = {file.name: file.read_bytes() for file in Path(jet_hf.model.__path__[0]).glob("*_jet.py")}
     assert "modeling_jet.py" in sources and "image_processing_jet.py" in sources
     for generation in (1, 2):
         folder = tmp_path / str(generation)
         assert {file.name: file.read_bytes() for file in (folder / "density").glob("*.py")} == sources
-        environment = os.environ | {
-            "HF_HOME": str(tmp_path / f"home_{generation}"),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        }
-        environment.pop("PYTHONPATH", None)
-        environment.pop("HF_MODULES_CACHE", None)
-        files = [tmp_path / str(generation + 1), tmp_path / "inputs.pt", tmp_path / "results.pt"]
-        command = [sys.executable, "-c", REMOTE, folder, *files]
-        process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-        assert process.returncode == 0, process.stderr
-        results = torch.load(tmp_path / "results.pt")
+        results = torch.load(tmp_path / f"results_{generation}.pt")
         assert_same_tensors(results["loaded"], expected)
         assert not torch.equal(results["changed"]["sample"], expected["sample"])
         expected = results["changed"]

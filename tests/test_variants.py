@@ -15,7 +15,7 @@ from conftest import random_images, randomize, tiny_config, tiny_model
 from PIL import Image
 from script_runner import run_script
 from test_transformers import assert_same_tensors
-from train_process import TINY, as_flags, run_to_end, write_images
+from train_process import TINY, list_flags, run_to_end, write_images
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.density import bits_per_patch
@@ -31,16 +31,16 @@ GLOW = {"use_actnorm": True, "use_invertible_dense": True}
 FLOW = {"dequantization": "flow", "dequantization_num_coupling_layers": 2}
 CNN = {"backbone": "cnn", "num_groups": 2}
 VARIANTS = {
-    "masking": {"coupling_mode": "masking", "num_levels": 17},
+    "masking": {"coupling_mode": "masking"},
     "cnn": CNN,
     "glow": GLOW,
     "dequantization_flow": FLOW | {"dequantization_hidden_size": 24, "dequantization_num_attention_heads": 3},
     "classes": {"num_classes": 3},
-    "context": {"context_size": 5},
-    "noise": {"noise_std": 0.2},
+    "context": {"context_size": 5, "num_levels": 17},
+    "noise": {"noise_std": 0.2, "image_size": [12, 8]},
     "noise_range": {"noise_std": [0.05, 0.4], "use_actnorm": True},
     "noise_range_context": {"noise_std": [0.05, 0.4], "context_size": 5},
-    "everything": CNN | GLOW | FLOW | {"coupling_mode": "masking", "num_classes": 3},
+    "everything": CNN | GLOW | FLOW | {"coupling_mode": "masking", "num_classes": 3, "image_size": [8, 12]},
 }
 # A flow of few layers with every kind of split.
 SPLITS = {"coupling_kinds": ["channels", "spatial", "spatial"], "num_coupling_layers": 9}
@@ -97,9 +97,10 @@ def test_it_inverts(name):
 
 @variants
 def test_log_det_is_that_of_the_jacobian(name):
-    model = variant(name, std=0.4, image_size=4, num_channels=2, hidden_size=16 if name == "everything" else 24)
-    model = model.double()
-    images = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sizes = {"noise": [4, 8], "everything": [8, 4]}
+    fields = {"image_size": sizes.get(name, 4), "num_channels": 2, "hidden_size": 16 if name == "everything" else 24}
+    model = variant(name, std=0.4, **fields).double()
+    images = torch.randn(1, *model.config.image_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     conditions = conditions_of(model, 1)
     guided = [{}]
     if conditions.keys() - {"noise_std"}:
@@ -110,7 +111,7 @@ def test_log_det_is_that_of_the_jacobian(name):
     for transform in (partial(model.encode, **conditions), *decoders):
         _, log_det = transform(images)
         jacobian, _ = torch.autograd.functional.jacobian(transform, images)
-        _, expected = torch.linalg.slogdet(jacobian.reshape(32, 32))
+        _, expected = torch.linalg.slogdet(jacobian.reshape(images.numel(), -1))
         assert expected.abs() > 0.1
         torch.testing.assert_close(log_det[0], expected, rtol=1e-8, atol=1e-8)
 
@@ -176,7 +177,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(name):
 
 @pytest.mark.parametrize("name", ["noise", "noise_range_context", "everything"])
 def test_compiled_without_breaks(name):
-    model = variant(name, num_coupling_layers=2, coupling_kinds=["channels", "spatial"])
+    kinds = ["spatial", "channels"] if name == "everything" else ["spatial"]
+    model = variant(name, num_coupling_layers=len(kinds), coupling_kinds=kinds)
     images = random_images(2, model.config)
     inputs = {"pixel_values": images, "noise": noise_of(images), **conditions_of(model, 2)}
     torch._dynamo.reset()
@@ -243,21 +245,21 @@ def test_saved_and_loaded_bit_for_bit_also_as_remote_code(tmp_path):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "data")
+    return write_images(tmp_path_factory.mktemp("images") / "data", size=12)
 
 
 def train(images, folder, name, **fields):
     """Train in this process."""
     settings = TINY | {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "sample_steps": 4}
     settings |= VARIANTS[name] | {"dataset_path": images, "output_dir": folder} | fields
-    run_training(parse_arguments(as_flags(settings)))
+    run_training(parse_arguments(list_flags(settings)))
 
 
 @pytest.mark.parametrize("name", ["masking", "glow", "dequantization_flow", "noise", "noise_range"])
 def test_training_and_resuming_end_in_the_same_weights(name, images, tmp_path):
-    train(images, tmp_path / "straight", name)
+    train(images, tmp_path / "straight", name, random_flip=True)
     shutil.copytree(tmp_path / "straight" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
-    train(images, tmp_path / "resumed", name, resume_from_checkpoint="latest")
+    train(images, tmp_path / "resumed", name, random_flip=True, resume_from_checkpoint="latest")
     models = [JetForDensityEstimation.from_pretrained(tmp_path / folder) for folder in ("straight", "resumed")]
     assert_same_tensors(models[0].state_dict(), models[1].state_dict())
     lines = (tmp_path / "straight" / "evaluations.jsonl").read_text().splitlines()
@@ -506,7 +508,7 @@ def classes(tmp_path_factory):
         for channel, name in enumerate(("red", "green", "blue")):
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = rng.integers(60, size=(8, 8, 3)).astype(np.uint8)
+                pixels = rng.integers(60, size=(12, 12, 3)).astype(np.uint8)
                 pixels[..., channel] += 180
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     return folder
@@ -590,8 +592,8 @@ def test_labels_are_dropped_for_whole_steps(classes):
 
 
 def test_everything_at_once_does_not_depend_on_processes_and_accumulation(classes, tmp_path):
-    """The first batch of activation normalization, noise and label dropout are the same in two real processes."""
-    fields = TINY | VARIANTS["everything"] | {"learning_rate": 1e-3, "sample_steps": 0}
+    """The first batch of activation normalization, noise, flips and label dropout are the same in two processes."""
+    fields = TINY | VARIANTS["everything"] | {"learning_rate": 1e-3, "sample_steps": 0, "random_flip": True}
     train(classes, tmp_path / "1", "everything", **fields)
     fields |= {"dataset_path": classes, "output_dir": tmp_path / "2", "gradient_accumulation_steps": 2}
     run_to_end(tmp_path, num_processes=2, **fields)

@@ -1,6 +1,7 @@
 """Tiny training runs, in this process and in processes of their own."""
 
 import atexit
+import importlib
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT
+from huggingface_hub import constants, hf_api
 from PIL import Image
 
 from jet_hf.training import RunResult, parse_arguments, train
@@ -103,16 +105,16 @@ def launch_command(num_processes: int, launcher: str | None) -> list[str]:
 
 def flags(**fields) -> list[str]:
     """Return the flags of a tiny run; fields win over those of `TINY`, and `None` omits one."""
-    return as_flags(TINY | fields)
+    return list_flags(TINY | fields)
 
 
-def as_flags(fields: dict) -> list[str]:
-    """Return fields as flags, without those that are `None`."""
-    words = []
+def list_flags(fields: dict) -> list[str]:
+    """Return the flags of fields other than `None`; a list has several values."""
+    flags = []
     for name, value in fields.items():
         if value is not None:
-            words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
-    return words
+            flags += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    return flags
 
 
 def command(num_processes: int = 1, launcher: str | None = None, **fields) -> list[str]:
@@ -146,37 +148,47 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_forked(arguments: list[str], cache: Path, log: Path, variables: dict[str, str]) -> None:
-    """Be the process of a run: in a session of its own, with the settings of [`environment`]."""
+def run_forked(arguments: list[str], cache: Path, stdout: Path, stderr: Path, variables: dict[str, str]) -> None:
+    """Be the process of a script: in a session of its own, with the settings of [`environment`]."""
     os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(output, stream)
+    for stream, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ.update(environment(cache, **variables))
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = cache
     datasets.disable_progress_bars()
-    sys.argv = [str(ROOT / "scripts" / "train.py"), *arguments]
+    if "SECONDS_PER_SAVE" in variables:
+        exec(SLOW_SAVES, {})
+    if "HF_ENDPOINT" in variables:  # the client of the Hub reads it when it is imported
+        importlib.reload(constants)
+        hf_api.api.endpoint = constants.ENDPOINT
+    sys.argv = arguments
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-class ForkedRun:
+class ForkedScript:
     """
-    A process that is forked from one with all imports done, which saves the seconds that they take.
+    The process of a script, forked from one with all imports done, which saves the seconds that they take.
 
     It has the part of the interface of `subprocess.Popen` that the tests need.
+
+    Args:
+        arguments: Path of the script and its arguments.
+        cache: Folder for the cache of `datasets`.
+        stdout, stderr: Files to which the output is appended.
+        variables: Environment variables, those of [`slow_saves`] and `HubServer.environment` among them.
     """
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train_process", "jet_hf.commands.train"])
 
-    def __init__(self, arguments: list[str], cache: Path, log: Path, variables: dict[str, str]):
+    def __init__(self, arguments: list[str], cache: Path, stdout: Path, stderr: Path, variables: dict[str, str]):
         with pytest.MonkeyPatch.context() as patch:
             # The server imports by this variable alone.
             patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
             # Killed runs cannot clean up their semaphores.
             patch.setenv("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
-            self.process = self.context.Process(target=run_forked, args=(arguments, cache, log, variables))
+            self.process = self.context.Process(target=run_forked, args=(arguments, cache, stdout, stderr, variables))
             self.process.start()
         self.pid = self.process.pid
         # At its end, Python would wait for a run that a failed test left behind.
@@ -194,6 +206,24 @@ class ForkedRun:
         self.process.terminate()
 
 
+def join_variables(num_processes: int) -> list[dict[str, str]]:
+    """Return the environment variables with which processes join by themselves, as they do under a launcher."""
+    common = {"ACCELERATE_USE_CPU": "true"}
+    if num_processes == 1:
+        return [common]
+    common |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [common | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(num_processes)]
+
+
+def run_in_two(arguments: list[str], cache: Path) -> str:
+    """Run a script in two forked processes that join, and return their common stdout."""
+    stdout, stderr = (cache / f"{name}-{time.monotonic_ns()}.txt" for name in ("stdout", "stderr"))
+    ranks = [ForkedScript(arguments, cache, stdout, stderr, variables) for variables in join_variables(2)]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0], stderr.read_text()
+    return stdout.read_text()
+
+
 class TrainProcess:
     """
     A run in progress, whose output goes to a file.
@@ -202,7 +232,8 @@ class TrainProcess:
         cache: Folder for the output and for the cache of `datasets`.
         num_processes: Number of training processes.
         launcher: See [`launch_command`]; without one, several processes join by themselves.
-        variables: Environment variables that the process must have from its start, which is then not a fork.
+        variables: Environment variables.
+        imports: Whether the process does its own imports; without them and without a launcher, it is forked.
         fields: See [`flags`].
     """
 
@@ -212,25 +243,24 @@ class TrainProcess:
         num_processes: int = 1,
         launcher: str | None = None,
         variables: dict[str, str] | None = None,
+        imports: bool = False,
         **fields,
     ):
         self.log = cache / f"log-{time.monotonic_ns()}.txt"
         self.folder = Path(fields["output_dir"])
-        common = {"ACCELERATE_USE_CPU": "true"}
-        if launcher is None and variables is None:
-            if num_processes > 1:
-                common |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
-                common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-            ranks = [common | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(num_processes)]
+        variables = variables or {}
+        if launcher is None and not imports:
+            arguments = [str(ROOT / "scripts" / "train.py"), *flags(**fields)]
             self.log.touch()
             self.processes = [
-                ForkedRun(flags(**fields), cache, self.log, rank if num_processes > 1 else common) for rank in ranks
+                ForkedScript(arguments, cache, self.log, self.log, rank | variables)
+                for rank in join_variables(num_processes)
             ]
         else:
             with self.log.open("wb") as log:
                 process = subprocess.Popen(
                     command(num_processes, launcher, **fields),
-                    env=environment(cache, **common, **(variables or {})),
+                    env=environment(cache, ACCELERATE_USE_CPU="true", **variables),
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,

@@ -47,7 +47,7 @@ SMALL_RUN = {
 # Figures of `evaluate --samples`, see `jet_hf.analysis.sample_quality`. Those of labels need a model with classes.
 LABEL_FIGURES = ("classifier_accuracy", "bayes_accuracy")
 FIGURES = (
-    *("frechet_distance", "kernel_distance", "precision", "recall", "nearest_neighbor_accuracy"),
+    *("frechet_distance", "kernel_distance", "precision", "recall", "nearest_neighbor_accuracy", "seam_strength"),
     *LABEL_FIGURES,
 )
 MIN_SAMPLES = 10
@@ -70,8 +70,9 @@ def _model_arguments() -> Any:
     source = (Path(__file__).parent / "model" / "configuration_jet.py").read_text(encoding="utf-8")
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     documentation = ast.get_docstring(next(node for node in classes if node.name == "JetConfig")) or ""
-    types = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": list[str]}
-    types["float | tuple[float, float]"] = list[float]
+    types: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": list[str]}
+    types["int | tuple[int, int]"] = int | list[int]
+    types["float | tuple[float, float]"] = float | list[float]
     entry = r"^    (\w+) \(`([^`]+)`, \*optional\*(?:, defaults to ([^\n]*))?\):\n((?:^ {8}.*\n?)+)"
     fields = []
     for name, kind, default, text in re.findall(entry, documentation, re.MULTILINE):
@@ -131,7 +132,9 @@ class SourceArguments(DatasetArguments):
         decides="data",
     )
     center_crop: bool = argument(
-        "Crop to the central square before downsampling; false squeezes the image.", True, decides=OWN_VALUE
+        "Crop to the aspect ratio of the model's images before downsampling; false squeezes the image.",
+        True,
+        decides=OWN_VALUE,
     )
 
 
@@ -152,6 +155,11 @@ class DataArguments(SourceArguments):
     )
     random_crops_per_image: int | None = argument(
         "Random crops at full resolution per image, instead of downsampling.", None, decides=OWN_VALUE, at_least=1
+    )
+    random_flip: bool = argument(
+        "Mirror each training image horizontally with probability 1/2, drawn anew in each epoch.",
+        False,
+        decides=OWN_VALUE,
     )
     max_train_images: int | None = argument("Train on the first images only.", None, decides=OWN_VALUE, at_least=1)
     max_eval_images: int | None = argument("Evaluate on the first images only.", None, decides=OWN_VALUE, at_least=1)
@@ -225,11 +233,22 @@ class OptimizationArguments:
         "Recompute activations in the backward pass to save memory.", False, decides=None
     )
     torch_compile: bool = argument("Compile the coupling layers.", False, decides=None)
+    noise_curriculum: float = argument(
+        "Standard deviation of the Gaussian noise on training images at step 0, in gray levels of 8-bit images; 64 in "
+        "JetFormer. It falls to 0 by a half cosine; until then, the training loss is that of noisy images.",
+        0.0,
+        decides=OWN_VALUE,
+        at_least=0,
+        at_most=255,
+    )
+    noise_curriculum_ratio: float = argument(
+        "Fraction of steps after which the noise of noise_curriculum is 0.", 1.0, decides=OWN_VALUE, above=0, at_most=1
+    )
     label_dropout: float = argument(
         "Probability of a step without labels, for guidance.", 0.1, decides=OWN_VALUE, at_least=0, at_most=1
     )
     seed: int = argument(
-        "Seed of the weights, the data order and the dequantization noise.",
+        "Seed of the weights, the data order and the noise.",
         0,
         decides=OWN_VALUE,
         at_least=0,
@@ -247,7 +266,7 @@ class RunArguments:
     )
     extend: bool = argument(
         "Continue from the checkpoint to another number of steps, or with another lr_scheduler_type, cooldown_ratio "
-        "or spike_factor. The warm-up keeps its length.",
+        "or spike_factor. The warm-up and the noise curriculum keep their lengths.",
         False,
         decides=None,
     )
@@ -337,8 +356,6 @@ class TrainArguments(
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.noise_std, list) and len(self.noise_std) == 1:
-            (self.noise_std,) = self.noise_std
         resolve_precision(self.mixed_precision)
         if "none" in (self.report_to or []) and len(self.report_to or []) > 1:
             raise ValueError(f"`report_to` must be none alone or name trackers, got {' '.join(self.report_to or [])}.")
@@ -575,6 +592,68 @@ class SampleArguments(SamplingArguments, BoundedArguments):
 
 
 @dataclass
+class CodecArguments(BoundedArguments):
+    model: str = argument("Folder of a saved model, or a name on the Hub.")
+    batch_size: int = argument(
+        "Tiles that a conditioner takes at a time; it changes speed and memory, but no file.", 8, at_least=1
+    )
+    num_proc: int = argument("Number of processes, each of which holds the model.", 1, at_least=1)
+
+
+@dataclass
+class CompressArguments(CodecArguments):
+    """
+    Compress images into one file without loss, at the rate of a model.
+
+        jet-hf compress a.png b.png -o pictures.jet --model runs/photos
+
+    The file holds the pixels and the names of the images. It needs the same model to be decompressed.
+    """
+
+    files: list[str] = argument("Images: gray, RGB or palette, 8 bits.", positional=True)  # noqa: RUF009
+    output: str = argument("File to write.", short="-o")
+    label: int | None = argument("Class of all images, for a class-conditional model; by default unknown.", None)
+    allow_webp: bool = argument("Store plain WebP images if they are smaller than the model's.", True)
+    verify: bool = argument("Decompress the result and compare, which takes as long again.", True)
+
+
+@dataclass
+class DecompressArguments(CodecArguments):
+    """
+    Decompress a file of `jet-hf compress` into PNG images.
+
+        jet-hf decompress pictures.jet -o pictures --model runs/photos
+    """
+
+    file: str = argument("File to read.", positional=True)
+    output: str = argument("New or empty folder.", short="-o")
+
+
+@dataclass
+class WeighArguments(DatasetArguments, BoundedArguments):
+    """
+    Compress a split of a dataset and compare the size with the model's bits per dimension and with other codecs.
+
+        jet-hf weigh --model runs/cifar10 --dataset uoft-cs/cifar10 --max_images 1000
+
+    Stdout receives JSON and stderr a table. JPEG-LS and JPEG XL need the package imagecodecs.
+    """
+
+    model: str = argument("Folder of a saved model, or a name on the Hub.")
+    dataset: str = argument("Path of images (a folder, parquet, tar or npz), or a name on the Hub.")
+    split: str | None = argument(
+        "Split to weigh; by default validation, or else test, or else the images that training holds out.", None
+    )
+    batch_size: int = argument("Images that a conditioner takes at a time.", 8, at_least=1)
+    max_images: int | None = argument("Weigh the first images only.", None, at_least=1)
+    random_crops_per_image: int | None = argument(
+        "Number of crops at full resolution to weigh per image, instead of the downsampled image.", None, at_least=1
+    )
+    seed: int = argument("Seed of the crops, and of the noise of the model's score.", 0, at_least=0, at_most=LAST_SEED)
+    output: str | None = argument("File to keep the compressed images in.", None, short="-o")
+
+
+@dataclass
 class ConvertArguments(BoundedArguments):
     """
     Convert a checkpoint of another implementation to a folder for from_pretrained.
@@ -632,6 +711,15 @@ class PreparationArguments(SourceArguments, BoundedArguments):
     output_dir: str = argument("Folder for the shards; one folder takes several splits, one after another.")
     split: str = argument("Split to prepare; it keeps its name.", "train")
     streaming: bool = argument("Read the source as a stream, with at most one shard per source file.", False)
-    image_size: int = argument("Height and width of the result, in pixels.", 64, at_least=1)
+    image_size: int | list[int] = argument(  # noqa: RUF009
+        "Side of the square result, or its height and width, in pixels.", 64
+    )
+    num_channels: int = argument("Channels of the result: 3, or 1 for gray images.", 3, choices=(1, 3))
+    num_levels: int = argument(
+        "Number of gray levels. Unless it is 256, the images hold levels below it, which are not scaled.",
+        256,
+        at_least=2,
+        at_most=2**16,
+    )
     num_shards: int = argument("Number of parquet files of the split.", 64, at_least=1)
     num_proc: int = argument("Number of decoding processes; the result does not depend on it.", 1, at_least=1)

@@ -11,11 +11,14 @@ from inspect import cleandoc
 from . import __version__
 from .arguments import (
     AverageArguments,
+    CompressArguments,
     ConvertArguments,
+    DecompressArguments,
     EvaluateArguments,
     PreparationArguments,
     SampleArguments,
     TrainArguments,
+    WeighArguments,
     parse_arguments,
 )
 from .utils.arguments import BoundedArguments, UsageError, parse
@@ -29,6 +32,9 @@ COMMANDS: dict[str, type[BoundedArguments]] = {
     "average": AverageArguments,
     "convert": ConvertArguments,
     "prepare": PreparationArguments,
+    "compress": CompressArguments,
+    "decompress": DecompressArguments,
+    "weigh": WeighArguments,
 }
 
 

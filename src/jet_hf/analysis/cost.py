@@ -125,8 +125,7 @@ def _empty_model(config: JetConfig, dtype: torch.dtype = torch.float32) -> JetFo
 
 
 def _inputs(config: JetConfig, batch_size: int, device: str) -> dict[str, torch.Tensor]:
-    shape = (config.num_channels, config.image_size, config.image_size)
-    inputs = {"pixel_values": torch.zeros(batch_size, *shape, device=device)}
+    inputs = {"pixel_values": torch.zeros(batch_size, *config.image_shape, device=device)}
     if config.context_size is not None:
         inputs["context"] = torch.zeros(batch_size, 1, config.context_size, device=device)
     if config.num_classes is not None:

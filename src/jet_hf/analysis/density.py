@@ -74,7 +74,7 @@ def bits_per_patch(
     state, image_log_det = _transform(jet.couplings, jet.patchify(model.add_noise(pixel_values, noise)), conditioning)
     latent = _log_prob_per_patch(state)
     log_det = log_det + image_log_det - config.patch_dim * math.log(config.levels_per_unit)
-    grid = (-1, config.grid_size, config.grid_size)
+    grid = (-1, *config.grid_shape)
     return PatchBits(*(-(term / math.log(2)).reshape(grid) for term in (latent, log_det)))
 
 

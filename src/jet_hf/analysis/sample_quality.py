@@ -121,6 +121,28 @@ def nearest_neighbor_accuracy(first: np.ndarray, second: np.ndarray) -> Figure:
     return _proportion(is_first[neighbors[:, 0]] == is_first)
 
 
+def seam_strength(levels: np.ndarray, patch_size: int) -> Figure:
+    """
+    Return the mean absolute difference of neighboring pixels across borders of patches over that inside patches, about
+    1 for real images.
+
+    Args:
+        levels: Gray levels (num_images, C, H, W) of images of more than one patch.
+        patch_size: Side of a patch, at least 2.
+    """
+    across, inside = [], []
+    for axis in (2, 3):
+        differences = np.abs(np.diff(levels.astype(np.int64), axis=axis))
+        at_border = np.arange(1, levels.shape[axis]) % patch_size == 0
+        across.append(np.compress(at_border, differences, axis=axis).reshape(len(levels), -1))
+        inside.append(np.compress(~at_border, differences, axis=axis).reshape(len(levels), -1))
+    across_means, inside_means = (np.concatenate(parts, axis=1).mean(axis=1) for parts in (across, inside))
+    with np.errstate(invalid="ignore", divide="ignore"):  # images of one color have no differences and no strength
+        strength = across_means.mean() / inside_means.mean()
+        deviation = np.std(across_means - strength * inside_means, ddof=1) / inside_means.mean()
+    return Figure(float(strength), float(deviation / math.sqrt(len(levels))))
+
+
 def classifier_accuracy(train: FeatureSet, test: FeatureSet) -> Figure:
     """Return the accuracy of a logistic regression that is fitted to a set and tested on another."""
     return _proportion(LogisticRegression(max_iter=5000).fit(*train).predict(test.features) == test.labels)
@@ -166,7 +188,7 @@ def compare(images: FeatureSet, held_out: FeatureSet, figures: list[str], seed: 
         seed: Seed of random subsets.
 
     Returns:
-        The figures by name, in the order of [`FIGURES`], without that of the Bayes classifier.
+        The figures by name, in the order of [`FIGURES`], without those that need levels or the model.
     """
     sets, results = (images.features, held_out.features), {}
     if "frechet_distance" in figures:
@@ -236,16 +258,20 @@ def figures_of(config: JetConfig, figures: list[str] | None = None) -> list[str]
     Return the names of the requested figures, by default of all that a model has, in the order of [`FIGURES`].
 
     Raises:
-        ValueError: for an unknown figure, or one that needs labels if the model has no classes.
+        ValueError: for an unknown figure, or one that the model does not have.
     """
-    has_classes = config.num_classes is not None
+    missing: dict[str, str] = {}
+    if config.num_classes is None:
+        missing |= dict.fromkeys(LABEL_FIGURES, "a model with classes, but `config.num_classes` is None")
+    if config.patch_size == 1 or config.num_patches == 1:
+        missing["seam_strength"] = "several patches of several pixels, but an image is one patch or a patch one pixel"
     if figures is None:
-        return [name for name in FIGURES if has_classes or name not in LABEL_FIGURES]
+        return [name for name in FIGURES if name not in missing]
     for name in figures:
         if name not in FIGURES:
             raise ValueError(f"`figures` must be of {', '.join(FIGURES)}, got {name!r}.")
-        if name in LABEL_FIGURES and not has_classes:
-            raise ValueError(f"`figures` {name} needs a model with classes, but `config.num_classes` is None.")
+        if name in missing:
+            raise ValueError(f"`figures` {name} needs {missing[name]}.")
     return [name for name in FIGURES if name in figures]
 
 
@@ -300,8 +326,12 @@ def evaluate_samples(
         side: compare(features[side], features["held_out"], on_samples, options.seed) if features else {}
         for side in ("samples", "real")
     }
+    if "seam_strength" in names:
+        for side, result in results.items():
+            result["seam_strength"] = seam_strength(sets[side].levels, model.config.patch_size)
     if bayes is not None:
         results["samples"]["bayes_accuracy"] = bayes
+    results = {side: {name: result[name] for name in names if name in result} for side, result in results.items()}
     num_features = features["held_out"].features.shape[1] if features else None
     _warn_of_few_images(on_samples, num_features or 0, min(options.num_samples, len(held_out)))
     return SampleReport(

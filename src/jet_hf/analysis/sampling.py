@@ -48,8 +48,7 @@ def draw_latents(
     check_whole("num_images", num_images)
     check_whole("batch_size", batch_size)
     check_whole("seed", seed, low=-(2**63))
-    config, generator = model.config, torch.Generator().manual_seed(int(seed))
-    shape = (config.num_channels, config.image_size, config.image_size)
+    shape, generator = model.config.image_shape, torch.Generator().manual_seed(int(seed))
     for start in range(0, num_images, batch_size):
         latents = [
             torch.randn(shape, generator=generator, dtype=torch.float32)
@@ -367,7 +366,7 @@ def interpolate(
 
 def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:
     """
-    Arrange images of one size on white, in rows of `columns`, with `gap` pixels between them.
+    Arrange images of one size on white, in rows of `columns`, with `gap` pixels between them. The grid has 8 bits.
 
     Raises:
         ValueError: without images, for less than one column, or for a negative gap.
@@ -380,5 +379,7 @@ def image_grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.I
     columns, rows = min(columns, len(images)), -(-len(images) // columns)
     grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for i, image in enumerate(images):
+        if image.mode == "I;16":
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         grid.paste(image, ((i % columns) * (width + gap), (i // columns) * (height + gap)))
     return grid

@@ -30,7 +30,7 @@ def run(arguments: SampleArguments) -> None:
 def make_images(arguments: SampleArguments) -> list[Image.Image]:
     """Return the requested images, in the size of the model."""
     paths = arguments.interpolate or arguments.reconstruct or []
-    inputs = [open_image(path) for path in paths]
+    inputs = {path: open_image(path) for path in paths}
     load_config(arguments.model, "model")
     model = JetForDensityEstimation.from_pretrained(arguments.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,13 +41,24 @@ def make_images(arguments: SampleArguments) -> list[Image.Image]:
     if not inputs:
         settings = {name: getattr(arguments, name) for name in ("num_images", "seed", "batch_size", "label")}
         return sample_images(model, processor, **settings, **arguments.sampling_options())
-    pixel_values = processor(inputs, return_tensors="pt").pixel_values.to(model.device)
+    pixel_values = read_images(inputs, processor).to(model.device)
     if arguments.interpolate:
         first, second = pixel_values
         return processor.post_process(interpolate(model, first, second, arguments.num_images))
     result = reconstruct(model, pixel_values)
     print(f"largest error {result.max_abs_error:.1e} of [-1, 1]; bytes equal: {result.bytes_equal}")
     return processor.post_process(result.pixel_values)
+
+
+def read_images(inputs: dict[str, Image.Image], processor: JetImageProcessor) -> torch.Tensor:
+    """Return the pixel values of images by their paths, (B, C, S, S); name the file that cannot be converted."""
+    pixel_values = []
+    for path, image in inputs.items():
+        try:
+            pixel_values.append(processor(image, return_tensors="pt").pixel_values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return torch.cat(pixel_values)
 
 
 def open_image(path: str) -> Image.Image:

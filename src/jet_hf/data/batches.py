@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .columns import LEVEL_DTYPES
 from .pixels import LABEL, PIXELS
 
 
@@ -28,7 +29,7 @@ class Batch(NamedTuple):
     Images of one process.
 
     Args:
-        pixels: uint8 tensor (B, C, S, S).
+        pixels: uint8 tensor (B, C, H, W), or uint16 for more than 256 gray levels.
         indices: int64 tensor (B,): indices into the training stream or the evaluated dataset, which seed the noise of
             the images.
         labels: int64 tensor (B,) of classes, if they were read.
@@ -123,9 +124,12 @@ class _Pixels(Dataset):
 
     def __init__(self, dataset: datasets.Dataset):
         feature = dataset.features.get(PIXELS)
-        if getattr(feature, "dtype", None) != "uint8" or len(getattr(feature, "shape", ())) != 3:
-            raise ValueError(f"`dataset` must have a column `{PIXELS}` of uint8 arrays (C, S, S), got {feature}.")
-        self.dataset = dataset.with_format("numpy", columns=[PIXELS], dtype=np.uint8)
+        dtype = getattr(feature, "dtype", None)
+        if dtype not in LEVEL_DTYPES or len(getattr(feature, "shape", ())) != 3:
+            raise ValueError(
+                f"`dataset` must have a column `{PIXELS}` of uint8 or uint16 arrays (C, H, W), got {feature}."
+            )
+        self.dataset = dataset.with_format("numpy", columns=[PIXELS], dtype=np.dtype(dtype))
         has_labels = LABEL in dataset.column_names
         self.labels = dataset.with_format("numpy", columns=[LABEL], dtype=np.int64) if has_labels else None
 
@@ -136,7 +140,7 @@ class _Pixels(Dataset):
 
 
 def read_pixels(dataset: datasets.Dataset) -> torch.Tensor:
-    """Return all images of a dataset of pixels: uint8 (num_images, C, S, S)."""
+    """Return all images of a dataset of pixels: uint8 or uint16 (num_images, C, H, W)."""
     rows = np.arange(len(dataset))
     return _Pixels(dataset)[rows, rows].pixels
 

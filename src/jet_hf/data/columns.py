@@ -10,6 +10,7 @@ from PIL import Image
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "cls")
+LEVEL_DTYPES = ("uint8", "uint16")  # of columns of arrays
 # Pillow recognizes files of these formats but has no decoder for them.
 FORMATS_WITHOUT_DECODER = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -65,8 +66,8 @@ def find_image_column(features: datasets.Features, image_column: str | None = No
     """
     Return the column of images.
 
-    By default it is the only column of type Image or of three-dimensional arrays of bytes, or the one of these with a
-    usual name. A column of bytes holds encoded image files if it has a usual name.
+    By default it is the only column of type Image or of three-dimensional arrays of uint8 or uint16, or the one of
+    these with a usual name. A column of bytes holds encoded image files if it has a usual name.
 
     Args:
         features: Features of the dataset.
@@ -131,7 +132,7 @@ def _file_columns(features: datasets.Features) -> list[str]:
 
 def _holds_images(feature) -> bool:
     return isinstance(feature, datasets.Image) or (
-        isinstance(feature, datasets.Array3D) and feature.dtype == "uint8" and None not in feature.shape
+        isinstance(feature, datasets.Array3D) and feature.dtype in LEVEL_DTYPES and None not in feature.shape
     )
 
 

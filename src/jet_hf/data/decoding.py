@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Decoding of single images, from the stored file or array to an array of bytes."""
+"""Decoding of single images, from the stored file or array to an array of gray levels."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets.utils.file_utils import xopen
 from PIL import Image
 
-from ..model.image_processing_jet import JetImageProcessor
+from ..model.image_processing_jet import JetImageProcessor, LevelsError, as_levels, to_numpy
 
 
 # An encoded file as {"bytes", "path"}, a decoded array, or `None` where the image is missing.
@@ -37,30 +37,38 @@ def stored_images(column: pa.ChunkedArray) -> list[StoredImage]:
     return images
 
 
-def decode_image(image: StoredImage, convert: Converter) -> tuple[np.ndarray, str | None]:
+def decode_image(image: StoredImage, convert: Converter, index: int = 0) -> tuple[np.ndarray, str | None]:
     """
     Decode a stored image and convert it to an array.
 
     Args:
         image: Stored image, see [`stored_images`].
         convert: Function from a PIL image or an array to an array.
+        index: Index of the image, which names it in messages if it has no file name.
 
     Returns:
         The array, and the format of the file; `None` for an array.
 
     Raises:
         UndecodableImageError: if the image is missing, broken, larger than Pillow's limit, or cannot be converted.
-        ValueError: if an array does not have the shape of an image.
+        ValueError: if an array does not have the shape of an image, or an image contradicts the number of gray levels.
         OSError: if the file cannot be read, which need not be the fault of the image.
     """
-    if isinstance(image, np.ndarray):
-        return convert(image), None
-    data = _read_file(image) if image is not None else None
-    if data is None:
-        raise UndecodableImageError("there is no image")
+    try:
+        if isinstance(image, np.ndarray):
+            return convert(image), None
+        data = _read_file(image) if image is not None else None
+        if data is None:
+            raise UndecodableImageError("there is no image")
+        return _decode_data(data, convert)
+    except LevelsError as error:  # not a broken image but the wrong data
+        raise ValueError(f"{image_name(image, index)}: {error}") from error
+
+
+def _decode_data(data: bytes, convert: Converter) -> tuple[np.ndarray, str | None]:
     try:
         return _decode_file(data, convert)
-    except (UndecodableImageError, MemoryError):
+    except (UndecodableImageError, LevelsError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:  # its message contains a memory address
         raise UndecodableImageError("Pillow does not recognize the file as an image") from error
@@ -87,13 +95,20 @@ def _decode_file(data: bytes, convert: Converter) -> tuple[np.ndarray, str | Non
 
 
 def pixel_converter(processor: JetImageProcessor) -> Converter:
-    """Return a function from an image to pixels (C, S, S), which passes arrays of this shape through unchanged."""
+    """Return a function from an image to pixels (C, H, W), which passes arrays of this shape through unchanged."""
     return partial(_to_pixels, processor)
 
 
 def _to_pixels(processor: JetImageProcessor, image: Image.Image | np.ndarray) -> np.ndarray:
     shape = (processor.num_channels, processor.size["height"], processor.size["width"])
-    return image if isinstance(image, np.ndarray) and image.shape == shape else processor.to_uint8(image)
+    if isinstance(image, np.ndarray) and image.shape == shape:
+        return check_levels(image, processor.num_levels)
+    return processor.read_levels(image)
+
+
+def check_levels(array: np.ndarray, num_levels: int) -> np.ndarray:
+    """Return an array of uint8 or uint16 in the dtype of `num_levels`, or raise LevelsError for other levels."""
+    return to_numpy(as_levels(array, num_levels)).astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False)
 
 
 def file_name(image: StoredImage) -> str | None:
@@ -106,17 +121,20 @@ def image_name(image: StoredImage, index: int) -> str:
     return file_name(image) or f"image {index}"
 
 
-def random_crops(pixels: np.ndarray, image_size: int, num_crops: int, seed: int, index: int) -> list[np.ndarray]:
+def random_crops(
+    pixels: np.ndarray, height: int, width: int, num_crops: int, seed: int, index: int
+) -> list[np.ndarray]:
     """
-    Return crops (C, image_size, image_size) of an image (C, H, W) at random positions.
+    Return crops (C, height, width) of an image (C, H, W) at random positions.
 
     The positions depend on `seed` and on the `index` of the image alone.
 
     Raises:
         ValueError: if the image is smaller than a crop.
     """
-    if min(pixels.shape[1:]) < image_size:
-        raise ValueError(f"image {index} has {pixels.shape[1:]} pixels, fewer than the crop's {image_size}.")
+    rows, columns = pixels.shape[1:]
+    if rows < height or columns < width:
+        raise ValueError(f"image {index} has {rows} x {columns} pixels, fewer than the crop's {height} x {width}.")
     rng = np.random.default_rng([seed, index])
-    corners = rng.integers(0, np.array(pixels.shape[1:]) - image_size + 1, size=(num_crops, 2))
-    return [pixels[:, y : y + image_size, x : x + image_size] for y, x in corners]
+    corners = rng.integers(0, [rows - height + 1, columns - width + 1], size=(num_crops, 2))
+    return [pixels[:, y : y + height, x : x + width] for y, x in corners]

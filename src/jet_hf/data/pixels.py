@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Conversion of datasets of images to datasets of pixels, the bytes that the model scores."""
+"""Conversion of datasets of images to datasets of pixels, the gray levels that the model scores."""
 
 import logging
 import os
@@ -13,8 +13,10 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
+from PIL import Image
 
 from .. import __version__
+from ..model.configuration_jet import MAX_NUM_LEVELS
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
 from .cache import cache_file, stamp_of
@@ -22,6 +24,7 @@ from .columns import find_image_column
 from .decoding import (
     StoredImage,
     UndecodableImageError,
+    check_levels,
     decode_image,
     file_name,
     image_name,
@@ -116,7 +119,8 @@ class PixelSplit:
     A split as pixels.
 
     Args:
-        dataset: Column `pixels`: uint8 arrays (C, S, S); column `label`: int64, if labels were read.
+        dataset: Column `pixels`: uint8 arrays (C, H, W), or uint16 for more than 256 gray levels; column `label`:
+            int64, if labels were read.
         num_skipped: Number of images that could not be decoded.
         source_format: Encoding of the source, such as "JPEG", or "JPEG, PNG" if mixed; `None` for arrays.
         fingerprint: Short text that changes with the pixels, the labels and their order.
@@ -171,7 +175,7 @@ def load_pixels(
 
     Raises:
         ValueError: see [`open_split`], [`check_release`], [`label_column_of`] and [`check_classes`]; also if there are
-            no images.
+            no images, or some contradict the processor's `num_levels`.
         UndecodableImagesError: if more than the allowed share of images cannot be decoded.
     """
     dataset = open_split(source, split)
@@ -190,6 +194,7 @@ def load_pixels(
     if num_images == 0:
         raise ValueError(f"{where} holds no images.")
     prepared = source.layout.records.get(source.layout.resolve(split).split("[")[0], {})
+    check_prepared_levels(prepared, processor, where)
     num_left_out = 0
     if options.max_images is None:
         num_left_out = prepared.get("num_skipped", 0) if "[" not in split else 0
@@ -215,6 +220,13 @@ def load_pixels(
         source_format=pixels.source_format or prepared.get("source_format"),
         images=None if is_stream else dataset.select_columns([decoder.image_column]),
     )
+
+
+def check_prepared_levels(record: dict, processor: JetImageProcessor, where: str) -> None:
+    """Raise ValueError if a split, with its record of `jet-hf prepare`, has another number of levels."""
+    found = record.get("parameters", {}).get("num_levels", 256 if record else processor.num_levels)
+    if found != processor.num_levels:
+        raise ValueError(f"{where} was prepared with `num_levels` {found}, but the model has {processor.num_levels}.")
 
 
 def _describe_use(where: str, num_images: int, num_found: int | None, num_skipped: int) -> str:
@@ -294,7 +306,8 @@ class _Decoder:
     def features(self) -> datasets.Features:
         """Features of the result."""
         text, binary = datasets.Value("string"), datasets.Value("binary")
-        features = {PIXELS: datasets.Array3D(self.shape, "uint8"), "format": text, "error": text, DIGEST: binary}
+        pixels = datasets.Array3D(self.shape, self.processor.level_dtype)
+        features = {PIXELS: pixels, "format": text, "error": text, DIGEST: binary}
         return datasets.Features(features | ({LABEL: datasets.Value("int64")} if self.label_column else {}))
 
     @property
@@ -311,7 +324,8 @@ class _Decoder:
             try:
                 arrays, kind = self._decode(image, index)
             except UndecodableImageError as reason:
-                arrays, kind, error = [np.zeros(self.shape, np.uint8)], None, f"{image_name(image, index)}: {reason}"
+                arrays, kind = [np.zeros(self.shape, self.processor.level_dtype)], None
+                error = f"{image_name(image, index)}: {reason}"
                 self.undecodable.append(error)
             rows += [(array, kind, error, digest_of_row(array, label), label) for array in arrays]
         if self.limit is not None:  # not only at the end, which may be hours away
@@ -321,19 +335,31 @@ class _Decoder:
     def _decode(self, image: StoredImage, index: int) -> tuple[list[np.ndarray], str | None]:
         processor = self.processor
         if self.num_crops:
-            array, kind = decode_image(
-                image, lambda stored: np.asarray(processor.process_image(stored, **vars(processor)))
-            )
-            return random_crops(array, self.shape[1], self.num_crops, self.seed, index), kind
-        array, kind = decode_image(image, pixel_converter(processor))
+            array, kind = decode_image(image, self._read_whole, index)
+            return random_crops(array, *self.shape[1:], self.num_crops, self.seed, index), kind
+        array, kind = decode_image(image, pixel_converter(processor), index)
         if array.shape != self.shape:
             raise ValueError(f"image {index} was converted to shape {array.shape}, expected {self.shape}.")
         return [array], kind
 
+    def _read_whole(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        processor = self.processor
+        return np.asarray(processor.process_image(image, **vars(processor))).astype(processor.level_dtype)
 
-def _digests(table: pa.Table, indices: list[int], first_label: int = 0) -> dict[str, list]:
-    """Return the digests of pixels and their labels, and labels that change, for `Dataset.map`."""
-    arrays = (np.asarray(image) for image in stored_images(table[PIXELS]))
+
+def _digests(
+    table: pa.Table, indices: list[int], first_label: int = 0, num_levels: int | None = None
+) -> dict[str, list]:
+    """
+    Return the digests of pixels and their labels, and labels that change, for `Dataset.map`.
+
+    Raises:
+        ValueError: for pixels that are not below `num_levels`, if it is given.
+    """
+    arrays = [np.asarray(image) for image in stored_images(table[PIXELS])]
+    if num_levels is not None:
+        for array, index in zip(arrays, indices, strict=True):
+            decode_image(array, partial(check_levels, num_levels=num_levels), index)
     labels = _labels_of(table, LABEL, first_label)
     digests = {DIGEST: list(map(digest_of_row, arrays, labels))}
     return digests | {LABEL: labels} if first_label else digests
@@ -358,8 +384,11 @@ def _decode_all(
     if is_pixels and not dataset.data[decoder.image_column].null_count:  # without a second copy on the disk
         dataset = dataset.rename_columns(dict(zip(decoder.columns, (PIXELS, LABEL), strict=False)))
         function, features = _digests, datasets.Features({DIGEST: datasets.Value("binary")})
+        # Results that are cached without these arguments stay valid.
+        if decoder.processor.num_levels not in (256, MAX_NUM_LEVELS):
+            function = partial(function, num_levels=decoder.processor.num_levels)
         if decoder.first_label:
-            function = partial(_digests, first_label=decoder.first_label)
+            function = partial(function, first_label=decoder.first_label)
             features[LABEL] = datasets.Value("int64")
         digests = _map(dataset, function, features, f"reading {limit.where}", **options)
         if decoder.first_label:

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..arguments import PreparationArguments
+from ..model.configuration_jet import image_sides
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
 from ..utils.files import check_is_free, replace_file, replace_text, strict_json
@@ -45,7 +46,9 @@ IMAGE, LABEL = "image", "label"
 ROWS_READ = 512
 METADATA_KEY = b"jet_hf"
 # Parameters that all splits of a prepared folder share.
-COMMON_PARAMETERS = ("image_size", "center_crop", "dataset_release", "first_label")
+COMMON_PARAMETERS = ("image_size", "num_channels", "num_levels", "center_crop", "dataset_release", "first_label")
+# Parameters that earlier versions did not record.
+EARLIER_VERSIONS = {"num_channels": 3, "num_levels": 256}
 SECONDS_TO_LOCK = 10
 
 
@@ -107,8 +110,10 @@ def prepare(arguments: PreparationArguments) -> Prepared:
 
 
 def _check(arguments: PreparationArguments) -> None:
-    for name in ("image_size", "num_shards", "num_proc"):
+    for name in ("num_shards", "num_proc"):
         check_whole(name, getattr(arguments, name))
+    for side in image_sides(arguments.image_size):
+        check_whole("image_size", side)
     if not 0 <= arguments.max_undecodable_share <= 1:
         raise ValueError(f"`max_undecodable_share` must lie in [0, 1], got {arguments.max_undecodable_share}.")
     if not re.fullmatch(r"\w+", arguments.split):
@@ -149,7 +154,7 @@ def _begin(folder: Path, arguments: PreparationArguments, parameters: dict, fing
     record = preparation_record(folder) or {"release": arguments.dataset_release, "splits": {}}
     advice = "Restore them, or write to another folder."
     for split, entry in record["splits"].items():
-        known = entry["parameters"]
+        known = EARLIER_VERSIONS | entry["parameters"]
         changed = [
             f"`{name}` was {known.get(name)!r} and is now {parameters[name]!r}"
             for name in (parameters if split == arguments.split else COMMON_PARAMETERS)
@@ -189,9 +194,15 @@ class _ShardWriter:
         self.dataset, self.paths, self.first_label = dataset, paths, first_label
         self.image_column = find_image_column(dataset.features, arguments.image_column)
         self.label_column = _find_label_column(dataset.features, arguments.label_column)
-        size = arguments.image_size
-        self.processor = JetImageProcessor(size=size, do_center_crop=arguments.center_crop)
-        self.features = datasets.Features({IMAGE: datasets.Array3D((3, size, size), "uint8")})
+        height, width = image_sides(arguments.image_size)
+        self.processor = JetImageProcessor(
+            size=(height, width),
+            num_channels=arguments.num_channels,
+            num_levels=arguments.num_levels,
+            do_center_crop=arguments.center_crop,
+        )
+        shape = (arguments.num_channels, height, width)
+        self.features = datasets.Features({IMAGE: datasets.Array3D(shape, self.processor.level_dtype)})
         if self.label_column:
             self.features[LABEL] = dataset.features[self.label_column]
 
@@ -221,7 +232,7 @@ class _ShardWriter:
             kept: list[int] = []
             for i, image in enumerate(stored_images(stored[self.image_column])):
                 try:
-                    array, kind = decode_image(image, convert)
+                    array, kind = decode_image(image, convert, first + i)
                 except UndecodableImageError as error:
                     name = "/".join(Path(image_name(image, first + i)).parts[-2:])
                     record["skipped"].append(f"{name}: {error}")
@@ -357,9 +368,13 @@ def _finish(folder: Path, split: str, records: list[dict], num_found: int) -> Pr
 def dataset_card(record: dict) -> str:
     """Return the README of a prepared dataset, which covers the finished splits."""
     splits = {name: entry for name, entry in record["splits"].items() if "num_images" in entry}
-    parameters = next(iter(splits.values()))["parameters"]
-    size = parameters["image_size"]
-    crop = "the central square of each image" if parameters["center_crop"] else "each whole image, squeezed,"
+    parameters = EARLIER_VERSIONS | next(iter(splits.values()))["parameters"]
+    channels, levels = parameters["num_channels"], parameters["num_levels"]
+    dtype = "uint8" if levels <= 256 else "uint16"
+    holds = "" if levels == 256 else f", with levels from 0 to {levels - 1}"
+    height, width = image_sides(parameters["image_size"])
+    part = "square" if height == width else f"{height} : {width} part"
+    crop = f"the central {part} of each image" if parameters["center_crop"] else "each whole image, squeezed,"
     source = parameters["dataset_name"] or Path(parameters["dataset_path"]).resolve().name
     config = f" ({parameters['dataset_config']})" if parameters["dataset_config"] else ""
     release = record["release"]
@@ -371,10 +386,10 @@ def dataset_card(record: dict) -> str:
     # The header has no `configs`: with them the cache of `datasets` confuses folders of the same name.
     sections = [
         "---\nlicense: other\ntask_categories: [unconditional-image-generation]\n---",
-        f"# {source} at {size} x {size}",
-        f"Made from {source}{config}: {crop} averaged over areas to {size} x {size} pixels, as TensorFlow's "
-        f"`ResizeMethod.AREA` does. Column `{IMAGE}`: uint8 arrays (3, {size}, {size}). The license is that of the "
-        "source.",
+        f"# {source} at {height} x {width}",
+        f"Made from {source}{config}: {crop} averaged over areas to {height} x {width} pixels, as TensorFlow's "
+        f"`ResizeMethod.AREA` does. Column `{IMAGE}`: {dtype} arrays ({channels}, {height}, {width}){holds}. The "
+        "license is that of the source.",
         f"Release `{release}`. {RELEASES[release].note}" if release else "",
         markdown_table(table, left=2),
     ]

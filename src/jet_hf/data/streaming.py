@@ -25,7 +25,7 @@ from ..model.image_processing_jet import JetImageProcessor
 from .batches import Batch, BatchSharding, outlive_termination
 from .columns import find_image_column
 from .decoding import StoredImage, UndecodableImageError, decode_image, image_name, pixel_converter, stored_images
-from .pixels import ReadOptions, UndecodableImagesError, UndecodableLimit, check_classes
+from .pixels import ReadOptions, UndecodableImagesError, UndecodableLimit, check_classes, check_prepared_levels
 from .sources import DataSource, first_label_of, label_column_of, open_split
 
 
@@ -89,6 +89,7 @@ def stream_batches(
     dataset = open_split(source, split, streaming=True)
     column = find_image_column(dataset.features, source.image_column)
     where = f"split {split!r} of {source.where}"
+    check_prepared_levels(source.layout.records.get(source.layout.resolve(split), {}), processor, where)
     if isinstance(dataset, datasets.IterableDataset):
         logger.info(f"{where} is read as a stream, so the number of its images is unknown.")
     elif len(dataset) == 0:
@@ -171,7 +172,7 @@ class _Stream(IterableDataset):
             for step in self.steps:
                 examples = list(itertools.islice(images, self.sharding.batch_size))
                 indices = self.sharding.indices(step)
-                decoded = {i: pool.submit(self._decode, examples[i % len(examples)]) for i in np.ravel(indices)}
+                decoded = {i: pool.submit(self._decode, examples[i % len(examples)], i) for i in np.ravel(indices)}
                 pending.append(_Step(examples, indices, decoded))
                 if len(pending) > 1:  # one step is read while another one is decoded
                     yield from self._finish(pending.popleft())
@@ -202,13 +203,13 @@ class _Stream(IterableDataset):
                 raise ValueError(f"{self.where} holds no images.")
             skip = max(0, skip - num_images)
 
-    def _decode(self, example: StoredExample) -> Example:
+    def _decode(self, example: StoredExample, index: int) -> Example:
         image, label = example
         if self.options.num_classes is not None:
             labels = pc.subtract(pa.array([label], pa.int64()), self.first_label)
             check_classes(labels, self.options.num_classes, self.where, lambda row: image)
             label = labels[0].as_py()
-        return decode_image(image, self.convert)[0], label
+        return decode_image(image, self.convert, index)[0], label
 
     def _finish(self, step: _Step) -> Iterator[Batch]:
         for indices in step.indices:
@@ -223,7 +224,7 @@ class _Stream(IterableDataset):
         for back in range(size):
             example = step.examples[(index - back) % size]
             try:
-                return step.decoded[index].result() if back == 0 else self._decode(example)
+                return step.decoded[index].result() if back == 0 else self._decode(example, index - back)
             except UndecodableImageError as error:
                 if back == 0:
                     self._record_undecodable(f"{image_name(example[0], index)}: {error}")

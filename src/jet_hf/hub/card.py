@@ -34,6 +34,7 @@ FIGURE_TITLES = {
     "precision": "precision, higher is better",
     "recall": "recall, higher is better",
     "nearest_neighbor_accuracy": "two-sample accuracy of a nearest neighbor, 0.5 is best",
+    "seam_strength": "seam strength: mean step between pixels across borders of patches over that inside, 1 is best",
     "classifier_accuracy": "accuracy on held-out images of a classifier trained on these images, higher is better",
     "bayes_accuracy": "accuracy of argmax p(image given class) on held-out images, higher is better",
 }
@@ -368,8 +369,12 @@ def _read_config(folder: Path) -> JetConfig | None:
 def _describe_shape(config: JetConfig | None) -> str | None:
     if config is None:
         return None
-    size, channels, layers = (getattr(config, name) for name in ("image_size", "num_channels", "num_coupling_layers"))
-    return f"Images have {size} x {size} pixels and {channels} channels; the flow has {layers} coupling layers."
+    channels, height, width = config.image_shape
+    order = "" if height == width else " (height and width)"
+    return (
+        f"Images have {height} x {width} pixels{order} and {channels} channels; the flow has "
+        f"{config.num_coupling_layers} coupling layers."
+    )
 
 
 def _is_hub_id(name: str | None) -> bool:

@@ -177,9 +177,9 @@ def _cycle(values: Sequence[str], length: int) -> list[str]:
 
 
 def _spatial_pattern(path: str | os.PathLike, layer: int, permutation: torch.Tensor) -> str:
-    grid_size = math.isqrt(len(permutation))
+    side = math.isqrt(len(permutation))
     for pattern in SPATIAL_COUPLINGS:
-        if grid_size**2 == len(permutation) and torch.equal(permutation, spatial_permutation(pattern, grid_size)):
+        if side**2 == len(permutation) and torch.equal(permutation, spatial_permutation(pattern, side, side)):
             return pattern
     raise ValueError(
         f"{path}: the spatial split of coupling layer {layer} is none of {list(SPATIAL_COUPLINGS)} on a square grid."

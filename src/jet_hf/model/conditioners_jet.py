@@ -390,7 +390,7 @@ class JetCNN(JetConditioner):
 
     def __init__(self, config: JetConfig, num_features: int, num_parameters: int, cut_rows: bool = False):
         super().__init__(config, num_features, num_parameters, cut_rows)
-        self.grid_size, self.cut_rows = config.grid_size, cut_rows
+        self.grid_shape, self.cut_rows = config.grid_shape, cut_rows
         self.layers = nn.ModuleList([JetCNNLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.GroupNorm(config.num_groups, config.hidden_size)
         self.out_proj = linear(config.hidden_size, num_parameters * num_features, "zeros")
@@ -400,18 +400,18 @@ class JetCNN(JetConditioner):
         return self.norm.weight.dtype
 
     def to_grid(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Arrange tokens (B, N, E) in a grid (B, E, G, G)."""
-        size = self.grid_size
+        """Arrange tokens (B, N, E) in a grid (B, E, rows, columns)."""
+        rows, columns = self.grid_shape
         if self.cut_rows:
-            tokens = tokens.unflatten(1, (size // 2, size, 2)).transpose(2, 3)
+            tokens = tokens.unflatten(1, (rows // 2, columns, 2)).transpose(2, 3)
         # Contiguous, because torch.func.vmap has no rule for group norms of channels-last grids.
-        return tokens.reshape(-1, size, size, tokens.shape[-1]).permute(0, 3, 1, 2).contiguous()
+        return tokens.reshape(-1, rows, columns, tokens.shape[-1]).permute(0, 3, 1, 2).contiguous()
 
     def to_tokens(self, grid: torch.Tensor) -> torch.Tensor:
-        """Return the tokens (B, N, E) of a grid (B, E, G, G), the inverse of [`to_grid`]."""
+        """Return the tokens (B, N, E) of a grid (B, E, rows, columns), the inverse of [`to_grid`]."""
         tokens = grid.permute(0, 2, 3, 1)
         if self.cut_rows:
-            tokens = tokens.unflatten(1, (self.grid_size // 2, 2)).transpose(2, 3)
+            tokens = tokens.unflatten(1, (self.grid_shape[0] // 2, 2)).transpose(2, 3)
         return tokens.reshape(grid.shape[0], -1, grid.shape[1])
 
     def run_blocks(self, hidden_states: torch.Tensor, attention_temperature: float = 1.0) -> torch.Tensor:

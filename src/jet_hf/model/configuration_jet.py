@@ -34,6 +34,14 @@ GUIDANCE_RULES = ("linear", "variance_aware")
 MAX_NUM_LEVELS = 2**16
 
 
+def image_sides(image_size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """Return height and width, given one number for both or a pair, or raise ValueError for another list."""
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2:
+        raise ValueError(f"`image_size` must be one number, or height and width, got {list(sides)}.")
+    return sides
+
+
 def levels_per_unit(num_levels: int) -> float:
     """Return the number of gray levels in one unit of the model's scale [-1, 1]."""
     return (num_levels - 1) / 2
@@ -46,12 +54,13 @@ class JetConfig(PreTrainedConfig):
     Normalizing Flow" for 64 x 64 images: 32 coupling layers over 256 patches, with ViTs of depth 2 and width 512.
 
     Args:
-        image_size (`int`, *optional*, defaults to 64):
-            Height and width S of the (square) images, in pixels.
+        image_size (`int | tuple[int, int]`, *optional*, defaults to 64):
+            Side S of square images, or height and width, in pixels.
         num_channels (`int`, *optional*, defaults to 3):
             Number of image channels C.
         patch_size (`int`, *optional*, defaults to 4):
-            Side p of a patch, in pixels. An image becomes `N = (S / p) ** 2` tokens of `D = C * p * p` numbers.
+            Side p of a patch, in pixels. An image of H x W pixels becomes `N = (H / p) * (W / p)` tokens of
+            `D = C * p * p` numbers.
         num_coupling_layers (`int`, *optional*, defaults to 32):
             Number of coupling layers T.
         coupling_kinds (`tuple[str, ...]`, *optional*, defaults to four `"channels"`, then `"spatial"`):
@@ -131,7 +140,7 @@ class JetConfig(PreTrainedConfig):
 
     model_type = "jet"
 
-    image_size: int = 64
+    image_size: int | tuple[int, int] | list[int] = 64
     num_channels: int = 3
     patch_size: int = 4
     num_coupling_layers: int = 32
@@ -162,7 +171,10 @@ class JetConfig(PreTrainedConfig):
     permutation_seed: int = 0
 
     def __post_init__(self, **kwargs) -> None:
-        # JSON has no tuples: with lists a loaded configuration equals the saved one.
+        # JSON has no tuples: with lists a loaded configuration equals the saved one. A square has one notation.
+        if isinstance(self.image_size, tuple | list):
+            is_square = len(self.image_size) == 2 and self.image_size[0] == self.image_size[1]
+            self.image_size = self.image_size[0] if is_square else list(self.image_size)
         self.coupling_kinds = list(self.coupling_kinds)
         self.spatial_couplings = list(self.spatial_couplings)
         if isinstance(self.noise_std, tuple):
@@ -176,14 +188,21 @@ class JetConfig(PreTrainedConfig):
             logger.warning(f"JetConfig ignores the unknown fields {', '.join(unknown)}.")
 
     @property
-    def grid_size(self) -> int:
-        """Number of patches G along one side of the image."""
-        return self.image_size // self.patch_size
+    def image_shape(self) -> tuple[int, int, int]:
+        """Number of channels, height and width of an image."""
+        height, width = image_sides(self.image_size)
+        return self.num_channels, height, width
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Numbers of rows and columns of patches."""
+        _, height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
 
     @property
     def num_patches(self) -> int:
         """Number of tokens N of an image."""
-        return self.grid_size**2
+        return math.prod(self.grid_shape)
 
     @property
     def patch_dim(self) -> int:
@@ -192,8 +211,8 @@ class JetConfig(PreTrainedConfig):
 
     @property
     def num_dims(self) -> int:
-        """Number of dimensions d of an image, `C * S * S`."""
-        return self.num_channels * self.image_size**2
+        """Number of dimensions d of an image, `C * H * W`."""
+        return math.prod(self.image_shape)
 
     @property
     def levels_per_unit(self) -> float:
@@ -255,6 +274,7 @@ class JetConfig(PreTrainedConfig):
         """Raise ValueError for invalid values. `@strict` calls every method whose name starts with `validate_`."""
         self._check_names()
         self._check_numbers()
+        self._check_image_size()
         self._check_noise_std()
         self._check_combinations()
 
@@ -271,6 +291,16 @@ class JetConfig(PreTrainedConfig):
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {self.hidden_act!r}.")
 
+    def _check_image_size(self) -> None:
+        for side in image_sides(self.image_size):
+            if side < 1:
+                raise ValueError(f"`image_size` must be at least 1, got {self.image_size}.")
+            if side % self.patch_size:
+                raise ValueError(
+                    "`image_size` must be divisible by `patch_size`, got "
+                    f"{self._describe('image_size', 'patch_size')}."
+                )
+
     def _check_numbers(self) -> None:
         for field, kind in JetConfig.__annotations__.items():
             value, minimum = getattr(self, field), 0 if field.endswith("num_hidden_layers") else 1
@@ -283,9 +313,9 @@ class JetConfig(PreTrainedConfig):
             raise ValueError(f"`num_levels` must be from 2 to {MAX_NUM_LEVELS}, got {self.num_levels}.")
         if not (math.isfinite(self.layer_norm_eps) and self.layer_norm_eps >= 0):
             raise ValueError(f"`layer_norm_eps` must be zero or a positive number, got {self.layer_norm_eps}.")
-        for field, divisor in (("image_size", "patch_size"), ("hidden_size", "num_attention_heads")):
-            if getattr(self, field) % getattr(self, divisor):
-                raise ValueError(f"`{field}` must be divisible by `{divisor}`, got {self._describe(field, divisor)}.")
+        if self.hidden_size % self.num_attention_heads:
+            fields = self._describe("hidden_size", "num_attention_heads")
+            raise ValueError(f"`hidden_size` must be divisible by `num_attention_heads`, got {fields}.")
 
     def _check_noise_std(self) -> None:
         if self.noise_std is None:
@@ -321,6 +351,8 @@ class JetConfig(PreTrainedConfig):
                 "the number of patches must be even, because spatial `coupling_kinds` halve them, got "
                 f"{self._describe('image_size', 'patch_size')}, which is {self.num_patches} patches."
             )
+        if "spatial" in self.coupling_kinds:
+            self._check_halves()
         if self.dequantization == "flow" and self.noise_std is not None:
             raise ValueError(
                 "`noise_std` replaces the dequantization noise, so it excludes the dequantization flow, got "
@@ -331,6 +363,22 @@ class JetConfig(PreTrainedConfig):
                 _ = self.dequantization_config
             except StrictDataclassError as error:
                 raise ValueError(f"invalid fields `dequantization_*` of the dequantization flow: {error}") from None
+
+    def _check_halves(self) -> None:
+        """Raise ValueError for a spatial split into unequal halves, or one that a CNN cannot arrange in a grid."""
+        (rows, columns), is_cnn = self.grid_shape, self.backbone == "cnn"
+        for pattern in self.spatial_couplings:
+            if pattern.startswith("hstripes") and rows % 2:
+                side = "rows"
+            elif (pattern.startswith("vstripes") or is_cnn) and columns % 2 and not pattern.startswith("hstripes"):
+                side = "columns"
+            else:
+                continue
+            raise ValueError(
+                f"the number of {side} of patches must be even for the spatial coupling {pattern!r}"
+                f"{' of a CNN' if is_cnn else ''}, got {self._describe('image_size', 'patch_size')}, which is "
+                f"{rows} x {columns} patches: choose another size, or other `spatial_couplings`."
+            )
 
     def _describe(self, *fields: str) -> str:
         return " and ".join(f"{field}={getattr(self, field)}" for field in fields)

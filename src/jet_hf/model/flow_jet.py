@@ -33,17 +33,17 @@ logger = logging.get_logger(__name__)
 
 
 def patchify(images: torch.Tensor, config: JetConfig) -> torch.Tensor:
-    """Cut images (B, C, S, S) into patches (B, N, D), whose fastest axis is the channel, then column, then row."""
-    p, grid = config.patch_size, config.grid_size
-    patches = images.reshape(-1, config.num_channels, grid, p, grid, p).permute(0, 2, 4, 3, 5, 1)
+    """Cut images (B, C, H, W) into patches (B, N, D), whose fastest axis is the channel, then column, then row."""
+    p, (rows, columns) = config.patch_size, config.grid_shape
+    patches = images.reshape(-1, config.num_channels, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1)
     return patches.reshape(-1, config.num_patches, config.patch_dim)
 
 
 def unpatchify(state: torch.Tensor, config: JetConfig) -> torch.Tensor:
-    """Assemble images (B, C, S, S) from patches (B, N, D), the inverse of [`patchify`]."""
-    p, grid = config.patch_size, config.grid_size
-    images = state.reshape(-1, grid, grid, p, p, config.num_channels).permute(0, 5, 1, 3, 2, 4)
-    return images.reshape(-1, config.num_channels, config.image_size, config.image_size)
+    """Assemble images (B, C, H, W) from patches (B, N, D), the inverse of [`patchify`]."""
+    p, grid_shape = config.patch_size, config.grid_shape
+    images = state.reshape(-1, *grid_shape, p, p, config.num_channels).permute(0, 5, 1, 3, 2, 4)
+    return images.reshape(-1, *config.image_shape)
 
 
 # Splits
@@ -70,7 +70,7 @@ def channel_permutation(seed: int, layer_index: int, size: int) -> torch.Tensor:
     return torch.tensor(_channel_order(seed, layer_index, size), dtype=torch.int64, device="cpu")
 
 
-def spatial_permutation(pattern: str, grid_size: int) -> torch.Tensor:
+def spatial_permutation(pattern: str, num_rows: int, num_columns: int) -> torch.Tensor:
     """
     Return the permutation of the N patches that lists one half before the other, each in raster order, int64 (N,) on
     the CPU.
@@ -78,10 +78,10 @@ def spatial_permutation(pattern: str, grid_size: int) -> torch.Tensor:
     Args:
         pattern: `"checkerboard"` (even row + column first), `"vstripes"` (even columns first) or `"hstripes"` (even
             rows first), or one of these with `"-inv"` (the other half first).
-        grid_size: Number of patches along one side.
+        num_rows, num_columns: Numbers of rows and columns of patches.
     """
-    rows = torch.arange(grid_size, device="cpu")[:, None].expand(grid_size, grid_size)
-    columns = rows.T
+    rows = torch.arange(num_rows, device="cpu")[:, None].expand(num_rows, num_columns)
+    columns = torch.arange(num_columns, device="cpu").expand(num_rows, num_columns)
     parity = {"checkerboard": rows + columns, "vstripes": columns, "hstripes": rows}[pattern.removesuffix("-inv")] % 2
     if pattern.endswith("-inv"):
         parity = 1 - parity
@@ -387,7 +387,7 @@ class JetCoupling(GradientCheckpointingLayer):
     def make_permutation(self) -> torch.Tensor:
         """Return the permutation of the configuration, int64 (N,) for a spatial split, else (D,)."""
         if self.spatial:
-            return spatial_permutation(self.pattern, self.config.grid_size)
+            return spatial_permutation(self.pattern, *self.config.grid_shape)
         return channel_permutation(self.config.permutation_seed, self.layer_index, self.config.patch_dim)
 
     def check_permutation(self, name: str) -> None:

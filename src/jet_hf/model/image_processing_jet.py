@@ -48,6 +48,10 @@ UPRIGHT = {
 }
 
 
+class LevelsError(ValueError):
+    """An image contradicts the number of gray levels; the message names the value and the number."""
+
+
 def on_device(image: object) -> TypeGuard[torch.Tensor]:
     """Return whether an image is a tensor on another device than the CPU."""
     return isinstance(image, torch.Tensor) and image.device.type != "cpu"
@@ -76,7 +80,8 @@ def as_levels(values: Pixels, num_levels: int) -> Pixels:
     Convert whole numbers from 0 to below `num_levels`, of any real dtype, to uint8, or to int32 for more than 256.
 
     Raises:
-        ValueError: for other dtypes and values, and for an empty array.
+        LevelsError: for other values, and for 8 bits where more are expected.
+        ValueError: for other dtypes, and for an empty array.
     """
     shape, dtype = tuple(values.shape), getattr(values.dtype, "name", str(values.dtype)).removeprefix("torch.")
     if not ("int" in dtype or "float" in dtype) or 0 in shape:
@@ -84,16 +89,15 @@ def as_levels(values: Pixels, num_levels: int) -> Pixels:
     if dtype == "uint8" and num_levels == 256:
         return values
     if dtype == "uint8" and num_levels > 256:
-        raise ValueError(f"an image array of `num_levels` {num_levels} must have more than 8 bits, got uint8.")
+        raise LevelsError(f"an image of `num_levels` {num_levels} must have more than 8 bits, got uint8.")
     with np.errstate(invalid="ignore"):  # the comparison finds values that are no level
         levels = cast(values, "uint8" if num_levels <= 256 else "int32")
     is_level: Any = cast(levels, dtype) == values
     if not is_level.all() or not 0 <= int(levels.min()) <= int(levels.max()) < num_levels:
-        values = cast(values, "float32")
-        raise ValueError(
-            f"an image array must hold whole numbers from 0 to {num_levels - 1}, got {dtype} values from "
-            f"{values.min():g} to {values.max():g}. Likelihoods are of images of {num_levels} gray levels: scale the "
-            "values and round them to levels first."
+        values, number = cast(values, "float32"), "" if num_levels == 256 else f" (`num_levels` {num_levels})"
+        raise LevelsError(
+            f"an image must hold whole numbers from 0 to {num_levels - 1}{number}, got {dtype} values from "
+            f"{values.min():g} to {values.max():g}: scale the values and round them to gray levels first."
         )
     if "float" in dtype and levels.max() == 1 and num_levels > 2:
         raise ValueError(
@@ -194,17 +198,17 @@ def rescale(values: np.ndarray, last: int, num_levels: int) -> np.ndarray:
 
 def pil_to_array(image: Image.Image, num_channels: int, num_levels: int = 256) -> np.ndarray:
     """
-    Convert a PIL image of any mode to levels (C, H, W), with C = 1 or 3: uint8, or int32 for more than 256 levels.
+    Convert a PIL image to an array (C, H, W), with C = 1 or 3.
 
-    The EXIF orientation is applied, transparent images are composed over white, and the range of the mode, 8 or 16
-    bits, is scaled to the levels.
+    The EXIF orientation is applied. For 256 levels, images of any mode become bytes: transparent ones are composed
+    over white, and 16 bits are scaled to 8. Other images hold their levels as values, see [`stored_levels`].
 
     Raises:
-        ValueError: for an image of 8 bits where more levels are expected.
+        LevelsError: for a mode that does not hold levels as values.
     """
     image = upright(image)
-    if num_levels > 256:
-        return deep_to_array(image, num_channels, num_levels)
+    if num_levels != 256:
+        return stored_levels(image, num_channels, num_levels)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(rescale(*gray_values(image), 256).astype(np.uint8))
     elif image.mode == "LAB":
@@ -215,20 +219,24 @@ def pil_to_array(image: Image.Image, num_channels: int, num_levels: int = 256) -
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    array = (
-        np.array(image.convert("L"))[None] if num_channels == 1 else np.array(image.convert("RGB")).transpose(2, 0, 1)
-    )
-    return array if num_levels == 256 else rescale(array, 255, num_levels).astype(np.uint8)
+    if num_channels == 1:
+        return np.array(image.convert("L"))[None]
+    return np.array(image.convert("RGB")).transpose(2, 0, 1)
 
 
-def deep_to_array(image: Image.Image, num_channels: int, num_levels: int) -> np.ndarray:
-    """Convert a gray image of 16 bits to levels, int32 (C, H, W)."""
-    if not (image.mode == "I" or image.mode.startswith("I;16")):
-        raise ValueError(
-            f"an image for `num_levels` {num_levels} must have 16 bits (mode I;16 or I), got mode {image.mode!r}."
+def stored_levels(image: Image.Image, num_channels: int, num_levels: int) -> np.ndarray:
+    """Return the values of an image without scaling them (C, H, W): one channel, or the three of a color image."""
+    is_gray = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
+    if "transparency" in image.info or not (is_gray or image.mode in ("P", "RGB")):
+        raise LevelsError(
+            f"an image for `num_levels` {num_levels} must be gray (mode 1, L, I;16, I or F) or opaque RGB, got mode "
+            f"{image.mode!r}{' with transparency' if 'transparency' in image.info else ''}."
         )
-    values, _ = gray_values(image)
-    return np.repeat(rescale(values, 65535, num_levels).astype(np.int32)[None], num_channels, axis=0)
+    if is_gray:
+        values = np.array(image)[None]
+        return values.astype(np.uint8) if image.mode == "1" else values
+    array = np.array(image.convert("RGB")).transpose(2, 0, 1)
+    return array[:1] if num_channels == 1 and (array == array[:1]).all() else array
 
 
 def convert_channels(image: Pixels, num_channels: int | None, num_levels: int) -> Pixels:
@@ -248,7 +256,7 @@ def convert_channels(image: Pixels, num_channels: int | None, num_levels: int) -
     if channels == 1:
         return image[..., [0, 0, 0], :, :]
     if num_levels != 256:
-        raise ValueError(
+        raise LevelsError(
             f"only 8-bit images can be converted from {channels} channels to {num_channels}, got `num_levels` "
             f"{num_levels}."
         )
@@ -312,8 +320,8 @@ class JetImageProcessor(PilBackend):
     PIL images (any mode), arrays and tensors (bytes, channels first or last) are cropped to the largest centered
     square, area-averaged to `size`, and scaled to [-1, 1] as `u / 127.5 - 1`. Enlarging a smaller image warns.
 
-    For another number of levels, arrays and tensors hold whole numbers below `num_levels`, and the 8 bits of PIL
-    images, or the 16 bits of mode I;16, are scaled to the levels. More than 256 levels take 16 bits.
+    For another number of levels, the values of PIL images, arrays and tensors are the levels themselves, whole numbers
+    below `num_levels`, and are not scaled. More than 256 levels take 16 bits.
 
     Tensors on another device than the CPU, also as a batch (B, C, H, W), are processed there and stay there, and get
     the same pixel values. Two steps take Pillow and are refused there: converting color or transparent images to
@@ -377,7 +385,7 @@ class JetImageProcessor(PilBackend):
         Args:
             images: One image, a batch (B, C, H, W) or (B, H, W, C), or a list of these, of mixed kinds and sizes.
             kwargs: Arguments of the constructor, for this call only, and `return_tensors`: `"pt"` or `"np"` for one
-                tensor or array (B, C, S, S); by default a list of (C, S, S).
+                tensor or array (B, C, H, W); by default a list of (C, H, W).
 
         Raises:
             TypeError: for an unknown keyword argument.
@@ -495,16 +503,30 @@ class JetImageProcessor(PilBackend):
         channels = [Image.fromarray(channel).resize((size.width, size.height), resample) for channel in host_image]
         return np.stack([np.array(channel) for channel in channels])
 
+    @property
+    def level_dtype(self) -> str:
+        """Dtype of levels as arrays: `"uint8"`, or `"uint16"` for more than 256 levels."""
+        return "uint8" if self.num_levels <= 256 else "uint16"
+
+    def read_levels(self, image: Image.Image | Pixels) -> np.ndarray:
+        """
+        Convert one image, cropped and resized as configured, to the levels (C, H, W) that the model scores.
+
+        Returns:
+            uint8 array, or uint16 for more than 256 levels.
+        """
+        return to_numpy(self._fit(self.process_image(image, **vars(self)), **vars(self))).astype(self.level_dtype)
+
     def to_uint8(self, image: Image.Image | Pixels) -> np.ndarray:
         """
-        Convert one image, cropped and resized as configured, to the bytes (C, S, S) that the model scores.
+        Convert one image, cropped and resized as configured, to the bytes (C, H, W) that the model scores.
 
         Raises:
             ValueError: for a model of more than 256 levels, whose images are no bytes.
         """
         if self.num_levels > 256:
             raise ValueError(f"`num_levels` must be at most 256 for images as bytes, got {self.num_levels}.")
-        return to_numpy(self._fit(self.process_image(image, **vars(self)), **vars(self)))
+        return self.read_levels(image)
 
     def _fit(
         self,
@@ -552,12 +574,12 @@ class JetImageProcessor(PilBackend):
         Convert pixel values, such as samples, to gray levels.
 
         Args:
-            pixel_values: (B, C, S, S), or one image (C, S, S), on the model's scale.
+            pixel_values: (B, C, H, W), or one image (C, H, W), on the model's scale.
             dequantized: Whether values are rounded down, since dequantization only ever adds, or to the nearest level,
                 as samples of a model with `noise_std` need it.
 
         Returns:
-            uint8 (B, C, S, S), or uint16 for more than 256 levels, clipped to the model's levels.
+            uint8 (B, C, H, W), or uint16 for more than 256 levels, clipped to the model's levels.
 
         Raises:
             ValueError: for another shape, or values that are not floating-point and finite.
@@ -577,14 +599,14 @@ class JetImageProcessor(PilBackend):
         last = self.num_levels - 1
         added = (HALF_PRECISION_TOLERANCE if is_half else LEVEL_TOLERANCE * last) if dequantized else 0.5
         levels = np.floor((values.astype(np.float64) + offset) / factor + added)
-        return np.clip(levels, 0, last).astype(np.uint8 if last < 256 else np.uint16)
+        return np.clip(levels, 0, last).astype(self.level_dtype)
 
     def post_process(self, pixel_values: torch.Tensor | np.ndarray, dequantized: bool = True) -> list[Image.Image]:
         """
         Convert pixel values, such as samples, to images.
 
         Args:
-            pixel_values: (B, C, S, S), or one image (C, S, S), with C the model's 1 or 3 channels, on its scale.
+            pixel_values: (B, C, H, W), or one image (C, H, W), with C the model's 1 or 3 channels, on its scale.
             dequantized: Whether values are rounded down or to the nearest level, see [`to_levels`].
 
         Returns:

@@ -2,7 +2,8 @@
 """
 PyTorch Jet: the bijection [`JetModel`] and the density model [`JetForDensityEstimation`].
 
-Shapes: B batch, C channels, S image size, N patches, D dimensions of a patch, L context tokens.
+Shapes: B batch, C channels, S image size, N patches, D dimensions of a patch, L context tokens. Images that are not
+square are (B, C, H, W), with their height and width.
 """
 
 import copy
@@ -33,7 +34,7 @@ from .conditioners_jet import (
     JetViT,
     linear,
 )
-from .configuration_jet import JetConfig, levels_per_unit
+from .configuration_jet import JetConfig, image_sides, levels_per_unit
 from .flow_jet import (
     JetActNorm,
     JetConditionalMap,
@@ -213,6 +214,8 @@ FIELDS_OF_THE_WEIGHTS = (
     "num_levels",
     "noise_std",
 )
+# Fields that change the model of the weights, and the shapes of tensors unless their changes cancel out.
+FIELDS_OF_SHAPES = ("num_channels", "patch_size", "image_size")
 # Arguments of `from_pretrained` that locate the files of a repository.
 LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -338,7 +341,7 @@ def _check_fields_of_the_weights(config_class, name_or_path, config, arguments: 
         given = config.to_dict()
     else:
         raise ValueError(f"`config` must be a {config_class.__name__} or its path, got {type(config).__name__}.")
-    given = {name: given[name] for name in (*FIELDS_OF_THE_WEIGHTS, "num_channels", "patch_size") if name in given}
+    given = {name: given[name] for name in (*FIELDS_OF_THE_WEIGHTS, *FIELDS_OF_SHAPES) if name in given}
     if not given:
         return
     try:
@@ -352,15 +355,18 @@ def _check_fields_of_the_weights(config_class, name_or_path, config, arguments: 
 def _check_same_fields(config_class, name_or_path, saved: dict, given: dict) -> None:
     def value_of(fields: dict, name: str):
         value = fields.get(name, getattr(config_class, name))
+        if name == "image_size":
+            return image_sides(value)
         return list(value) if isinstance(value, tuple) else value
 
-    def patch_dim(fields: dict) -> int:
-        return value_of(fields, "num_channels") * value_of(fields, "patch_size") ** 2
+    def shape(fields: dict) -> tuple[int, int]:
+        (height, width), patch_size = value_of(fields, "image_size"), value_of(fields, "patch_size")
+        return (height * width) // patch_size**2, value_of(fields, "num_channels") * patch_size**2
 
-    changes_shapes = patch_dim(saved) != patch_dim(saved | given)
+    changes_shapes = shape(saved) != shape(saved | given)
     for name in given:
         value, expected = value_of(given, name), value_of(saved, name)
-        if value != expected and not (changes_shapes and name in ("num_channels", "patch_size")):
+        if value != expected and not (changes_shapes and name in FIELDS_OF_SHAPES):
             raise ValueError(
                 f"`{name}` must be {expected!r}, with which the weights of {name_or_path} were made, got {value!r}: "
                 "the model would compute different numbers."
@@ -846,7 +852,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         check_whole("num_samples", num_samples)
         check_not_negative("temperature", temperature)
         check_generator(generator)
-        shape = (num_samples, self.config.num_channels, self.config.image_size, self.config.image_size)
+        shape = (num_samples, *self.config.image_shape)
         latents = temperature * self._draw(torch.randn, shape, self.jet.input_device, generator)
         if noise_std is None and self.config.noise_range is not None:
             noise_std = self.config.noise_range[1]
@@ -1099,8 +1105,7 @@ class JetDistribution(Distribution):
         model.jet.condition(1, context, labels, context_mask, noise_std)
         self.model = model
         self.conditions = {"context": context, "labels": labels, "context_mask": context_mask, "noise_std": noise_std}
-        size = model.config.image_size
-        super().__init__(event_shape=torch.Size([model.config.num_channels, size, size]), validate_args=False)
+        super().__init__(event_shape=torch.Size(model.config.image_shape), validate_args=False)
 
     def _expand_conditions(self, batch_size: int) -> dict[str, Any]:
         return {

@@ -112,7 +112,7 @@ def check_images(
     """Raise ValueError unless `images` is a tensor (B, C, S, S) of the flow's dtype, with B at least 1."""
     if not isinstance(images, torch.Tensor):
         raise ValueError(f"`{name}` must be a torch.Tensor, got {type(images).__name__}.")
-    expected = (config.num_channels, config.image_size, config.image_size)
+    expected = config.image_shape
     if images.ndim != 4 or tuple(images.shape[1:]) != expected or images.shape[0] == 0:
         raise ValueError(
             f"`{name}` must have shape (batch_size, {', '.join(map(str, expected))}), got {tuple(images.shape)}."

@@ -42,6 +42,9 @@ EARLIER_RELEASES = {
     "lr_scheduler_type": "cosine",
     "cooldown_ratio": 0.2,
     "spike_factor": None,
+    "noise_curriculum": 0.0,
+    "noise_curriculum_ratio": 1.0,
+    "random_flip": False,
     "extended": None,
 }
 

@@ -185,12 +185,15 @@ def step_throughput(arguments: TrainArguments, config: JetConfig, num_images: in
     model = adapt_model(make_model(arguments, config), config)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    shape = (num_images, config.num_channels, config.image_size, config.image_size)
-    pixels = torch.randint(min(256, config.num_levels), shape, dtype=torch.uint8)
+    pixels = torch.randint(config.num_levels, (num_images, *config.image_shape)).to(
+        torch.uint8 if config.num_levels <= 256 else torch.uint16
+    )
     labels = None if config.num_classes is None else torch.zeros(num_images, dtype=torch.int64)
     batch = Batch(pixels, torch.arange(num_images), labels)
     accelerator.gradient_accumulation_steps = 1
-    trainer = Trainer(model, num_training_steps=100, accelerator=accelerator)
+    trainer = Trainer(
+        model, num_training_steps=100, accelerator=accelerator, noise_curriculum=arguments.noise_curriculum
+    )
     trainer.step([batch])
     start = time.monotonic()
     trainer.step([batch])  # returns when the device has finished, since it reads the loss

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..arguments import TrainArguments
 from .checkpoints import EXTENDABLE, MANIFEST, Checkpoint, changed_settings, list_checkpoints, with_defaults
 
 
@@ -13,8 +14,9 @@ def extension_of(start: Checkpoint, trajectory: Mapping[str, Any]) -> dict[str, 
     """
     Return the record of all extensions of a run, for the entry `extended` of its trajectory; `None` if there are none.
 
-    It holds the steps at which the run was extended, and the number of warm-up steps, which follows from the first
-    length of the run. If nothing differs from the checkpoint, the run was extended before, and this resumes it.
+    It holds the steps at which the run was extended, and the numbers of steps of the warm-up and of the noise
+    curriculum, which follow from the first length of the run. If nothing differs from the checkpoint, the run was
+    extended before, and this resumes it.
 
     Raises:
         ValueError: if no step would be left, or none after the warm-up.
@@ -27,14 +29,28 @@ def extension_of(start: Checkpoint, trajectory: Mapping[str, Any]) -> dict[str, 
             f"`max_steps` must be above the {start.step} steps of {start.path} to extend its run, got "
             f"{trajectory['num_steps']}."
         )
-    first = {"at_steps": [], "warmup_steps": round(before["warmup_ratio"] * before["num_steps"])}
-    extended = before["extended"] or first
+    extended = {
+        "at_steps": [],
+        "warmup_steps": round(before["warmup_ratio"] * before["num_steps"]),
+        "noise_curriculum_steps": max(1, round(before["noise_curriculum_ratio"] * before["num_steps"])),
+        **(before["extended"] or {}),
+    }
     if trajectory["num_steps"] <= extended["warmup_steps"]:
         raise ValueError(
             f"`max_steps` must be above the {extended['warmup_steps']} steps of warm-up of the run of {start.path}, "
             f"which an extension keeps, got {trajectory['num_steps']}."
         )
     return extended | {"at_steps": [*extended["at_steps"], start.step]}
+
+
+def schedule_ratios(arguments: TrainArguments, extended: Mapping[str, Any] | None, num_steps: int) -> dict[str, float]:
+    """Return the fractions of steps in the warm-up and in the noise curriculum, both of which extensions keep."""
+    ratios = {"warmup_ratio": arguments.warmup_ratio, "noise_curriculum_ratio": arguments.noise_curriculum_ratio}
+    if extended is not None:
+        ratios["warmup_ratio"] = extended["warmup_steps"] / num_steps
+        # Earlier releases did not record the curriculum, since they had none.
+        ratios["noise_curriculum_ratio"] = min(1.0, extended.get("noise_curriculum_steps", num_steps) / num_steps)
+    return ratios
 
 
 def check_later_checkpoints(output_dir: Path, start: Checkpoint, trajectory: Mapping[str, Any]) -> None:

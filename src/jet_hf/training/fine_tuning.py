@@ -14,6 +14,7 @@ from ..hub import load_config
 from ..model.configuration_jet import JetConfig
 from ..model.flow_jet import JetCoupling, spatial_permutation
 from ..model.modeling_jet import JetForDensityEstimation
+from .trainer import check_noise_curriculum
 
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ def find_config(arguments: TrainArguments) -> JetConfig:
 
     Raises:
         ValueError: if the model to fine-tune cannot be found, or differs from the given fields in more than those in
-            `CHANGEABLE`; or for a model with a context, which datasets of images do not have.
+            `CHANGEABLE`; for a model with a context, which datasets of images do not have; or for a noise curriculum
+            that does not fit the model.
     """
     given, name_or_path = arguments.config_fields(), arguments.model_name_or_path
     if name_or_path is None:
@@ -54,6 +56,7 @@ def find_config(arguments: TrainArguments) -> JetConfig:
             f"`context_size` must be None, since datasets of images have no context tokens, got "
             f"{config.context_size}: train a model with a context in a training loop of your own."
         )
+    check_noise_curriculum(arguments.noise_curriculum, config)
     return config
 
 
@@ -99,10 +102,11 @@ def adapt_model(model: JetForDensityEstimation, config: JetConfig, seed: int = 0
         more = " and cross-attention to it, which adds nothing yet" if old.num_classes is None else ""
         logger.info(f"`num_classes` {old.num_classes} -> {config.num_classes}: a new embedding of the classes{more}.")
     if old.image_size != config.image_size:
-        resize_grid(model, kept, config.grid_size)
+        resize_grid(model, kept, config.grid_shape)
+        before, after = (" x ".join(map(str, grid_shape)) for grid_shape in (old.grid_shape, config.grid_shape))
         logger.info(
             f"`image_size` {old.image_size} -> {config.image_size}: position embeddings are interpolated from "
-            f"{old.grid_size} x {old.grid_size} to {config.grid_size} x {config.grid_size} patches."
+            f"{before} to {after} patches."
         )
     set_seed(seed)
     adapted = JetForDensityEstimation(config)
@@ -110,15 +114,16 @@ def adapt_model(model: JetForDensityEstimation, config: JetConfig, seed: int = 0
     return adapted
 
 
-def resize_grid(model: JetForDensityEstimation, weights: dict[str, torch.Tensor], grid_size: int) -> None:
+def resize_grid(model: JetForDensityEstimation, weights: dict[str, torch.Tensor], grid_shape: tuple[int, int]) -> None:
     """Interpolate the position embeddings among the weights of a model, and delete its spatial splits from them."""
+    old_shape = model.config.grid_shape
     for name, module in model.named_modules():
         if not isinstance(module, JetCoupling):
             continue
         positions = f"{name}.conditioner.{POSITIONS}"
         if positions in weights:  # the CNN has none
             pattern = "channels" if module.map.masking else module.pattern
-            weights[positions] = resize_positions(weights[positions], grid_size, pattern)
+            weights[positions] = resize_positions(weights[positions], old_shape, grid_shape, pattern)
         if module.spatial:
             if not torch.equal(module.permutation, module.make_permutation()):
                 raise ValueError(
@@ -127,37 +132,36 @@ def resize_grid(model: JetForDensityEstimation, weights: dict[str, torch.Tensor]
                 )
             del weights[f"{name}.permutation"]
     if (positions := f"dequantizer.{POSITIONS}") in weights:
-        weights[positions] = resize_positions(weights[positions], grid_size, "channels")
+        weights[positions] = resize_positions(weights[positions], old_shape, grid_shape, "channels")
 
 
-def resize_positions(positions: torch.Tensor, grid_size: int, pattern: str) -> torch.Tensor:
+def resize_positions(
+    positions: torch.Tensor, old_shape: tuple[int, int], grid_shape: tuple[int, int], pattern: str
+) -> torch.Tensor:
     """
     Interpolate the position embeddings of one conditioner bicubically.
 
     Args:
         positions: Tensor (1, N, E).
-        grid_size: Number of patches along one side of the new grid.
+        old_shape, grid_shape: Numbers of rows and columns of patches in the old and in the new grid.
         pattern: Name of the spatial split whose first half the tokens are, or `"channels"` if they are all patches.
 
     Returns:
-        Tensor (1, grid_size ** 2, E).
+        Tensor (1, number of patches of the new grid, E).
     """
-    old_size = math.isqrt(positions.shape[1])
 
-    def patches(size: int) -> torch.Tensor:
-        if pattern == "channels":
-            return torch.arange(size**2)
-        return spatial_permutation(pattern, size)[: size**2 // 2]
+    def patches(shape: tuple[int, int]) -> torch.Tensor:
+        number = math.prod(shape)
+        return torch.arange(number) if pattern == "channels" else spatial_permutation(pattern, *shape)[: number // 2]
 
     # A patch of a half is cut into two tokens, see `split_indices`: they are channels of one grid here.
-    values = positions.view(len(patches(old_size)), -1).T
-    grid = torch.zeros(len(values), old_size**2).index_copy(1, patches(old_size), values)
-    known = torch.zeros(1, old_size**2).index_fill(1, patches(old_size), 1)
-    grid, known = (part.view(-1, 1, old_size, old_size) for part in (grid, known))
+    values = positions.view(len(patches(old_shape)), -1).T
+    grid = torch.zeros(len(values), math.prod(old_shape)).index_copy(1, patches(old_shape), values)
+    known = torch.zeros(1, math.prod(old_shape)).index_fill(1, patches(old_shape), 1)
+    grid, known = (part.view(-1, 1, *old_shape) for part in (grid, known))
     # The patches of the other half get the mean of their neighbors, of which at least one is known.
     cross = torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]])[None, None]
     sums, counts = (torch.nn.functional.conv2d(part, cross, padding=1) for part in (grid, known))
     grid = torch.where(known.bool(), grid, sums / counts)
-    size = (grid_size, grid_size)
-    grid = torch.nn.functional.interpolate(grid, size, mode="bicubic", align_corners=False, antialias=True)
-    return grid.flatten(1)[:, patches(grid_size)].T.reshape(1, grid_size**2, -1)
+    grid = torch.nn.functional.interpolate(grid, grid_shape, mode="bicubic", align_corners=False, antialias=True)
+    return grid.flatten(1)[:, patches(grid_shape)].T.reshape(1, math.prod(grid_shape), -1)

@@ -131,6 +131,7 @@ class Monitor:
             if config.noise_std is None
             else ("nats", "noisy_nats_per_dim", "nats per dimension", "held-out noisy images")
         )
+        self.has_curriculum = arguments.noise_curriculum > 0
         self.window = window
         self.flops_per_image, output_dir = training_flops(config), Path(arguments.output_dir)
         is_cuda = accelerator.device.type == "cuda"
@@ -176,7 +177,8 @@ class Monitor:
         self._images += self.batch_size
         self.images_seen += self.batch_size
         self.bar.update()
-        self.bar.set_postfix({self.loss_name: f"{metrics.loss:.3f}"}, refresh=False)
+        loss = {("noisy " if metrics.noise_scale else "") + self.loss_name: f"{metrics.loss:.3f}"}
+        self.bar.set_postfix(loss, refresh=False)
         self.window.add(metrics)
         if metrics.skipped:
             self.log(
@@ -198,8 +200,9 @@ class Monitor:
         if self.peak_flops:
             peak = self.peak_flops * self.accelerator.num_processes
             row["model_flops_utilization"] = throughput * self.flops_per_image / peak
-        postfix = {self.loss_name: f"{metrics.loss:.3f}", "images": f"{throughput:.3g}/s"}
-        self.bar.set_postfix(postfix, refresh=False)
+        if self.has_curriculum:
+            row["noise_scale"] = metrics.noise_scale
+        self.bar.set_postfix({**loss, "images": f"{throughput:.3g}/s"}, refresh=False)
         if self.accelerator.is_main_process:
             self.metrics.append(row)
         self.trackers.log("train", row, is_repeated=metrics.step <= self.metrics.last_step)

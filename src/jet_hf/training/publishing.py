@@ -218,6 +218,8 @@ class Publisher:
                 "weight decay": arguments.weight_decay,
                 "gradient norm clipped to": arguments.max_grad_norm,
                 "weight averaging (EMA)": arguments.ema_decay if arguments.use_ema else "no",
+                "noise curriculum": f"from {noise:g} gray levels" if (noise := arguments.noise_curriculum) else "no",
+                "random flips": "horizontal" if arguments.random_flip else "no",
                 "precision of the conditioners": {"no": "float32"}.get(precision, precision),
                 "seed": arguments.seed,
                 "parameters": trainer.base_model.num_parameters(),

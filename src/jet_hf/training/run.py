@@ -26,7 +26,7 @@ from .checkpoints import (
 )
 from .dry_run import check_memory, describe
 from .evaluator import Evaluator, is_due
-from .extension import check_later_checkpoints, extension_of
+from .extension import check_later_checkpoints, extension_of, schedule_ratios
 from .fine_tuning import adapt_model, find_config, make_model
 from .launcher import Launcher, find_launcher
 from .lock import RunLock, RunLockedError
@@ -229,8 +229,6 @@ def build_run(
         num_steps,
         learning_rate=arguments.learning_rate,
         weight_decay=arguments.weight_decay,
-        # An extended run keeps its steps of warm-up.
-        warmup_ratio=extended["warmup_steps"] / num_steps if extended else arguments.warmup_ratio,
         lr_scheduler_type=arguments.lr_scheduler_type,
         cooldown_ratio=arguments.cooldown_ratio,
         max_grad_norm=arguments.max_grad_norm,
@@ -238,7 +236,10 @@ def build_run(
         seed=arguments.seed,
         label_dropout=arguments.label_dropout,
         accelerator=accelerator,
+        noise_curriculum=arguments.noise_curriculum,
+        random_flip=arguments.random_flip,
         guard=UpdateGuard(arguments.max_skipped_steps, arguments.spike_factor, **(start.guard if start else {})),
+        **schedule_ratios(arguments, extended, num_steps),
     )
 
     # Everything fits: from here on, the run writes to its folder.

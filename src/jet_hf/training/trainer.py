@@ -15,19 +15,27 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data import Batch
+from ..model.configuration_jet import JetConfig
 from ..model.modeling_jet import (
     JetDensityEstimationOutput,
     JetForDensityEstimation,
+    dequantize,
     scale_bytes,
     standard_normal_log_prob,
 )
-from ..model.validation_jet import trusted_values
+from ..model.validation_jet import check_not_negative, trusted_values
 from ..utils.noise import noise_levels, normal_noise, uniform_noise
-from .optim import FUSED_DEVICES, build_optimizer, build_scheduler
+from .optim import FUSED_DEVICES, build_optimizer, build_scheduler, cosine_scale
 
 
 # Number of updates that the running mean of gradient norms covers, and before which no gradient counts as a spike.
 SPIKE_HISTORY = 100
+# Draw of the noise of the curriculum, which is independent of the dequantization noise.
+CURRICULUM_STREAM = 1
+# Draw that decides which images are mirrored.
+FLIP_STREAM = 2
+# Draw of the noise levels of images.
+LEVEL_STREAM = 3
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,11 @@ class StepMetrics:
         step: Number of optimizer steps completed, this one included.
         loss: Mean bits per dimension of the whole batch, before the update: `loss_prior + loss_log_det + log2(127.5)`
             for 8-bit images. With `noise_std`, all three are nats per dimension without a constant, and with a range
-            of it they are weighted, see [`JetForDensityEstimation.loss_weights`].
+            of it they are weighted, see [`JetForDensityEstimation.loss_weights`]. With a `noise_scale` above 0, they
+            are those of the noisy images.
         grad_norm: Norm of the gradient of the whole batch, before clipping.
         learning_rate: Learning rate of the step.
+        noise_scale: Standard deviation of the noise of the curriculum, in gray levels of 8-bit images.
         loss_prior: Part of the loss due to the density of the latents, in bits per dimension.
         loss_log_det: Part of the loss due to the log-determinant, in bits per dimension. With a dequantization flow,
             it includes the density of that flow's noise.
@@ -53,6 +63,7 @@ class StepMetrics:
     loss: float
     grad_norm: float
     learning_rate: float
+    noise_scale: float
     loss_prior: float
     loss_log_det: float
     clipped: bool
@@ -118,6 +129,26 @@ class UpdateGuard:
         return {name: getattr(self, name) for name in ("num_updates", "mean_grad_norm", "num_skipped")}
 
 
+def check_noise_curriculum(noise_curriculum: float, config: JetConfig) -> None:
+    """
+    Check the noise of a curriculum, in gray levels of 8-bit images.
+
+    Raises:
+        ValueError: if it is negative, not finite, so small that it is rounded away, or for a model with `noise_std`.
+    """
+    check_not_negative("noise_curriculum", noise_curriculum)
+    if 0 < noise_curriculum < (least := 25.5 / (config.num_levels - 1)):  # a tenth of a level
+        raise ValueError(
+            f"`noise_curriculum` must be 0 or at least {least:g} gray levels of 8-bit images, since less noise is "
+            f"rounded away with `num_levels` {config.num_levels}, got {noise_curriculum:g}."
+        )
+    if noise_curriculum and config.noise_std is not None:
+        raise ValueError(
+            f"`noise_curriculum` must be 0 for a model with `noise_std` ({config.noise_std:g}), which is trained with "
+            f"noise of one size, got {noise_curriculum:g}."
+        )
+
+
 class Trainer:
     """
     Minimize the mean bits per dimension with clipped gradients and the paper's optimizer and schedule.
@@ -134,10 +165,15 @@ class Trainer:
             the model then also learns the unconditional density, which guidance needs.
         accelerator: Devices, processes, precision and gradient accumulation; by default those of one process.
         guard: Rule that skips steps; by default the first loss or gradient that is not finite raises.
+        noise_curriculum: Noise of the training images at step 0 (Tschannen et al., JetFormer, 2024), see
+            [`noise_scale`].
+        noise_curriculum_ratio: Fraction of steps after which no noise is left; in (0, 1].
+        random_flip: Whether to mirror each image horizontally with probability 1/2, drawn anew in each epoch by the
+            index of the image.
 
     Raises:
-        ValueError: for ActNorm under FSDP2, and for the arguments that [`build_optimizer`] and [`build_scheduler`]
-            refuse.
+        ValueError: for ActNorm under FSDP2, and for the arguments that [`check_noise_curriculum`],
+            [`build_optimizer`] and [`build_scheduler`] refuse.
     """
 
     def __init__(  # noqa: PLR0913
@@ -155,12 +191,21 @@ class Trainer:
         lr_scheduler_type: str = "cosine",
         cooldown_ratio: float = 0.2,
         guard: UpdateGuard | None = None,
+        noise_curriculum: float = 0.0,
+        noise_curriculum_ratio: float = 1.0,
+        random_flip: bool = False,
     ):
+        check_noise_curriculum(noise_curriculum, model.config)
+        if not 0 < noise_curriculum_ratio <= 1:
+            raise ValueError(f"`noise_curriculum_ratio` must lie in (0, 1], got {noise_curriculum_ratio}.")
         self.accelerator = accelerator or Accelerator()
         self.num_training_steps = num_training_steps
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.label_dropout = label_dropout
+        self.noise_curriculum = noise_curriculum
+        self.random_flip = random_flip
+        self._fall = cosine_scale(max(1, round(noise_curriculum_ratio * num_training_steps)), warmup_steps=0)
         self.step_count = 0
         self.guard = guard or UpdateGuard()
         self.base_model = model
@@ -195,6 +240,7 @@ class Trainer:
             NonFiniteLossError, DivergenceError: before the weights are updated, see [`UpdateGuard`].
         """
         self.model.train()
+        noise_scale = self.noise_scale
         batches = [self._prepare_batch(batch) for batch in batches]
         if self.base_model.config.use_actnorm and not self.base_model.jet.actnorm_initialized:
             self._initialize_actnorm(batches)
@@ -232,11 +278,20 @@ class Trainer:
             loss=loss,
             grad_norm=norm,
             learning_rate=learning_rate,
+            noise_scale=noise_scale,
             loss_prior=loss_prior,
             loss_log_det=loss_log_det,
             clipped=norm > self.max_grad_norm,
             skipped=not accepted,
         )
+
+    @property
+    def noise_scale(self) -> float:
+        """
+        Standard deviation of the noise on the images of the next step, in gray levels of 8-bit images. From
+        `noise_curriculum` it falls to 0 by a half cosine.
+        """
+        return self.noise_curriculum * self._fall(self.step_count)
 
     def restart_schedule(self) -> None:
         """Set the learning rate of the next step, after loading a checkpoint of another schedule."""
@@ -272,10 +327,23 @@ class Trainer:
         return draw(self.seed, batch.indices, tuple(batch.pixels.shape[1:]))
 
     def _draw_noise_levels(self, batch: Batch) -> torch.Tensor | None:
-        return noise_levels(self.seed, batch.indices, self.base_model.config.noise_range, stream=1)
+        return noise_levels(self.seed, batch.indices, self.base_model.config.noise_range, LEVEL_STREAM)
 
     def _scale(self, batch: Batch) -> torch.Tensor:
-        return scale_bytes(batch.pixels, self.base_model.config.num_levels)
+        """
+        Scale images to the model's range, some of them mirrored, with the noise of the curriculum, which may leave
+        that range.
+        """
+        num_levels = self.base_model.config.num_levels
+        pixel_values, noise_scale = scale_bytes(batch.pixels, num_levels), self.noise_scale
+        if self.random_flip:
+            is_flipped = uniform_noise(self.seed, batch.indices, (1, 1, 1), FLIP_STREAM) < 0.5
+            pixel_values = torch.where(is_flipped, pixel_values.flip(3), pixel_values)
+        if noise_scale == 0:
+            return pixel_values
+        noise = normal_noise(self.seed, batch.indices, tuple(batch.pixels.shape[1:]), CURRICULUM_STREAM)
+        # Whole levels, so that dequantization follows as for images without noise.
+        return dequantize(pixel_values, (noise_scale * (num_levels - 1) / 255 * noise).round(), num_levels)
 
     @torch.no_grad()
     def _initialize_actnorm(self, batches: Sequence[Batch]) -> None:

@@ -28,7 +28,7 @@ def argument(help: str, default: Any = dataclasses.MISSING, **metadata) -> Any:
     Args:
         help: Line in `--help`.
         default: Default value; without one, the argument is required.
-        metadata: Bounds of a number, by the names in `BOUNDS`; `choices`; `positional=True`.
+        metadata: Bounds of a number, by the names in `BOUNDS`; `choices`; `positional=True`; `short`, such as "-o".
     """
     # Dataclasses allow a required field after inherited ones with defaults only as a keyword.
     is_required = default is dataclasses.MISSING
@@ -57,9 +57,14 @@ class BoundedArguments:
 
 
 def value_type(annotation: Any) -> tuple[type, bool]:
-    """Return the type of a value of a field, which may be optional, and whether the field holds a list of values."""
+    """
+    Return the type of a value of a field, which may be optional, and whether the field can hold a list of values.
+
+    A field of the type `int | list[int]` holds a single value as such.
+    """
     if isinstance(annotation, UnionType):
-        annotation = next(part for part in get_args(annotation) if part is not NoneType)
+        parts = [part for part in get_args(annotation) if part is not NoneType]
+        annotation = next((part for part in parts if get_origin(part) is list), parts[0])
     return (get_args(annotation)[0], True) if get_origin(annotation) is list else (annotation, False)
 
 
@@ -152,10 +157,20 @@ def _add_field(add_argument, item: dataclasses.Field) -> None:
         options |= {"type": _parse_bool, "nargs": "?", "const": True}
     else:
         options |= {"type": kind, "nargs": "+" if is_list else None}
-    add_argument(f"--{item.name}", default=default, help=text, **options)
+    if is_list and kind in get_args(item.type):
+        options["action"] = _OneOrList
+    flags = [f"--{item.name}", *([item.metadata["short"]] if "short" in item.metadata else [])]
+    add_argument(*flags, default=default, help=text, **options)
     if default is True:
         negation = {"action": "store_false", "dest": item.name, "default": argparse.SUPPRESS}
         add_argument(f"--no_{item.name}", help=f"The same as --{item.name} false.", **negation)
+
+
+class _OneOrList(argparse.Action):
+    """Store a list of values, or a single value as such."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
 def _parse_bool(word: str) -> bool:
