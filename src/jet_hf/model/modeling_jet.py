@@ -776,7 +776,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         else:
             noise = check_noise(noise, pixel_values, is_normal=is_noisy)
         if noise_std is None and config.noise_range is not None:
-            noise_std = self._draw_noise_std(len(pixel_values), pixel_values.device, generator)
+            noise_std = self._draw_noise_std(pixel_values.shape[0], pixel_values.device, generator)
         noise_log_det = None
         if self.dequantizer is not None:
             noise, noise_log_det = self.dequantizer(pixel_values, noise)
@@ -791,7 +791,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         else:
             loss = bits = bits_per_dim(log_prob, config.num_dims, config.num_levels)
         if config.noise_range is not None:
-            levels = torch.as_tensor(noise_std, dtype=images.dtype, device=images.device).expand(len(images))
+            levels = torch.as_tensor(noise_std, dtype=images.dtype, device=images.device).expand(images.shape[0])
             loss = self.loss_weights(levels) * loss
         return JetDensityEstimationOutput(
             loss=loss.mean(),
@@ -951,7 +951,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         self.denoises(True)
         check_denoising(self.config, True, denoising_steps)
         check_images("pixel_values", pixel_values, self.config, self.jet.state_dtype)
-        check_noise_std(noise_std, self.config, len(pixel_values))
+        check_noise_std(noise_std, self.config, pixel_values.shape[0])
         check_step_noise(noise, (denoising_steps - 1, *pixel_values.shape), pixel_values.dtype)
         conditions = {"context": context, "labels": labels, "context_mask": context_mask}
         levels = self._denoising_levels(noise_std, denoising_steps)
@@ -986,7 +986,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
         self, pixel_values: torch.Tensor, noise: torch.Tensor, noise_std: float | torch.Tensor | None = None
     ) -> torch.Tensor:
         """Add dequantization noise, or Gaussian noise of the level `noise_std`, to images."""
-        check_noise_std(noise_std, self.config, len(pixel_values))
+        check_noise_std(noise_std, self.config, pixel_values.shape[0])
         if self.config.noise_std is None:
             return dequantize(pixel_values, noise, self.config.num_levels)
         return pixel_values + _per_image(self._level(noise_std)) * noise

@@ -325,25 +325,30 @@ def check_noise_std(noise_std: float | torch.Tensor | None, config: JetConfig, b
         if noise_std is not None:
             raise ValueError("`noise_std` was given, but `config.noise_std` is None: this model was trained without.")
         return
-    low, high = config.noise_levels
-    expected = f"{low}, the only noise level of this model"
-    if config.noise_range is not None:
-        expected = f"a number or a floating-point tensor ({batch_size},) from {low} to {high}, the range of this model"
     if noise_std is None:
         if config.noise_range is not None:
-            raise ValueError(f"`noise_std` is missing: it must be {expected}.")
+            raise ValueError(f"`noise_std` is missing: it must be {_expected_levels(config, batch_size)}.")
         return
     if not isinstance(noise_std, torch.Tensor):
         smallest = largest = noise_std if is_number(noise_std) else float("nan")
     elif not noise_std.is_floating_point() or noise_std.shape != (batch_size,):
-        raise ValueError(f"`noise_std` must be {expected}, got {_describe(noise_std)}.")
+        raise ValueError(f"`noise_std` must be {_expected_levels(config, batch_size)}, got {_describe(noise_std)}.")
     elif _skips_values(noise_std):
         return
     else:
         smallest, largest = _extremes(noise_std)
+    low, high = config.noise_levels
     if not low * (1 - NOISE_STD_TOLERANCE) <= smallest <= largest <= high * (1 + NOISE_STD_TOLERANCE):
         got = f"{smallest:g} to {largest:g}" if isinstance(noise_std, torch.Tensor) else repr(noise_std)
-        raise ValueError(f"`noise_std` must be {expected}, got {got}.")
+        raise ValueError(f"`noise_std` must be {_expected_levels(config, batch_size)}, got {got}.")
+
+
+def _expected_levels(config: JetConfig, batch_size: int) -> str:
+    """Return the noise levels of a model in words."""
+    if config.noise_range is None:
+        return f"{config.noise_std}, the only noise level of this model"
+    low, high = config.noise_range
+    return f"a number or a floating-point tensor ({batch_size},) from {low} to {high}, the range of this model"
 
 
 def check_step_noise(noise: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
