@@ -29,7 +29,7 @@ PACKAGE = Path(jet_hf.__file__).parent
 MODEL_VARIABLE = "MODEL_ID"
 COMMIT_MESSAGE = "Deploy the Jet demo"
 # Files of earlier deployments are deleted in these folders only.
-OWN_FOLDERS = (PACKAGE.name, "model", "examples")
+OWN_FOLDERS = (PACKAGE.name, "model", "digits", "examples")
 
 
 def stage_space(source: Path, folder: Path, with_model: bool = True) -> None:

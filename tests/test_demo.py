@@ -28,7 +28,7 @@ SMALL = {
     "num_train_crops": 600,
     "num_eval_crops": 64,
     "num_samples": 100,
-    "max_minutes": 2.5,
+    "max_minutes": 20,
 }
 TASKS = ("digits", "photographs", "noisy_photographs")
 

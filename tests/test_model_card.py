@@ -3,12 +3,16 @@
 import copy
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import pytest
+from conftest import tiny_model
 from hub_repos import card_errors, card_metadata
 from huggingface_hub import EvalResult, ModelCard, RepoCard
+from PIL import Image
 
+from jet_hf import JetImageProcessor
 from jet_hf.hub import CardFacts, EvaluationRecord, add_evaluation, write_model_card
 
 
@@ -160,3 +164,23 @@ def test_a_fine_tuned_model_without_scores(tmp_path):
     assert card["datasets"] == ["uoft-cs/cifar10"]
     add_evaluation(tmp_path, RECORD)
     assert list(read_scores(tmp_path).values()) == [3.8571]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"num_classes": 3}, {"num_classes": 3, "noise_std": 0.2}, {"num_classes": 3, "noise_std": [0.1, 1.0]}],
+)
+def test_the_code_of_a_card_runs(fields, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "model"
+    tiny_model(**fields).save_pretrained(folder)
+    JetImageProcessor(size=8).save_pretrained(folder)
+    write_model_card(folder, facts(evaluations=[]), str(folder))
+    Image.new("RGB", (8, 8), "teal").save("image.png")
+    first, second = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    # Without remote code, which other tests run, AutoModel opens the package's own class.
+    names: dict = {}
+    exec(first.replace(", trust_remote_code=True", ""), names)
+    exec(second, names)
+    assert [image.size for image in names["images"]] == [(8, 8)] * 4 and names["latents"].shape == (1, 3, 8, 8)
+    assert type(names["model"]).__name__ == "JetForDensityEstimation"

@@ -8,13 +8,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import random_bytes, tiny_config, tiny_model
+from conftest import ROOT, random_bytes, tiny_config, tiny_model
 from hub_repos import card_errors, card_metadata
+from huggingface_hub import ModelCard
 from PIL import Image
 from train_process import write_images
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification
 
 import jet_hf_cli
+from examples.demo import read_digits
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis.evaluation import score_classes, score_images
 from jet_hf.analysis.features import PixelFeatures, build_extractor, extract_features
@@ -409,3 +411,20 @@ def test_figures_replace_earlier_ones_in_a_card(tmp_path):
     )
     assert "| precision, higher is better | 0.75 ± 0.01 | 0.5 |" in text
     assert "on held-out images, higher is better | 0.75 ± 0.01 |  |" in text
+
+
+def test_the_shipped_digits_have_the_figures_of_their_card(tmp_path):
+    folder = ROOT / "space" / "digits"
+    model = JetForDensityEstimation.from_pretrained(folder).eval()
+    data = read_digits(tmp_path / "digits")
+    names = ["nearest_neighbor_accuracy", "seam_strength", "classifier_accuracy", "bayes_accuracy"]
+    report = evaluate_samples(
+        model, data.processor, data.held_out, data.train, SampleOptions(1000, figures=names, batch_size=500)
+    )
+    card = {
+        result.metric_type: result.metric_value for result in ModelCard.load(folder / "README.md").data.eval_results
+    }
+    for name, figure in report.samples.items():
+        assert figure.value == pytest.approx(card[name], abs=0.006), name  # two images of 360
+    assert report.samples["bayes_accuracy"].value >= 0.985 and report.samples["classifier_accuracy"].value >= 0.94
+    assert report.samples["nearest_neighbor_accuracy"].value <= 0.65

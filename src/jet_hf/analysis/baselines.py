@@ -49,8 +49,8 @@ def encode_lossless(image: np.ndarray, codec: str) -> bytes:
     import imagecodecs
 
     if codec == "jpegls":
-        return imagecodecs.jpegls_encode(image)
-    return imagecodecs.jpegxl_encode(image, lossless=True, effort=8)
+        return bytes(imagecodecs.jpegls_encode(image))
+    return bytes(imagecodecs.jpegxl_encode(image, lossless=True, effort=8))
 
 
 def histogram_bits_per_dim(train_pixels: np.ndarray, pixels: np.ndarray) -> np.ndarray:

@@ -156,6 +156,7 @@ def write_model_card(folder: str | os.PathLike, facts: CardFacts, model_id: str)
         # The card must not reveal the path of a local folder.
         base_model_title=facts.base_model and (base_model or Path(facts.base_model).name),
         shape=_describe_shape(config),
+        num_classes=config and config.num_classes,
         noise_std=config and config.noise_std,
         noise_range=(config and config.noise_range) or [],
         num_levels=config.num_levels if config else 256,
@@ -372,8 +373,8 @@ def _describe_shape(config: JetConfig | None) -> str | None:
     channels, height, width = config.image_shape
     order = "" if height == width else " (height and width)"
     return (
-        f"Images have {height} x {width} pixels{order} and {channels} channels; the flow has "
-        f"{config.num_coupling_layers} coupling layers."
+        f"Images have {height} x {width} pixels{order} and {channels} channel{'s' if channels > 1 else ''}; the flow "
+        f"has {config.num_coupling_layers} coupling layers."
     )
 
 
