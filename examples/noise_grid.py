@@ -39,7 +39,7 @@ NOISE_STDS = (None, 0.02, 0.05, 0.1, 0.2)
 CURRICULUM = 64.0  # JetFormer's, in gray levels of 8-bit images
 FIGURES = {
     "digits": ["kernel_distance", "nearest_neighbor_accuracy", "seam_strength", "classifier_accuracy"],
-    "noisy_photographs": ["kernel_distance", "nearest_neighbor_accuracy", "seam_strength"],
+    "noisy_photographs": ["nearest_neighbor_accuracy", "seam_strength"],
 }
 HEADER = ("KID", "nearest neighbor", "seams", "classifier", "Bayes classifier", "bits per dimension")
 
