@@ -109,11 +109,11 @@ def measure(accelerator: Accelerator) -> tuple[Trainer, dict]:
     results["scores_again"] = score(trainer)
     results["samples_again"] = model.sample(2, generator=torch.Generator().manual_seed(0)).tolist()
     noisy = make_trainer(tiny_model(noise_std=[0.05, 0.4]), make_accelerator())
+    generator = torch.Generator().manual_seed(0)
+    results["denoised_samples"] = noisy.base_model.sample(2, generator=generator, denoising_steps=2).tolist()
     results["noisy_steps"] = take_steps(noisy, 0, 2)
     held_out = pixels(NUM_EVAL_IMAGES, seed=2)
     results["noisy_scores"] = score_images(noisy.model, held_out, 2, accelerator=noisy.accelerator).tolist()
-    generator = torch.Generator().manual_seed(0)
-    results["denoised_samples"] = noisy.base_model.sample(2, generator=generator, denoising_steps=2).tolist()
     return trainer, results
 
 

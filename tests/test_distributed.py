@@ -80,7 +80,7 @@ def test_scores_of_a_split_that_does_not_divide_are_those_of_one_process(kind, r
 
 def test_figures_of_samples_are_those_of_one_process(results):
     figures = compare_samples(make_accelerator())
-    assert len(figures) == 7 and results["ddp"][0]["figures"].keys() == figures.keys()
+    assert len(figures) == 8 and results["ddp"][0]["figures"].keys() == figures.keys()
     for name, values in figures.items():
         assert results["ddp"][0]["figures"][name]["samples"] == pytest.approx(values["samples"], rel=1e-3), name
     assert results["ddp"][1]["figures"] is None

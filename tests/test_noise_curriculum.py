@@ -173,6 +173,8 @@ def test_a_wrong_curriculum_of_a_run_is_refused_by_name(tmp_path):
     for model in (["--noise_std=0.2", *flags], [f"--model_name_or_path={tmp_path}"]):
         with pytest.raises(ValueError, match=r"`noise_curriculum` must be 0 for a model with `noise_std` \(0.2\)"):
             find_config(parse_arguments([*model, "--noise_curriculum=64"]))
+    with pytest.raises(ValueError, match=r"`noise_curriculum` must be 0 .* \(\[0.05, 0.4\]\)"):
+        find_config(parse_arguments(["--noise_std", "0.05", "0.4", *flags, "--noise_curriculum=64"]))
     for num_levels, least in ((256, "0.1"), (17, "1.59375")):  # as if on the scale [-1, 1], or of a tenth of a level
         with pytest.raises(
             ValueError, match=f"must be 0 or at least {least} gray levels .* `num_levels` {num_levels}"

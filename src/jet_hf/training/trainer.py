@@ -144,8 +144,8 @@ def check_noise_curriculum(noise_curriculum: float, config: JetConfig) -> None:
         )
     if noise_curriculum and config.noise_std is not None:
         raise ValueError(
-            f"`noise_curriculum` must be 0 for a model with `noise_std` ({config.noise_std:g}), which is trained with "
-            f"noise of one size, got {noise_curriculum:g}."
+            f"`noise_curriculum` must be 0 for a model with `noise_std` ({config.noise_std}), which is trained with "
+            f"noise of its own, got {noise_curriculum:g}."
         )
 
 
