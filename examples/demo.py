@@ -39,7 +39,7 @@ from .plots import plot_image_rows, plot_learning_curve
 
 
 # In the order of training. The time limit is divided by these shares.
-TIME_SHARES = {"digits": 0.22, "photographs": 0.62, "noisy_photographs": 0.16}
+TIME_SHARES = {"digits": 0.17, "photographs": 0.68, "noisy_photographs": 0.15}
 COLUMNS = NUM_CLASSES  # of the grids of images
 PHOTOGRAPH_FIGURES = ["nearest_neighbor_accuracy", "seam_strength"]
 
@@ -50,7 +50,7 @@ class DemoArguments:
 
     output_dir: str = field(default="demo", metadata={"help": "Folder to write; an earlier demo there is replaced."})
     max_minutes: float = field(default=6.0, metadata={"help": "Time limit of the three trainings together."})
-    digits_steps: int = field(default=700, metadata={"help": "Steps on digits; fewer if the time limit requires it."})
+    digits_steps: int = field(default=550, metadata={"help": "Steps on digits; fewer if the time limit requires it."})
     photographs_steps: int = field(default=900, metadata={"help": "Steps on photographs, for bits per dimension."})
     noisy_photographs_steps: int = field(default=180, metadata={"help": "Steps on photographs with noise."})
     image_size: int = field(default=32, metadata={"help": "Height and width of the crops of photographs, in pixels."})
