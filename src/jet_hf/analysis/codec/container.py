@@ -88,7 +88,7 @@ def checksum(image_checksums: Sequence[int]) -> int:
 
 def pack(kind: int, header: Header, body: bytes) -> bytes:
     """Return a file."""
-    text = zlib.compress(json.dumps(asdict(header), separators=(",", ":")).encode(), 9)
+    text = zlib.compress(json.dumps(asdict(header), separators=(",", ":"), allow_nan=False).encode(), 9)
     crc = zlib.crc32(body, zlib.crc32(text, zlib.crc32(CHECKED.pack(VERSION, kind, len(text), len(body)))))
     return FIXED.pack(MAGIC, VERSION, kind, crc, len(text), len(body)) + text + body
 
