@@ -96,7 +96,7 @@ def fingerprint(model: JetForDensityEstimation) -> bytes:
     fields = {name: getattr(config, name) for name in JetConfig.__annotations__}
     defaults = {name: getattr(JetConfig, name) for name in JetConfig.__annotations__}
     fields = {name: value for name, value in fields.items() if value != defaults[name]}
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=list).encode())
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=list, allow_nan=False).encode())
     for name, tensor in sorted(model.jet.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         # Every narrower dtype fits into float32, so that a model in another dtype with the same weights is the same.
