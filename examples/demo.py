@@ -40,6 +40,7 @@ from .plots import plot_image_rows, plot_learning_curve
 
 # In the order of training. The time limit is divided by these shares.
 TIME_SHARES = {"digits": 0.17, "photographs": 0.68, "noisy_photographs": 0.15}
+BATCH_SIZES = {"digits": 64, "photographs": 16, "noisy_photographs": 16}
 COLUMNS = NUM_CLASSES  # of the grids of images
 PHOTOGRAPH_FIGURES = ["nearest_neighbor_accuracy", "seam_strength"]
 
@@ -138,9 +139,12 @@ def run_demo(arguments: DemoArguments) -> dict:
         data = {"digits": digits, "photographs": crops, "noisy_photographs": crops}
         models, histories = {}, {}
         for name, config in configs.items():
-            batch_size = 64 if name == "digits" else 16
-            minutes = TIME_SHARES[name] * arguments.max_minutes
-            settings = TrainingSettings(getattr(arguments, f"{name}_steps"), minutes, batch_size, arguments.seed)
+            settings = TrainingSettings(
+                max_steps=getattr(arguments, f"{name}_steps"),
+                max_minutes=TIME_SHARES[name] * arguments.max_minutes,
+                batch_size=BATCH_SIZES[name],
+                seed=arguments.seed,
+            )
             set_seed(arguments.seed)
             models[name] = JetForDensityEstimation(config)
             if name == "photographs":

@@ -9,11 +9,8 @@ It trains the demo's models of digits and of photographs once per kind of noise,
 """
 
 import argparse
-import dataclasses
 
-import torch
 from accelerate.utils import set_seed
-from PIL import Image
 
 from jet_hf import JetConfig, JetForDensityEstimation
 from jet_hf.analysis.evaluation import evaluate
@@ -22,6 +19,7 @@ from jet_hf.utils.files import new_folder, strict_json
 from jet_hf.utils.tables import markdown_table
 
 from .demo import (
+    BATCH_SIZES,
     COLUMNS,
     DemoArguments,
     TrainingData,
@@ -61,17 +59,21 @@ def run_grid(output_dir: str, arguments: DemoArguments) -> None:
             config, rows = model_configs(arguments)[name], {}
             results[name] = {}
             for title, noise_std, curriculum in kinds_of_noise():
-                fields = {field: getattr(config, field) for field in JetConfig.__annotations__}
                 set_seed(arguments.seed)
-                model = JetForDensityEstimation(JetConfig(**fields | {"noise_std": noise_std}))
+                model = JetForDensityEstimation(JetConfig(**config.own_fields() | {"noise_std": noise_std}))
                 settings = TrainingSettings(
-                    getattr(arguments, f"{name}_steps"), arguments.max_minutes, 64 if name == "digits" else 16, 0
+                    max_steps=getattr(arguments, f"{name}_steps"),
+                    max_minutes=arguments.max_minutes,
+                    batch_size=BATCH_SIZES[name],
+                    seed=arguments.seed,
+                    noise_curriculum=curriculum,
                 )
-                train(f"{name}, {title}", model, images, dataclasses.replace(settings, noise_curriculum=curriculum))
+                train(f"{name}, {title}", model, images, settings)
                 for denoise in (False, True) if noise_std else (False,):
                     row = title + (", denoised" if denoise else "")
                     results[name][row] = measure(name, model.eval(), images, arguments, denoise)
-                    rows[row] = draw(model, images, arguments.seed, denoise)
+                    # One sample of each class, or as many of a model without classes.
+                    rows[row] = sample_images(model, images.processor, COLUMNS, seed=arguments.seed, denoise=denoise)
             plot_image_rows(folder / f"{name}.png", rows, COLUMNS)
         tables = [format_table(name, rows) for name, rows in results.items()]
         (folder / "tables.md").write_text("\n\n".join(tables) + "\n")
@@ -95,12 +97,6 @@ def measure(
     values = {figure: row["samples"] for figure, row in figures.items()}
     has_bits = model.config.noise_std is None
     return values | {"bits_per_dim": evaluate(model, images.held_out).mean if has_bits else None}
-
-
-def draw(model: JetForDensityEstimation, images: TrainingData, seed: int, denoise: bool) -> list[Image.Image]:
-    """Return one sample of each class, or as many of a model without classes."""
-    with torch.no_grad():
-        return sample_images(model, images.processor, COLUMNS, seed=seed, denoise=denoise)
 
 
 def format_table(name: str, rows: dict[str, dict[str, float | None]]) -> str:

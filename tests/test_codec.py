@@ -438,7 +438,7 @@ def test_files_of_other_models_and_versions_are_refused(model, monkeypatch):
 
 
 def test_damaged_files_are_refused(request):
-    """Whatever bytes change, the error is one class, and memory does not grow."""
+    """Whatever bytes change, the error is one class."""
     model, rng = tiny_model(num_coupling_layers=2), np.random.default_rng(0)
     files = [compress(random_pixels(), model, allow_webp=allow, verify=False) for allow in (True, False)]
     count = request.config.getoption("--codec-mutations")

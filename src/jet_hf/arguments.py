@@ -546,12 +546,9 @@ class EvaluateArguments(SamplingArguments, DatasetArguments, BoundedArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.samples is None:
-            defaults = {item.name: item.default for item in dataclasses.fields(self)}
-            of_samples = ["features", "figures", "real_split", "bayes_noise_samples", *self.sampling_options()]
-            for name in of_samples:
-                if getattr(self, name) != defaults[name]:
-                    raise ValueError(f"`{name}` must be given with `samples`, the number of samples to evaluate.")
+        of_samples = ["features", "figures", "real_split", "bayes_noise_samples", *self.sampling_options()]
+        if self.samples is None and (changed := self.changed(of_samples)):
+            raise ValueError(f"`{changed[0]}` must be given with `samples`, the number of samples to evaluate.")
 
 
 @dataclass
@@ -583,12 +580,10 @@ class SampleArguments(SamplingArguments, BoundedArguments):
         if self.interpolate and len(self.interpolate) != 2:
             raise ValueError(f"`interpolate` takes two images, got {len(self.interpolate)}.")
         of_samples = ["label", *self.sampling_options(), *(["num_images"] if self.reconstruct else [])]
-        defaults = {item.name: item.default for item in dataclasses.fields(self)}
-        for name in of_samples if self.reconstruct or self.interpolate else []:
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"`{name}` is for samples and cannot be combined with `reconstruct` or `interpolate`."
-                )
+        if (self.reconstruct or self.interpolate) and (changed := self.changed(of_samples)):
+            raise ValueError(
+                f"`{changed[0]}` is for samples and cannot be combined with `reconstruct` or `interpolate`."
+            )
 
 
 @dataclass

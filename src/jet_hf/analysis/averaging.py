@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from ..model.configuration_jet import JetConfig
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 
@@ -60,4 +59,4 @@ def _load(folder: str | os.PathLike) -> tuple[JetForDensityEstimation, JetImageP
 
 def _settings(model: JetForDensityEstimation, processor: JetImageProcessor) -> dict:
     """Return the settings that models of an average share."""
-    return {name: getattr(model.config, name) for name in JetConfig.__annotations__} | processor.to_dict()
+    return model.config.own_fields() | processor.to_dict()

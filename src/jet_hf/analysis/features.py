@@ -12,6 +12,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ..hub.card import HUB_ID
 from ..hub.pretrained import missing_path
+from ..model.configuration_jet import level_dtype
 from ..model.modeling_jet import scale_bytes
 
 
@@ -72,8 +73,7 @@ def extract_features(
 
 
 def _pixel_values(images: np.ndarray, num_levels: int) -> torch.Tensor:
-    levels = images.astype(np.uint8 if num_levels <= 256 else np.uint16)
-    return scale_bytes(torch.from_numpy(levels), num_levels)
+    return scale_bytes(torch.from_numpy(images.astype(level_dtype(num_levels))), num_levels)
 
 
 class PixelFeatures:

@@ -74,9 +74,8 @@ def run(arguments: CompressArguments) -> None:
             bar.update(min(size, len(arguments.files) - bar.n))
     replace_file(output, lambda draft: draft.write_bytes(b"".join(files)))
     num_bytes, num_dims = sum(map(len, files)), sum(weight.num_dims for weight in weights)
-    note = (
-        "" if not all(weight.is_webp for weight in weights) else ", as plain WebP, which is smaller than the model's"
-    )
+    is_webp = all(weight.is_webp for weight in weights)
+    note = ", as plain WebP, which is smaller than the model's" if is_webp else ""
     rate = 8 * num_bytes / num_dims
     print(f"{output}: {len(arguments.files)} image(s) in {num_bytes:,} bytes, {rate:.3f} bits per dimension{note}")
 

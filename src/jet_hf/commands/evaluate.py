@@ -3,7 +3,6 @@
 
 import sys
 import time
-from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ..analysis.evaluation import (
     write_scores,
 )
 from ..analysis.inference import prepared_for_inference
-from ..arguments import EvaluateArguments, SamplingArguments
+from ..arguments import EvaluateArguments, WeighArguments
 from ..data import (
     HELD_OUT,
     KEPT,
@@ -48,8 +47,7 @@ EXPECTED_ERRORS = (StrictDataclassError, UndecodableImagesError)
 
 def run(arguments: EvaluateArguments) -> None:
     """Score a dataset and compare samples with it; print the results, and write them to the requested files."""
-    columns = {name: getattr(arguments, name) for name in ("image_column", "label_column", "first_label")}
-    source = DataSource.at(arguments.dataset, arguments.dataset_config, release=arguments.dataset_release, **columns)
+    source = open_source(arguments)
     check_outputs(arguments, source)
     accelerator = Accelerator(mixed_precision=resolve_precision(arguments.mixed_precision))
     check_results(arguments, load_config(arguments.model, "model"))
@@ -75,7 +73,7 @@ def run(arguments: EvaluateArguments) -> None:
             if arguments.write_model_card:
                 add_evaluation(arguments.model, evaluation_record(source, split, result))
         if samples is not None and arguments.write_model_card:
-            add_samples(arguments.model, sample_record(source, split, samples))
+            add_samples(arguments.model, sample_record(arguments, source, split, samples))
         result |= {name: getattr(arguments, name) for name in ("seed", "mixed_precision")}
         result |= {"num_processes": accelerator.num_processes}
         print(strict_json(result if samples is None else result | {"samples": samples}, indent=2))
@@ -85,7 +83,13 @@ def run(arguments: EvaluateArguments) -> None:
     accelerator.end_training()
 
 
-def read_options(arguments: EvaluateArguments, config: JetConfig, **options: Any) -> ReadOptions:
+def open_source(arguments: EvaluateArguments | WeighArguments) -> DataSource:
+    """Return the dataset of a command."""
+    columns = {name: getattr(arguments, name) for name in ("image_column", "label_column", "first_label")}
+    return DataSource.at(arguments.dataset, arguments.dataset_config, release=arguments.dataset_release, **columns)
+
+
+def read_options(arguments: EvaluateArguments | WeighArguments, config: JetConfig, **options: Any) -> ReadOptions:
     """Return the options of reading images for a model."""
     names = ("max_images", "max_undecodable_share", "random_crops_per_image", "seed")
     return ReadOptions(num_classes=config.num_classes, **{name: getattr(arguments, name) for name in names} | options)
@@ -165,14 +169,15 @@ def evaluate_samples(
     }
 
 
-def sample_record(source: DataSource, split: str, samples: dict[str, Any]) -> SampleRecord:
+def sample_record(
+    arguments: EvaluateArguments, source: DataSource, split: str, samples: dict[str, Any]
+) -> SampleRecord:
     """Return the record of figures in the form of [`evaluate_samples`] for the card, without paths."""
-    defaults = {item.name: item.default for item in fields(SamplingArguments)}
     return SampleRecord(
         **dataset_fields(source, split),
         **{name: samples[name] for name in ("real_split", "num_samples", "num_held_out", "figures")},
         features=Path(samples["features"]).name if Path(samples["features"]).exists() else samples["features"],
-        options={name: samples[name] for name, default in defaults.items() if samples[name] != default},
+        options={name: samples[name] for name in arguments.changed(arguments.sampling_options())},
     )
 
 

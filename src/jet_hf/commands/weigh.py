@@ -4,36 +4,30 @@
 import sys
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-
 from ..analysis.codec.integer_flow import check_model
 from ..analysis.codec.weighing import describe, weigh
 from ..analysis.evaluation import check_writable, data_title
 from ..arguments import WeighArguments
-from ..data import DataSource, ReadOptions, UndecodableImagesError, load_pixels, split_to_score
+from ..data import load_pixels, split_to_score
 from ..hub import load_config
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 from ..utils.files import replace_file, strict_json
-
-
-EXPECTED_ERRORS = (StrictDataclassError, UndecodableImagesError)
+from .evaluate import EXPECTED_ERRORS as EXPECTED_ERRORS
+from .evaluate import open_source, read_options
 
 
 def run(arguments: WeighArguments) -> None:
     """Compress a dataset, print the sizes, and keep the file on request."""
-    columns = {name: getattr(arguments, name) for name in ("image_column", "label_column", "first_label")}
-    source = DataSource.at(arguments.dataset, arguments.dataset_config, release=arguments.dataset_release, **columns)
+    source = open_source(arguments)
     if arguments.output:
         source.check_output(arguments.output, "output", "dataset")
         check_writable(Path(arguments.output), "output")
     check_model(load_config(arguments.model, "model"))
     model = JetForDensityEstimation.from_pretrained(arguments.model).eval()
     processor = JetImageProcessor.from_pretrained(arguments.model)
-    selection = ("max_images", "max_undecodable_share", "random_crops_per_image", "seed")
-    options = ReadOptions(num_classes=model.config.num_classes, **{n: getattr(arguments, n) for n in selection})
     split = arguments.split or split_to_score(source)
-    pixels = load_pixels(source, split, processor, options)
+    pixels = load_pixels(source, split, processor, read_options(arguments, model.config))
     data, result = weigh(model, pixels.dataset, arguments.batch_size, arguments.seed, progress=sys.stderr.isatty())
     if arguments.output:
         replace_file(Path(arguments.output), lambda draft: draft.write_bytes(data))

@@ -11,6 +11,7 @@ import pyarrow as pa
 from datasets.utils.file_utils import xopen
 from PIL import Image
 
+from ..model.configuration_jet import level_dtype
 from ..model.image_processing_jet import JetImageProcessor, LevelsError, as_levels, to_numpy
 
 
@@ -108,7 +109,7 @@ def _to_pixels(processor: JetImageProcessor, image: Image.Image | np.ndarray) ->
 
 def check_levels(array: np.ndarray, num_levels: int) -> np.ndarray:
     """Return an array of uint8 or uint16 in the dtype of `num_levels`, or raise LevelsError for other levels."""
-    return to_numpy(as_levels(array, num_levels)).astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False)
+    return to_numpy(as_levels(array, num_levels)).astype(level_dtype(num_levels), copy=False)
 
 
 def file_name(image: StoredImage) -> str | None:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..arguments import PreparationArguments
-from ..model.configuration_jet import image_sides
+from ..model.configuration_jet import image_sides, level_dtype
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.validation_jet import check_whole
 from ..utils.files import check_is_free, replace_file, replace_text, strict_json
@@ -370,7 +370,7 @@ def dataset_card(record: dict) -> str:
     splits = {name: entry for name, entry in record["splits"].items() if "num_images" in entry}
     parameters = EARLIER_VERSIONS | next(iter(splits.values()))["parameters"]
     channels, levels = parameters["num_channels"], parameters["num_levels"]
-    dtype = "uint8" if levels <= 256 else "uint16"
+    dtype = level_dtype(levels)
     holds = "" if levels == 256 else f", with levels from 0 to {levels - 1}"
     height, width = image_sides(parameters["image_size"])
     part = "square" if height == width else f"{height} : {width} part"

@@ -346,13 +346,17 @@ class JetViT(JetConditioner):
         return self.layernorm(hidden_states)
 
 
+def standardize(filters: torch.Tensor) -> torch.Tensor:
+    """Return filters (O, I, H, W) with a mean of zero and a variance of one each, with BiT's epsilon."""
+    variance, mean = torch.var_mean(filters, dim=(1, 2, 3), keepdim=True, correction=0)
+    return (filters - mean) * torch.rsqrt(variance + 1e-10)
+
+
 class JetStandardizedConv2d(nn.Conv2d):
-    """Convolution with standardized filters (Qiao et al., 2019) and BiT's epsilon."""
+    """Convolution with standardized filters (Qiao et al., 2019)."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        weight = self.weight.float()
-        variance, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        weight = ((weight - mean) * torch.rsqrt(variance + 1e-10)).to(hidden_states.dtype)
+        weight = standardize(self.weight.float()).to(hidden_states.dtype)
         return nn.functional.conv2d(hidden_states, weight, None, self.stride, self.padding)
 
 

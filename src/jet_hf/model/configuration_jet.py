@@ -3,6 +3,7 @@
 
 import itertools
 import math
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -40,6 +41,11 @@ def image_sides(image_size: int | tuple[int, int] | list[int]) -> tuple[int, int
     if len(sides) != 2:
         raise ValueError(f"`image_size` must be one number, or height and width, got {list(sides)}.")
     return sides
+
+
+def level_dtype(num_levels: int) -> str:
+    """Return the name of the dtype that holds gray levels: `"uint8"`, or `"uint16"` for more than 256 levels."""
+    return "uint8" if num_levels <= 256 else "uint16"
 
 
 def levels_per_unit(num_levels: int) -> float:
@@ -187,6 +193,10 @@ class JetConfig(PreTrainedConfig):
         if unknown := sorted(name for name in kwargs if name in vars(self) and name not in known):
             logger.warning(f"JetConfig ignores the unknown fields {', '.join(unknown)}.")
 
+    def own_fields(self) -> dict[str, Any]:
+        """Return the values of the fields by name, without those of transformers."""
+        return {name: getattr(self, name) for name in JetConfig.__annotations__}
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Number of channels, height and width of an image."""
@@ -228,9 +238,10 @@ class JetConfig(PreTrainedConfig):
     @property
     def noise_levels(self) -> tuple[float, float] | None:
         """Smallest and largest standard deviation of the noise, or `None` for a model without noise."""
-        if self.noise_std is None or isinstance(self.noise_std, float | int):
-            return None if self.noise_std is None else (self.noise_std, self.noise_std)
-        return self.noise_std[0], self.noise_std[1]
+        if self.noise_std is None:
+            return None
+        levels = self.noise_std if isinstance(self.noise_std, list | tuple) else [self.noise_std]
+        return levels[0], levels[-1]
 
     @property
     def noise_range(self) -> tuple[float, float] | None:
@@ -320,12 +331,12 @@ class JetConfig(PreTrainedConfig):
     def _check_noise_std(self) -> None:
         if self.noise_std is None:
             return
-        is_number = isinstance(self.noise_std, float | int)
-        levels = [self.noise_std] if isinstance(self.noise_std, float | int) else list(self.noise_std)
+        is_range = isinstance(self.noise_std, list | tuple)
+        levels = list(self.noise_std) if isinstance(self.noise_std, list | tuple) else [self.noise_std]
         if not all(math.isfinite(level) and level > 0 for level in levels):
-            kind = "a positive number or None" if is_number else "a pair of positive numbers"
+            kind = "a pair of positive numbers" if is_range else "a positive number or None"
             raise ValueError(f"`noise_std` must be {kind}, got {self.noise_std}.")
-        if not is_number and not (len(levels) == 2 and levels[0] < levels[1]):
+        if is_range and not (len(levels) == 2 and levels[0] < levels[1]):
             raise ValueError(
                 f"`noise_std` must be one number, or the smallest and the largest of a range, got {levels}."
             )

@@ -21,7 +21,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .configuration_jet import MAX_NUM_LEVELS
+from .configuration_jet import MAX_NUM_LEVELS, level_dtype
 from .validation_jet import check_whole, is_number
 
 
@@ -506,7 +506,7 @@ class JetImageProcessor(PilBackend):
     @property
     def level_dtype(self) -> str:
         """Dtype of levels as arrays: `"uint8"`, or `"uint16"` for more than 256 levels."""
-        return "uint8" if self.num_levels <= 256 else "uint16"
+        return level_dtype(self.num_levels)
 
     def read_levels(self, image: Image.Image | Pixels) -> np.ndarray:
         """

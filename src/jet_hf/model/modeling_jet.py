@@ -242,7 +242,7 @@ class JetPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: JetConfig, *inputs, **kwargs):
         super().__init__(config, *inputs, **kwargs)
-        self._fields_at_construction = _fields_of(config)
+        self._fields_at_construction = copy.deepcopy(config.own_fields())
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """
@@ -252,7 +252,7 @@ class JetPreTrainedModel(PreTrainedModel):
             ValueError: for a configuration that was changed after the model was built, or a split that cannot be
                 inverted.
         """
-        for name, value in _fields_of(self.config).items():
+        for name, value in self.config.own_fields().items():
             if value != self._fields_at_construction[name]:
                 raise ValueError(
                     f"`config.{name}` must be {self._fields_at_construction[name]!r}, with which this model was "
@@ -323,11 +323,6 @@ class JetPreTrainedModel(PreTrainedModel):
             init.copy_(module.permutation, module.make_permutation())
         else:
             super()._init_weights(module)
-
-
-def _fields_of(config: JetConfig) -> dict:
-    """Return the configuration's own fields, without those of transformers."""
-    return {name: copy.deepcopy(getattr(config, name)) for name in JetConfig.__annotations__}
 
 
 def _check_fields_of_the_weights(config_class, name_or_path, config, arguments: dict) -> None:

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import torch
 from transformers.utils.generic import TransformersKwargs
 
-from .configuration_jet import GUIDANCE_RULES, JetConfig
+from .configuration_jet import GUIDANCE_RULES, JetConfig, level_dtype
 
 
 # Largest distance of a rounded value from its level, in gray levels: in float32, and in bfloat16, in which values of
@@ -169,7 +169,7 @@ def check_quantized_images(
 
 def check_levels(name: str, pixels: torch.Tensor, num_levels: int) -> None:
     """Raise ValueError unless `pixels` are integers (uint8, or uint16 for more than 256 levels) below `num_levels`."""
-    dtype = torch.uint8 if num_levels <= 256 else torch.uint16
+    dtype = getattr(torch, level_dtype(num_levels))
     if pixels.dtype != dtype:
         kind = "bytes" if num_levels == 256 else f"gray levels of a model with `num_levels` {num_levels}"
         raise ValueError(f"`{name}` must be {kind} ({dtype}), got {pixels.dtype}.")

@@ -19,7 +19,7 @@ from ..analysis.cost import (
 from ..arguments import TrainArguments
 from ..data import Batch, BatchSharding, PixelSplit, train_batches
 from ..data.releases import RELEASES
-from ..model.configuration_jet import JetConfig
+from ..model.configuration_jet import JetConfig, level_dtype
 from .fine_tuning import adapt_model, find_config, make_model
 from .launcher import Launcher
 from .setup import count_steps, find_data, load_data, make_accelerator, make_processor
@@ -185,9 +185,8 @@ def step_throughput(arguments: TrainArguments, config: JetConfig, num_images: in
     model = adapt_model(make_model(arguments, config), config)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    pixels = torch.randint(config.num_levels, (num_images, *config.image_shape)).to(
-        torch.uint8 if config.num_levels <= 256 else torch.uint16
-    )
+    pixels = torch.randint(config.num_levels, (num_images, *config.image_shape))
+    pixels = pixels.to(getattr(torch, level_dtype(config.num_levels)))
     labels = None if config.num_classes is None else torch.zeros(num_images, dtype=torch.int64)
     batch = Batch(pixels, torch.arange(num_images), labels)
     accelerator.gradient_accumulation_steps = 1

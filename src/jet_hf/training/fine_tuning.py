@@ -43,7 +43,7 @@ def find_config(arguments: TrainArguments) -> JetConfig:
                 f"{recipe}`."
             )
         saved = load_config(name_or_path, "model_name_or_path")
-        fields = {name: getattr(saved, name) for name in JetConfig.__annotations__}
+        fields = saved.own_fields()
         for name, value in given.items():
             if value != fields[name] and name not in CHANGEABLE:
                 raise ValueError(

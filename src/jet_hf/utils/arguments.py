@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
@@ -54,6 +54,11 @@ class BoundedArguments:
                 if not holds(value, limit) or (is_whole and not isinstance(value, int)):
                     words = ("a whole number of " if is_whole else "") + bound.replace("_", " ")
                     raise ValueError(f"`{item.name}` must be {words} {limit}, got {value}.")
+
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Return those of the fields of these names whose values are not the defaults."""
+        defaults = {item.name: item.default for item in dataclasses.fields(self)}
+        return [name for name in names if getattr(self, name) != defaults[name]]
 
 
 def value_type(annotation: Any) -> tuple[type, bool]:

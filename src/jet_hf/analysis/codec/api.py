@@ -12,6 +12,7 @@ from ...model.configuration_jet import JetConfig
 from ...model.modeling_jet import JetForDensityEstimation, scale_bytes
 from ...model.validation_jet import check_whole
 from ...utils.noise import uniform_noise
+from ..sampling import no_labels
 from . import container
 from .container import FLOW, WEBP, Header
 from .decoder import decode_stack, decode_webp_images
@@ -135,8 +136,7 @@ def score_tiles(levels: np.ndarray, model: JetForDensityEstimation, index: int) 
     device = model.jet.input_device
     pixels = torch.from_numpy(levels).permute(0, 3, 1, 2).to(device)
     indices = torch.arange(index, index + len(levels), device=device)
-    classes = model.config.num_classes
-    labels = None if classes is None else torch.full((len(levels),), classes, device=device)
+    labels = no_labels(model, len(levels))
     noise = uniform_noise(0, indices, tuple(pixels.shape[1:]))
     was_training = model.training
     model.eval()

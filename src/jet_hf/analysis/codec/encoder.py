@@ -35,8 +35,7 @@ class Weight:
         is_webp: Whether the file holds plain WebP images, and none of the parts below.
         tally: Bits of the tiles that the flow encoded.
         stack_bits: Bits that these tiles added to the stack.
-        strip_bytes, strip_dims: Bytes and dimensions of the strips at the edges.
-        tile_bytes, tile_dims: Bytes and dimensions of the tiles that were coded as WebP.
+        tile_bytes: Bytes of the tiles that were coded as WebP.
         num_retries: Number of times that a group was encoded again, for a value near a rounding boundary.
     """
 
@@ -45,10 +44,7 @@ class Weight:
     is_webp: bool = False
     tally: Tally = field(default_factory=Tally)
     stack_bits: int = 0
-    strip_bytes: int = 0
-    strip_dims: int = 0
     tile_bytes: int = 0
-    tile_dims: int = 0
     num_retries: int = 0
 
     @property
@@ -88,8 +84,6 @@ class Encoder:
             data = encode_webp(region.of(image))
             self.stack.push_bytes(data)
             self.steps.append([STRIP, len(data)])
-            self.weight.strip_bytes += len(data)
-            self.weight.strip_dims += region.of(image).size
         for region in tiles(shape, self.flow.tile_shape):
             self._tiles.append(region.of(image))
             self._labels += [] if label is None else [label]
@@ -138,12 +132,10 @@ class Encoder:
         self._encode_as_webp(count)
 
     def _encode_as_webp(self, count: int) -> None:
-        column = np.concatenate(self._tiles[:count])
-        data = encode_webp(column)
+        data = encode_webp(np.concatenate(self._tiles[:count]))
         self.stack.push_bytes(data)
         self.steps.append([TILES, count, len(data)])
         self.weight.tile_bytes += len(data)
-        self.weight.tile_dims += column.size
         self._drop(count)
 
     def _measure(self, num_bits: int, count: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from ...model.flow_jet import JetActNorm, JetCoupling, JetInvertibleDense
 from .errors import CannotEncode
 from .stack import Stack
-from .tables import exponential_scales
+from .tables import Scales, exponential_scales
 
 
 # Entries of the linear maps are multiples of 2^-16. Sums of products below 2^52 are exact in float64, in any order.
@@ -30,14 +30,15 @@ class IntegerActNorm:
 
     def encode(self, state: np.ndarray, stack: Stack) -> np.ndarray:
         """Map integers (B, N, D)."""
-        values = state + self.bias
-        multipliers, shifts = (np.broadcast_to(table, state.shape).ravel() for table in self.scales)
-        return stack.scale(values.ravel(), multipliers, shifts).reshape(state.shape)
+        values = (state + self.bias).ravel()
+        return stack.scale(values, *self._scales_of(state)).reshape(state.shape)
 
     def decode(self, state: np.ndarray, stack: Stack) -> np.ndarray:
         """Undo [`encode`]."""
-        multipliers, shifts = (np.broadcast_to(table, state.shape).ravel() for table in self.scales)
-        return stack.unscale(state.ravel(), multipliers, shifts).reshape(state.shape) - self.bias
+        return stack.unscale(state.ravel(), *self._scales_of(state)).reshape(state.shape) - self.bias
+
+    def _scales_of(self, state: np.ndarray) -> Scales:
+        return Scales(*(np.broadcast_to(table, state.shape).ravel() for table in self.scales))
 
 
 class IntegerDense:
@@ -91,9 +92,8 @@ class IntegerDense:
         columns[self.permutation] = values
         return np.ascontiguousarray(columns.T).reshape(state.shape)
 
-    def _scales_of(self, j: int, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        multipliers, shifts = (np.full(values.shape[1], table[j]) for table in self.scales)
-        return multipliers, shifts
+    def _scales_of(self, j: int, values: np.ndarray) -> Scales:
+        return Scales(*(np.full(values.shape[1], table[j]) for table in self.scales))
 
 
 IntegerPart = IntegerActNorm | IntegerDense

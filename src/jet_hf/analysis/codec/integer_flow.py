@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...model.conditioners_jet import Conditioning, JetStandardizedConv2d
+from ...model.conditioners_jet import Conditioning, JetStandardizedConv2d, standardize
 from ...model.configuration_jet import JetConfig
 from ...model.flow_jet import patchify, replace_second, split, unpatchify
 from ...model.modeling_jet import JetForDensityEstimation, JetModel
@@ -93,9 +93,7 @@ def fingerprint(model: JetForDensityEstimation) -> bytes:
     """Return 8 bytes that change with the weights, or with a field of the configuration."""
     config = model.config
     # Only fields that differ from their defaults count, so that fields of later versions change no fingerprint.
-    fields = {name: getattr(config, name) for name in JetConfig.__annotations__}
-    defaults = {name: getattr(JetConfig, name) for name in JetConfig.__annotations__}
-    fields = {name: value for name, value in fields.items() if value != defaults[name]}
+    fields = {name: value for name, value in config.own_fields().items() if value != getattr(JetConfig, name)}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=list, allow_nan=False).encode())
     for name, tensor in sorted(model.jet.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -169,8 +167,7 @@ class IntegerFlow:
         first, second = split(state, self.indices[layer])
         bias, raw = self._predict(layer, first, conditioning)
         biases, places = _round(bias, offset), (_round(raw, offset) + RAW_LIMIT * RAW_STEPS).flatten().numpy()
-        multipliers, shifts = self.scales.multipliers[places], self.scales.shifts[places]
-        values = torch.from_numpy(stack.scale((second + biases).flatten().numpy(), multipliers, shifts))
+        values = torch.from_numpy(stack.scale((second + biases).flatten().numpy(), *self.scales.take(places)))
         if int(values.abs().max()) >= LARGEST_INTEGER:
             raise CannotEncode("values are too large")
         bits += float(self.bits_of_scales[places].sum())
@@ -210,8 +207,7 @@ class IntegerFlow:
         if not (bias.abs() < LARGEST_INTEGER).all() or raw.isnan().any():
             raise CannotEncode("a value is too large")
         places = (raw.long() + RAW_LIMIT * RAW_STEPS).flatten().numpy()
-        multipliers, shifts = self.scales.multipliers[places], self.scales.shifts[places]
-        values = torch.from_numpy(stack.unscale(second.flatten().numpy(), multipliers, shifts))
+        values = torch.from_numpy(stack.unscale(second.flatten().numpy(), *self.scales.take(places)))
         state = replace_second(state, values.view(second.shape) - bias.long(), self.indices[layer])
         for part in reversed(self.glow_parts[layer]):
             state = torch.from_numpy(part.decode(state.numpy(), stack))
@@ -256,7 +252,7 @@ def _round(values: torch.Tensor, offset: float) -> torch.Tensor:
 def _in_float64(model: JetForDensityEstimation) -> JetModel:
     """Return a copy of the flow in float64 on the CPU, without hooks, adapters or compiled layers."""
     with torch.device("meta"):  # neither takes time to initialize nor random numbers
-        jet = JetModel(JetConfig(**{name: getattr(model.config, name) for name in JetConfig.__annotations__}))
+        jet = JetModel(JetConfig(**model.config.own_fields()))
     weights = {name: tensor.detach().cpu() for name, tensor in model.jet.state_dict().items()}
     weights = {name: t.double() if t.is_floating_point() else t for name, t in weights.items()}
     try:
@@ -268,7 +264,6 @@ def _in_float64(model: JetForDensityEstimation) -> JetModel:
     for module in jet.modules():
         if isinstance(module, JetStandardizedConv2d):
             # The layer standardizes its filters in float32.
-            variance, mean = torch.var_mean(module.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-            module.weight.data = (module.weight - mean) * torch.rsqrt(variance + 1e-10)
+            module.weight.data = standardize(module.weight)
             module.__class__ = torch.nn.Conv2d  # type: ignore[assignment]
     return jet

@@ -149,9 +149,8 @@ class Stack:
         """Push latents as cells of the grid, int64 (n,), below 2^52 in size, under the base density."""
         if density.low_bits:
             self.push_uniform(cells & (2**density.low_bits - 1), 2**density.low_bits)
-        last = len(density.weights) - 1
-        symbols = np.clip((cells >> density.low_bits) + density.num_bins + 1, 0, last)
-        self._push_whole(density.beyond(cells[(symbols == 0) | (symbols == last)]))
+        symbols = density.symbols(cells)
+        self._push_whole(density.beyond(cells[density.are_beyond(symbols)]))
         self._coder.encode_reverse(symbols.astype(np.int32), Categorical(density.weights, perfect=False))
         self._settle()
 
@@ -159,9 +158,8 @@ class Stack:
         """Pop latents as cells of the grid, int64 (count,)."""
         self._load(count)
         symbols = self._coder.decode(Categorical(density.weights, perfect=False), count).astype(np.int64)
-        last = len(density.weights) - 1
         bins = symbols - density.num_bins - 1
-        is_beyond = (symbols == 0) | (symbols == last)
+        is_beyond = density.are_beyond(symbols)
         beyond = self._pop_whole(int(is_beyond.sum()))
         is_low = bins[is_beyond] < 0
         bins[is_beyond] = np.where(is_low, -beyond - density.num_bins - 1, beyond + density.num_bins)

@@ -45,6 +45,10 @@ class Scales(NamedTuple):
     multipliers: np.ndarray
     shifts: np.ndarray
 
+    def take(self, places: np.ndarray) -> "Scales":
+        """Return the scales at these places of the table, int64 (n,)."""
+        return Scales(self.multipliers[places], self.shifts[places])
+
     def bits(self) -> np.ndarray:
         """Return the bits that scaling a number costs, `-log2(multiplier / 2^shift)`, float64."""
         return self.shifts - np.log2(self.multipliers)
@@ -104,14 +108,21 @@ class BaseDensity(NamedTuple):
 
     def table_bits(self, cells: np.ndarray) -> np.ndarray:
         """Return the bits of cells, int64 (n,), under the table."""
-        num_symbols = len(self.weights)
         # The coder gives one step to each symbol, and the others in proportion to the weights.
-        shares = self.weights / self.weights.sum() * (1 - num_symbols * PROBABILITY_STEP) + PROBABILITY_STEP
-        bins = np.clip((cells >> self.low_bits) + self.num_bins + 1, 0, num_symbols - 1)
-        bits = self.low_bits - np.log2(shares)[bins]
-        is_beyond = (bins == 0) | (bins == num_symbols - 1)
+        shares = self.weights / self.weights.sum() * (1 - len(self.weights) * PROBABILITY_STEP) + PROBABILITY_STEP
+        symbols = self.symbols(cells)
+        bits = self.low_bits - np.log2(shares)[symbols]
+        is_beyond = self.are_beyond(symbols)
         bits[is_beyond] += np.log2(LENGTHS) + bit_lengths(self.beyond(cells[is_beyond]))
         return bits
+
+    def symbols(self, cells: np.ndarray) -> np.ndarray:
+        """Return the place in the table of the bins of cells, int64 (n,)."""
+        return np.clip((cells >> self.low_bits) + self.num_bins + 1, 0, len(self.weights) - 1)
+
+    def are_beyond(self, symbols: np.ndarray) -> np.ndarray:
+        """Return which symbols stand for the cells beyond all bins, bool (n,)."""
+        return (symbols == 0) | (symbols == len(self.weights) - 1)
 
     def beyond(self, cells: np.ndarray) -> np.ndarray:
         """Return how many bins cells beyond the table, int64 (n,), are away from it."""
