@@ -1,6 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Demo of Jet: samples, scores, reconstructions and interpolations.
+Demo of Jet: scores, samples, edits and interpolations of latents, files, and a game.
 
     python space/app.py
     MODEL_ID=org/jet-imagenet-64 python space/app.py
@@ -15,6 +15,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -31,10 +32,16 @@ from fairness import CallLimits
 from fastapi.exceptions import RequestValidationError
 from gradio_internals import GuardedBlocks, forget_files, forget_unread
 from guard import RequestGuard, RequestLimits, explain_validation_error
-from jet_demo import JetDemo
-from page import Page
+from jet_demo import JetDemo, Sampler
+from page import Page, add_api
 from starlette.middleware import Middleware
 from storage import Quota, Storage
+from tab_file import add_files
+from tab_game import add_game
+from tab_latents import add_interpolation, add_reconstruction
+from tab_sample import add_sampling
+from tab_score import add_scoring
+from texts import introduction, slug
 from uploads import MAX_FILE_SIZE
 
 
@@ -49,19 +56,44 @@ REQUESTS = RequestLimits()
 # Gradio's own queue passes on every call. The fair queues are in `endpoints.py`.
 QUEUE = {"default_concurrency_limit": None, "max_size": 1000, "api_open": False}
 MAX_THREADS = 256
+TABS = {
+    "Score": add_scoring,
+    "Sample": add_sampling,
+    "Reconstruct and edit": add_reconstruction,
+    "Interpolate": add_interpolation,
+    "File": add_files,
+    "Odd one out": add_game,
+}
 # Gradio keeps the state of the most recent sessions. The demo has none, and each call of a program is a session.
 SESSIONS = 100
 
 
-def build_app(demo: JetDemo) -> GuardedBlocks:
-    """Create the page and the API for a model."""
+def build_app(demo: JetDemo, samplers: Sequence[Sampler] = ()) -> GuardedBlocks:
+    """
+    Create the page and the API.
+
+    Args:
+        demo: The model.
+        samplers: Further models that draw samples, before `demo` itself.
+    """
     storage, service = Storage(DELETE_CACHE[1], QUOTA), Service(demo, CALLS)
     # Gradio reads the location of its files from this variable.
     os.environ["GRADIO_TEMP_DIR"] = str(storage.folder)
     examples = storage.add_permanent(EXAMPLES, "examples")
     gr.set_static_paths([str(storage.folder / "examples")])
+    models = {model.title: model for model in (*samplers, demo)}
     with GuardedBlocks(title="Jet", analytics_enabled=False) as app:
-        Page(service, storage, examples).add()
+        page = Page(app, service, storage, examples, models)
+        gr.Markdown(introduction(demo))
+        with gr.Tabs():
+            for name, add_tab in TABS.items():
+                if name == "File" and demo.codec is None:
+                    continue
+                with gr.Tab(name, id=slug(name)):
+                    add_tab(page)
+        with gr.Row(visible=False):
+            add_api(page)
+    storage.keep_present_files()
     app.storage, app.calls = storage, service.calls
     return app
 
@@ -92,7 +124,7 @@ def launch(app: GuardedBlocks, **options):
     guard = Middleware(RequestGuard, blocks=app, storage=app.storage, calls=app.calls, limits=REQUESTS)
     return app.queue(**QUEUE).launch(
         css=CSS,
-        js=JS,
+        head=f"<script>{JS}</script>",
         theme=theme,
         max_file_size=MAX_FILE_SIZE,
         max_threads=MAX_THREADS,
@@ -118,7 +150,7 @@ def main() -> None:
         demo = JetDemo(os.environ.get("MODEL_ID") or SPACE / "model")
     except (OSError, ValueError) as error:
         sys.exit(f"error: MODEL_ID: {' '.join(str(error).split())}")
-    launch(build_app(demo))
+    launch(build_app(demo, [Sampler(SPACE / "digits")]))
 
 
 if __name__ == "__main__":

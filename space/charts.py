@@ -26,6 +26,20 @@ def heat_maps(maps: Sequence[np.ndarray], titles: Sequence[str] = ("",)) -> Imag
     return _to_image(figure)
 
 
+def overlay(image: Image.Image, values: np.ndarray) -> Image.Image:
+    """Lay a map of bits per dimension, of shape (S/p, S/p), over its image, with a color bar."""
+    figure = Figure(figsize=(4.4, 3.6))
+    axes = figure.subplots()
+    extent = (0, image.width, image.height, 0)
+    axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
+    heat = axes.imshow(values, cmap="inferno", interpolation="nearest", alpha=0.6, extent=extent)
+    axes.axis("off")
+    bar = figure.colorbar(heat, ax=axes, fraction=0.046, pad=0.04)
+    bar.ax.tick_params(colors=INK, labelsize=12)
+    bar.outline.set_visible(False)
+    return _to_image(figure)
+
+
 def histogram(held_out: np.ndarray, bits_per_dim: float) -> Image.Image:
     """Draw the distribution of held-out scores, and the position of one score in it."""
     figure = Figure(figsize=(5.6, 3.2))

@@ -4,6 +4,8 @@
 from typing import NamedTuple
 
 import gradio as gr
+from jet_demo import ALL_CLASSES, MAX_CLASS
+from PIL import Image
 from storage import Storage
 from uploads import UnreadableImageError, missing, not_an_upload
 
@@ -15,6 +17,13 @@ class SentImage(NamedTuple):
     """Path of an unopened image among the uploads, or `None` if it is missing, and its name in messages."""
 
     path: str | None
+    name: str
+
+
+class SentFile(NamedTuple):
+    """Path of an unopened file among the uploads, and its name in messages."""
+
+    path: str
     name: str
 
 
@@ -47,11 +56,7 @@ class ImageInput(gr.Image, CheckedInput):
             if self.optional:
                 return None
             raise UnreadableImageError(missing(self.label))
-        path = value.get("path") if isinstance(value, dict) else None
-        if not isinstance(path, str) or not self.storage.holds(path):
-            raise UnreadableImageError(not_an_upload(self.label))
-        # All other fields are ignored, in particular addresses.
-        return {"path": path, "meta": {"_type": "gradio.FileData"}}
+        return checked_upload(self, value)
 
     def preprocess(self, payload) -> SentImage:
         return SentImage(None if payload is None else payload.path, self.label)
@@ -67,10 +72,12 @@ class NumberInput(gr.Slider, CheckedInput):
 
 
 class NumberField(gr.Number, CheckedInput):
-    """Number in a text field."""
+    """Number in a text field, which is `None` while a visitor types."""
 
     preprocess = CheckedInput.preprocess
-    check = NumberInput.check
+
+    def check(self, value) -> float | int | None:
+        return None if value is None else NumberInput.check(self, value)
 
 
 class ChoiceInput(gr.Radio, CheckedInput):
@@ -92,6 +99,48 @@ class ChoiceMenu(gr.Dropdown, CheckedInput):
     check = ChoiceInput.check
 
 
+class ClassMenu(gr.Dropdown, CheckedInput):
+    """Class in a drop-down menu, which depends on the model: the model refuses classes that it does not have."""
+
+    preprocess = CheckedInput.preprocess
+
+    def check(self, value) -> int:
+        return check_number(self.label, value, ALL_CLASSES, MAX_CLASS, whole=True)
+
+
+class FileInput(gr.File, CheckedInput):
+    """Input of a file that is not an image. Its `storage` and `required` must be set: see `file_input`."""
+
+    storage: Storage
+    required: bool
+
+    def check(self, value) -> dict | None:
+        return None if value is None and not self.required else checked_upload(self, value)
+
+    def preprocess(self, payload) -> SentFile | None:
+        return None if payload is None else SentFile(payload.path, self.label)
+
+
+class Named(NamedTuple):
+    """Image, or path of a file, and the name that it has when a visitor downloads it."""
+
+    content: Image.Image | str
+    name: str
+
+
+class ImageOutput(gr.Image):
+    """Lossless image output, which also takes a `Named` image."""
+
+    is_template = True
+
+    def postprocess(self, value):
+        image, name = value if isinstance(value, Named) else (value, None)
+        data = super().postprocess(image)
+        if data is not None and name is not None:
+            data.orig_name = name
+        return data
+
+
 def check_input(component: gr.blocks.Block, value):
     """Return the checked value of an input. Raise ValueError if it is invalid, or the component takes no values."""
     if isinstance(component, CheckedInput):
@@ -99,6 +148,15 @@ def check_input(component: gr.blocks.Block, value):
     if isinstance(component, gr.Dataset):
         return check_number("example", value, 0, len(component.raw_samples) - 1, whole=True)
     raise ValueError(f"`{component.label}` takes no values.")
+
+
+def checked_upload(component: "ImageInput | FileInput", value) -> dict:
+    """Return the path of an upload. Raise UnreadableImageError for anything else."""
+    path = value.get("path") if isinstance(value, dict) else None
+    if not isinstance(path, str) or not component.storage.holds(path):
+        raise UnreadableImageError(not_an_upload(component.label))
+    # All other fields are ignored, in particular addresses.
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
 def check_number(name: str, value, low: float, high: float, whole: bool) -> float | int:
@@ -132,11 +190,18 @@ def image_input(label: str, storage: Storage, optional: bool = False, **options)
     return component
 
 
-def png_image(label: str, **options) -> gr.Image:
-    """Create a lossless image output that shows each pixel as a square."""
+def file_input(label: str, storage: Storage, required: bool = False, **options) -> FileInput:
+    """Create a file input that accepts the uploads of `storage`. `options` are keyword arguments of `gr.File`."""
+    component = FileInput(label=label, type="filepath", **options)
+    component.storage, component.required = storage, required
+    return component
+
+
+def png_image(label: str, chart: bool = False, **options) -> ImageOutput:
+    """Create a lossless image output, which shows each pixel as a square unless it shows a `chart`."""
     defaults = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"], "alt_text": label}
-    classes = ["pixelated"] if options.get("show_label", True) else ["pixelated", "unlabeled"]
-    return gr.Image(label=label, elem_classes=classes, **(defaults | options))
+    classes = ["chart" if chart else "pixelated", *([] if options.get("show_label", True) else ["unlabeled"])]
+    return ImageOutput(label=label, elem_classes=classes, **(defaults | options))
 
 
 def png_gallery(label: str, **options) -> gr.Gallery:

@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 
 import anyio
 import gradio as gr
-from components import SentImage
+from components import SentFile, SentImage
 from fairness import Call, CallLimits, Calls, FairQueue, client_of
 from gradio_internals import visitor_error
 from jet_demo import FITS, JetDemo
+from uploads import read_bytes
 from zero_gpu import borrows_gpu
 
 
@@ -35,11 +36,13 @@ class Service:
         self.computing = FairQueue(self.calls, slots=1, per_client=1)
         self.tasks: set[asyncio.Task] = set()  # the event loop itself holds no reference
 
-    def endpoint(self, function: Callable) -> Callable:
+    def endpoint(self, function: Callable, fit: str = FITS[0]) -> Callable:
         """
         Return an asynchronous function for Gradio.
 
-        `function` receives images at the model's size. Its argument `fit`, if it has one, selects how they get there.
+        Args:
+            function: Function that receives images at the model's size, and files as bytes.
+            fit: How images get there, unless the function has an argument `fit`.
         """
         signature = inspect.signature(function)
         computed = borrows_gpu(function)
@@ -47,13 +50,13 @@ class Service:
         if inspect.isgeneratorfunction(function):
 
             async def call(*arguments):
-                async for item in self._stream(computed, signature, arguments):
+                async for item in self._stream(computed, signature, arguments, fit):
                     yield item
 
         else:
 
             async def call(*arguments):
-                (result,) = [item async for item in self._stream(lambda *a: [computed(*a)], signature, arguments)]
+                (result,) = [item async for item in self._stream(lambda *a: [computed(*a)], signature, arguments, fit)]
                 return result
 
         # Gradio reads names and defaults from the signature, and passes the request to a parameter of this type.
@@ -67,7 +70,7 @@ class Service:
         return call
 
     async def _stream(
-        self, computed: Callable[..., Iterable], signature: inspect.Signature, arguments: tuple
+        self, computed: Callable[..., Iterable], signature: inspect.Signature, arguments: tuple, fit: str
     ) -> AsyncIterator:
         """
         Yield the items of `computed`.
@@ -86,7 +89,7 @@ class Service:
 
         async def run() -> None:
             try:
-                async with self._turn(signature, arguments, stopped) as prepared:
+                async with self._turn(signature, arguments, fit, stopped) as prepared:
                     await anyio.to_thread.run_sync(produce, prepared)
             except Exception as error:
                 items.put_nowait(visitor_error(error))
@@ -106,7 +109,7 @@ class Service:
 
     @asynccontextmanager
     async def _turn(
-        self, signature: inspect.Signature, arguments: tuple, stopped: threading.Event
+        self, signature: inspect.Signature, arguments: tuple, fit: str, stopped: threading.Event
     ) -> AsyncIterator[list]:
         """Admit a call, decode its images, hold the model in the context, and return the function's arguments."""
         request = next(argument for argument in arguments if isinstance(argument, gr.Request))
@@ -121,13 +124,15 @@ class Service:
         session = "" if "/call/" in request.url.path else request.session_hash
         client = client_of(request.client and request.client.host)
         with self.calls.admit(client, session, request.session_hash, stopped) as call:
-            fit = signature.bind(*values).arguments.get("fit", FITS[0])
+            fit = signature.bind(*values).arguments.get("fit", fit)
             prepared = [await self._prepare(value, fit, call) for value in values]
             async with self.computing.turn(call, show_place):
                 yield prepared
 
     async def _prepare(self, value, fit: str, call: Call):
-        """Return an argument of the function. Images are decoded and fitted to the model's size."""
+        """Return an argument of the function. Images are decoded and fitted; files are read."""
+        if isinstance(value, SentFile):
+            return await anyio.to_thread.run_sync(read_bytes, value.path, value.name)
         if not isinstance(value, SentImage):
             return value
         if value.path is None:

@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Functions of the demo, without Gradio."""
 
+import contextlib
 import json
 import math
 import os
@@ -19,23 +20,32 @@ from uploads import UnreadableImageError, read_upload
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis import sampling
-from jet_hf.analysis.baselines import codec_bits_per_dim
+from jet_hf.analysis.baselines import available_codecs, codec_bits_per_dim, encode_lossless
+from jet_hf.analysis.codec.container import unpack
 from jet_hf.analysis.density import bits_per_patch
 from jet_hf.analysis.inference import can_prepare, prepare_for_inference
+from jet_hf.codec import Codec, CodecError
 from jet_hf.model.modeling_jet import dequantize, scale_bytes
 from jet_hf.utils.noise import uniform_noise
 
 
 SCORES_FILE = "held_out_scores.json"
 FITS = ("resize", "crop")
+# Fit of pictures that become files: the whole picture.
+WHOLE = "whole"
 MAPS = ("all bits", "latent term", "log-determinant term")
 ALL_CLASSES = -1
+MAX_CLASS = 999_999
 MAX_IMAGES = 36
 MAX_TEMPERATURE = 2
 MAX_SEED = 2**32 - 1
 MAX_NOISE_DRAWS = 32
 MAX_STEPS = 16
 MAX_TRUNCATION = 6
+# Longest side of pictures that become files.
+MAX_FILE_SIDE = 256
+# The codec holds a copy of the weights in float64.
+MAX_CODEC_PARAMETERS = 50_000_000
 
 
 class HeldOutScores(NamedTuple):
@@ -46,10 +56,44 @@ class HeldOutScores(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """Image at the model's size, a uint8 tensor (C, S, S) on the CPU, and remarks for its sender, as sentences."""
+    """
+    Image at the model's size, a uint8 tensor (C, S, S) on the CPU, and remarks for its sender, as sentences.
+
+    With the fit "whole", the tensor has the shape (C, H, W) of the picture.
+    """
 
     pixels: torch.Tensor
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CompressedPicture:
+    """
+    Picture as a file of the codec.
+
+    Args:
+        fitted: The picture.
+        data: The file.
+        sizes: Number of bytes of lossless files of the same pixels, with their formats as keys. "jet" is the codec's.
+        is_webp: Whether the file holds plain WebP, which is smaller than what the model makes of this picture.
+    """
+
+    fitted: Fitted
+    data: bytes
+    sizes: dict[str, int]
+    is_webp: bool
+
+    def to_dict(self) -> dict:
+        """Return sizes in bytes and in bits per dimension, in JSON types."""
+        _, height, width = self.fitted.pixels.shape
+        return {
+            "height": height,
+            "width": width,
+            "bytes": self.sizes,
+            "bits_per_dim": {name: 8 * size / self.fitted.pixels.numel() for name, size in self.sizes.items()},
+            "is_webp": self.is_webp,
+            "notes": list(self.fitted.notes),
+        }
 
 
 @dataclass(frozen=True)
@@ -110,9 +154,9 @@ class Score:
         }
 
 
-class JetDemo:
+class Sampler:
     """
-    Model and the functions of the demo.
+    Model that draws samples.
 
     Every function is pure: all random numbers come from its own seed, so that equal calls have equal results. The
     inputs in `components.py` check the arguments.
@@ -122,27 +166,23 @@ class JetDemo:
         device: Device of the model. `None` uses a GPU if there is one.
 
     Raises:
-        OSError, ValueError: If the model does not exist or cannot be loaded, or has no bits per dimension of 8-bit
-            images.
+        OSError, ValueError: If the model does not exist or cannot be loaded.
     """
 
     def __init__(self, model_id: str | os.PathLike, device: str | None = None):
         self.model_id = str(model_id)
         self.model = JetForDensityEstimation.from_pretrained(self.model_id, use_safetensors=True).eval()
-        self.model.config.check_bits_per_dim()
         self.processor = JetImageProcessor.from_pretrained(self.model_id)
-        self.processor.check_scale()
-        if self.model.config.num_levels != 256:
-            raise ValueError(f"the demo takes models of 256 gray levels, got {self.model.config.num_levels}.")
-        size = self.model.config.image_size
-        if not isinstance(size, int):
-            raise ValueError(f"the demo takes models of square images, got `image_size` {size}.")
+        self.processor.check_scale(self.model.config.num_levels)
         self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if can_prepare(self.model):
+        # Denoising takes gradients.
+        if not self.model.denoises() and can_prepare(self.model):
             prepare_for_inference(self.model)
-        self.held_out = load_scores(self.model_id)
-        # Averaging an image of 50 million pixels takes several hundred megabytes, hence one image at a time.
-        self._fitting = threading.Lock()
+
+    @property
+    def num_columns(self) -> int:
+        """Number of patches in a row."""
+        return self.model.config.grid_shape[1]
 
     @property
     def title(self) -> str:
@@ -180,8 +220,40 @@ class JetDemo:
         """Yield numbers of inverted coupling layers and the images after them, ending with those of [`sample`]."""
         (latents,) = sampling.draw_latents(self.model, num_images, seed, batch_size=num_images)
         labels = sampling.sample_labels(self.model, range(num_images), None if label == ALL_CLASSES else label)
-        for done, state in sampling.decode_steps(self.model, temperature * latents, num_looks, labels=labels):
-            yield done, self.processor.post_process(state)
+        noise_std = self.model.config.noise_range and self.model.config.noise_range[1]
+        steps = sampling.decode_steps(self.model, temperature * latents, num_looks, labels=labels, noise_std=noise_std)
+        for done, state in steps:
+            if done == self.model.config.num_coupling_layers and self.model.denoises():
+                state = self.model.denoise(state, labels=labels, noise_std=noise_std)
+            yield done, self.processor.post_process(state, dequantized=self.model.config.noise_std is None)
+
+
+class JetDemo(Sampler):
+    """
+    Model whose likelihoods are bits per dimension of 8-bit images, and the functions of the demo.
+
+    Args:
+        model_id, device: See [`Sampler`].
+
+    Raises:
+        OSError, ValueError: If the model does not exist or cannot be loaded, or is not of square 8-bit images.
+    """
+
+    def __init__(self, model_id: str | os.PathLike, device: str | None = None):
+        super().__init__(model_id, device)
+        config = self.model.config
+        config.check_bits_per_dim()
+        if config.num_levels != 256:
+            raise ValueError(f"the demo takes models of 256 gray levels, got {config.num_levels}.")
+        if not isinstance(config.image_size, int):
+            raise ValueError(f"the demo takes models of square images, got `image_size` {config.image_size}.")
+        self.held_out = load_scores(self.model_id)
+        self.codec = None
+        with contextlib.suppress(ValueError):  # the codec refuses some models
+            if self.model.num_parameters() <= MAX_CODEC_PARAMETERS:
+                self.codec = Codec(self.model)
+        # Averaging an image of 50 million pixels takes several hundred megabytes, hence one image at a time.
+        self._fitting = threading.Lock()
 
     def score(self, image: Fitted, num_noise_draws: int) -> Score:
         """Compute the likelihood of an image, with 1 to 32 dequantization noise draws."""
@@ -211,6 +283,33 @@ class JetDemo:
         measured = {"max_abs_error": result.max_abs_error, "bytes_equal": result.bytes_equal}
         return original, result.latents, decoded, measured
 
+    def compress(self, picture: Fitted) -> CompressedPicture:
+        """Compress a picture without loss, see [`jet_hf.codec.compress`], and by other codecs."""
+        array = np.ascontiguousarray(picture.pixels.permute(1, 2, 0).numpy())
+        data, weight = self.codec.compress([array])
+        plain = array[:, :, 0] if array.shape[2] == 1 else array
+        sizes = {"jet": len(data)} | {name: len(encode_lossless(plain, name)) for name in available_codecs()}
+        return CompressedPicture(picture, data, sizes, weight.is_webp)
+
+    def decompress(self, data: bytes) -> tuple[Image.Image, dict]:
+        """
+        Decompress a file of [`compress`].
+
+        Returns:
+            The picture, and a dictionary with its `height`, `width` and `checksum`, which the file and the pixels have
+            in common.
+
+        Raises:
+            CodecError: If the data are not a file of this model with one picture of at most 256 pixels a side.
+        """
+        files = list(unpack(data))
+        headers = [header for _, header, _ in files]
+        if [header.num_images for header in headers] != [1] or max(headers[0].image_shapes()[0]) > MAX_FILE_SIDE:
+            raise CodecError(f"the file must hold one picture of at most {MAX_FILE_SIDE} pixels a side.")
+        ((_, array),) = self.codec.decode(*files[0])
+        image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+        return image, {"height": image.height, "width": image.width, "checksum": f"{headers[0].pixels:08x}"}
+
     def show_latents(self, latents: torch.Tensor) -> Image.Image:
         """Draw latents (1, C, S, S) from -3 to 3 as an image, in which zero is gray."""
         return self.processor.post_process(latents / 3)[0]
@@ -224,6 +323,7 @@ class JetDemo:
         noise: float = 0,
         truncation: float = MAX_TRUNCATION,
         seed: int = 0,
+        patch: int = 0,
     ) -> Image.Image:
         """
         Edit the latents of an image and decode them.
@@ -235,18 +335,30 @@ class JetDemo:
             noise: Share of new noise `n`, 0 to 1. The latents become `sqrt(1 - n ** 2) * latents + n * noise`.
             truncation: Bound to which the latents are clipped, 0 to 6. At 6 they are not clipped.
             seed: Seed of the noise.
+            patch: Patch that gets new latents, counted from 1 in rows; 0 for none.
         """
         labels = sampling.no_labels(self.model, 1)
         if mix > 0:
             end, _ = self.model.encode(dequantize(self.pixel_values(other), sampling.MID_LEVEL), labels=labels)
             latents = sampling.latent_path(latents[0], end[0], torch.tensor([mix], dtype=torch.float64))
-        if noise > 0:
+        if noise > 0 or patch > 0:
             (fresh,) = sampling.draw_latents(self.model, 1, seed, batch_size=1)
             latents = math.sqrt(1 - noise**2) * latents + noise * fresh
+        if patch > 0:
+            row, column = divmod(patch - 1, self.num_columns)
+            side = self.model.config.patch_size
+            area = (..., slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side))
+            latents = latents.clone()
+            latents[area] = fresh[area]
         if truncation < MAX_TRUNCATION:
             latents = latents.clamp(-truncation, truncation)
         decoded, _ = self.model.decode(latents, labels=labels)
         return self.processor.post_process(decoded)[0]
+
+    def between(self, first: Fitted, second: Fitted, position: float) -> Image.Image:
+        """Return the image at a position between two images in the latent space, from 0 to 1."""
+        _, latents, _, _ = self.reconstruct(first)
+        return self.edit(latents, second, mix=position)
 
     def interpolate(self, first: Fitted, second: Fitted, steps: int) -> list[Image.Image]:
         """Return 2 to 16 images between two images in the latent space, including both ends."""
@@ -264,7 +376,7 @@ class JetDemo:
         Args:
             path: Path of an untrusted image.
             fit: "resize" averages the central square down, as the image processor does. "crop" takes the central
-                pixels at full resolution.
+                pixels at full resolution. "whole" keeps the whole picture, averaged down to at most 256 pixels a side.
             name: Name of the image in messages.
 
         Raises:
@@ -273,6 +385,9 @@ class JetDemo:
         image, notes = read_upload(path, name)
         size = self.model.config.image_size
         width, height = image.size
+        if fit == WHOLE:
+            with self._fitting:
+                return self._whole(image, notes)
         if min(width, height) < size:
             notes += (f"The image has only {width} x {height} pixels and was enlarged, which affects the score.",)
         elif fit == "crop":
@@ -280,10 +395,27 @@ class JetDemo:
             image = image.crop((left, top, left + size, top + size))
         try:
             with self._fitting:
-                pixels = self.processor.to_uint8(image)
+                return self.fitted(image, notes)
         except ValueError as error:
             raise UnreadableImageError(f"`{name}` cannot be used: {error}") from None
-        return Fitted(torch.from_numpy(np.ascontiguousarray(pixels)), notes)
+
+    def fitted(self, image: Image.Image, notes: tuple[str, ...] = ()) -> Fitted:
+        """Average the central square of an image down to the model's size."""
+        return Fitted(torch.from_numpy(np.ascontiguousarray(self.processor.to_uint8(image))), notes)
+
+    def _whole(self, image: Image.Image, notes: tuple[str, ...]) -> Fitted:
+        # The model has no transparency, and one color mode. White stands behind transparent pixels.
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+            notes += ("Transparent pixels were laid on white.",)
+        image = image.convert("RGB" if self.model.config.num_channels == 3 else "L")
+        if max(image.size) > MAX_FILE_SIDE:
+            image.thumbnail((MAX_FILE_SIDE, MAX_FILE_SIDE), Image.Resampling.BOX, reducing_gap=None)
+            notes += (f"The picture was averaged down to {image.width} x {image.height} pixels first.",)
+        array = np.array(image, ndmin=2)
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        return Fitted(torch.from_numpy(np.ascontiguousarray(array)), notes)
 
 
 def load_scores(model_id: str) -> HeldOutScores | None:

@@ -73,6 +73,17 @@ class Storage:
             paths.append(str(target))
         return paths
 
+    def keep_present_files(self) -> None:
+        """Make all files of the folder permanent."""
+        for path in filter(Path.is_file, self.folder.rglob("*")):
+            self.permanent[str(path)] = os.path.realpath(path)
+
+    def add_result(self, data: bytes, name: str) -> str:
+        """Write a file that a visitor downloads by its name, and return its path."""
+        path = Path(tempfile.mkdtemp(dir=self.folder)) / name
+        path.write_bytes(data)
+        return str(path)
+
     def holds(self, path: str) -> bool:
         """Return whether `path` is an upload or a permanent file, and still is the file that was stored there."""
         upload = self.uploads.get(path)

@@ -1,7 +1,10 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Texts of the page."""
 
-from jet_demo import JetDemo, Score
+import json
+import re
+
+from jet_demo import CompressedPicture, JetDemo, Score
 
 
 FIT_CHOICES = [
@@ -9,6 +12,7 @@ FIT_CHOICES = [
     ("Crop: take the central pixels unchanged", "crop"),
 ]
 FIT_LABEL = "Fit to the model's size"
+SAMPLING_HINT = "Enter a seed to draw samples."
 SAMPLING_HELP = (
     "The model starts from noise and inverts its coupling layers one after another until an image appears. At "
     "**temperature** 1 the images are samples of the density that also gives the scores. Lower temperatures give less "
@@ -20,8 +24,8 @@ RECONSTRUCTION_HELP = (
     "in between, and see what the model makes of it."
 )
 INTERPOLATION_HELP = "From one image to another, along the great circle between their latents."
-HEAT_MAPS_HELP = "### Where the bits are\nBits per dimension of each patch. The two terms add up to the total."
-LIKELIHOOD_HELP = """### What a likelihood tells you, and what it does not
+HEAT_MAPS_HELP = "## Where the bits are\nBits per dimension of each patch. The two terms add up to the total."
+LIKELIHOOD_HELP = """## What a likelihood tells you, and what it does not
 **Bits per dimension** are the negative binary logarithm of the probability that the model assigns to this 8-bit image,
 divided by the number of its values. A perfect compressor that uses the model would spend this many bits on each value.
 A uniform model spends 8. The score is an upper bound that depends slightly on random noise between the 256 levels.
@@ -33,8 +37,33 @@ It measures how predictable these pixels are for this model at this size. Scalin
 change it.
 """
 SECOND_IMAGE = "Second image"
-SCORE_HINT = "Upload, paste or choose an image, and press *Score*."
-RECONSTRUCTION_HINT = "The demo encodes and decodes your image, and measures the difference."
+SCORE_HINT = "Upload, paste or choose an image."
+RECONSTRUCTION_HINT = "Upload, paste or choose an image, which the demo then encodes and decodes."
+INTERPOLATION_HINT = "Upload, paste or choose both images."
+EDITED = "Decoded after the edit"
+FILE_HELP = (
+    "A likelihood is a promise of a file size. The codec keeps it: its file has as many bits as the model says, and "
+    "gives back every byte of the picture."
+)
+FILE_HINT = "Upload, paste or choose a picture."
+DECOMPRESSION_HINT = "Upload a file that you have downloaded above."
+GAME_HELP = (
+    "**Which picture takes fewer bits?** Few bits do not mean that a picture is like the training data. Ten pairs "
+    "show what a likelihood prefers."
+)
+# Formats of lossless files, by the names of `jet_hf.analysis.baselines`.
+FORMATS = {"jet": "this model", "png": "PNG", "webp": "WebP", "jpegls": "JPEG-LS", "jpegxl": "JPEG XL"}
+PICTURE_TITLES = {"coffee": "A photograph", "smooth": "A smooth picture", "static": "Static"}
+
+
+def slug(words: str) -> str:
+    """Return words as a part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def quoted(text: str) -> str:
+    """Return a text as a literal of JavaScript."""
+    return json.dumps(text)
 
 
 def introduction(demo: JetDemo) -> str:
@@ -58,6 +87,65 @@ def sampling_status(done: int, num_layers: int) -> str:
     return f"{done} of {num_layers} coupling layers inverted."
 
 
+def three_pictures(scores: dict[str, Score]) -> str:
+    """Compare the scores of the first view."""
+    photograph, smooth, static = (f"{scores[word].bits_per_dim:.2f}" for word in PICTURE_TITLES)
+    return (
+        "## How many bits does a picture take?\n"
+        f"The model spends **{photograph} bits** on each value of a photograph that it has never seen, {smooth} on a "
+        f"smooth picture, where it can guess the next value from the last, and {static} on static, where there is "
+        "nothing to guess. The colors show where the bits go: edges are expensive, and plain areas are cheap."
+    )
+
+
+def picture_title(word: str) -> str:
+    """Return the title of a picture of the first view."""
+    return PICTURE_TITLES[word]
+
+
+def picture_caption(score: Score) -> str:
+    """Describe a picture of the first view."""
+    return f"**{score.bits_per_dim:.2f} bits per dimension** (PNG: {score.png_bits_per_dim:.2f})"
+
+
+def walk_result(steps: int) -> str:
+    """Describe a walk."""
+    return f"{steps} images, decoded from {steps} latents between the two."
+
+
+def position_result(position: float) -> str:
+    """Describe a position between two images."""
+    return f"{1 - position:.0%} of the way is left."
+
+
+def file_sizes(result: CompressedPicture) -> str:
+    """Compare the sizes of lossless files of a picture."""
+    sizes = result.to_dict()
+    lines = [
+        f"### {sizes['bytes']['jet']:,} bytes for {sizes['width']} x {sizes['height']} pixels",
+        "",
+        "| lossless file | bytes | bits per dimension |",
+        "|---|---:|---:|",
+        *(
+            f"| {FORMATS[name]} | {size:,} | {sizes['bits_per_dim'][name]:.3f} |"
+            for name, size in sizes["bytes"].items()
+        ),
+        "",
+    ]
+    if result.is_webp:
+        lines.append("WebP makes a smaller file of this picture than the model does, so the file holds plain WebP.")
+    lines.append("The server has decompressed the file, and every byte was equal.")
+    return "\n".join([*lines, "", *(f"*{note}*" for note in result.fitted.notes)])
+
+
+def decompressed(measured: dict) -> str:
+    """Describe a decompressed picture."""
+    return (
+        f"**{measured['width']} x {measured['height']} pixels, equal to those that were compressed**: they have the "
+        f"checksum {measured['checksum']}, which the file holds."
+    )
+
+
 def score_summary(score: Score, image_size: int) -> str:
     """Describe a score."""
     error, log_likelihood = score.standard_error, score.to_dict()["log_likelihood"]
@@ -67,10 +155,10 @@ def score_summary(score: Score, image_size: int) -> str:
         spread = f" ± {error:.4f}"
         draws = f"Mean of {len(score.draws)} noise draws from {score.draws.min():.3f} to {score.draws.max():.3f}."
     lines = [
-        f"## {score.bits_per_dim:.3f}{spread} bits per dimension",
+        f"### {score.bits_per_dim:.3f}{spread} bits per dimension",
         draws,
         "",
-        "| | bits per dimension |",
+        "| coder | bits per dimension |",
         "|---|---:|",
         f"| this model | {score.bits_per_dim:.3f} |",
         f"| PNG file of the same pixels | {score.png_bits_per_dim:.3f} |",

@@ -1,0 +1,82 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Tab with a game: which of two pictures takes fewer bits?"""
+
+import base64
+import io
+import json
+from html import escape
+
+import gradio as gr
+import numpy as np
+import texts
+from jet_demo import JetDemo
+from page import Page
+from PIL import Image, ImageFilter, ImageOps
+
+
+NUM_NOISE_DRAWS = 4
+# Side of the pictures of the game, in pixels.
+SIDE = 256
+
+
+def variants(demo: JetDemo, examples: list[str]) -> dict[str, Image.Image]:
+    """Return example images at the model's size, and pictures made of them, by their descriptions."""
+    size = demo.model.config.image_size
+    mode = "RGB" if demo.model.config.num_channels == 3 else "L"
+    coffee, temple, cat, smooth, static = (
+        demo.processor.post_process(demo.pixel_values(demo.load(path)))[0].convert(mode) for path in examples
+    )
+    (sample,) = demo.sample(1, 1, 0)
+    noise = np.random.default_rng(0).normal(0, 12, np.shape(cat))
+    noisy = Image.fromarray(np.clip(np.asarray(cat) + noise, 0, 255).astype(np.uint8))
+    return {
+        "coffee": coffee,
+        "temple": temple,
+        "cat": cat,
+        "a smooth gradient": smooth,
+        "static": static,
+        "a sample of the model": sample.convert(mode),
+        "the cat, blurred": cat.filter(ImageFilter.GaussianBlur(1.5)),
+        "the cat with a little noise": noisy,
+        "the coffee, upside down": ImageOps.flip(coffee),
+        "the temple, mirrored": ImageOps.mirror(temple),
+        "the coffee in shades of gray": ImageOps.grayscale(coffee).convert(mode),
+        "the temple with inverted colors": ImageOps.invert(temple),
+        "one color": Image.new(mode, (size, size), 128 if mode == "L" else (90, 140, 200)),
+    }
+
+
+PAIRS = (
+    ("coffee", "static"),
+    ("cat", "one color"),
+    ("temple", "a smooth gradient"),
+    ("cat", "the cat, blurred"),
+    ("the cat with a little noise", "cat"),
+    ("coffee", "temple"),
+    ("the coffee, upside down", "coffee"),
+    ("the coffee in shades of gray", "coffee"),
+    ("temple", "the temple with inverted colors"),
+    ("a sample of the model", "temple"),
+)
+
+
+def add_game(page: Page) -> None:
+    """Add the tab, whose moves `page.js` makes in the browser."""
+    pictures = variants(page.demo, page.examples)
+    bits = {name: bits_of(page.demo, image) for name, image in pictures.items()}
+    pairs = [
+        [{"name": name, "bits": bits[name], "source": _source(pictures[name])} for name in pair] for pair in PAIRS
+    ]
+    gr.Markdown(texts.GAME_HELP)
+    gr.HTML(f'<div class="jet-game" data-pairs="{escape(json.dumps(pairs))}"></div>', js_on_load=None)
+
+
+def bits_of(demo: JetDemo, image: Image.Image) -> float:
+    """Return the bits per dimension of an image at the model's size."""
+    return round(demo.score(demo.fitted(image), NUM_NOISE_DRAWS).bits_per_dim, 3)
+
+
+def _source(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.resize((SIDE, SIDE), Image.Resampling.NEAREST).save(buffer, "png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

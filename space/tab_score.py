@@ -1,0 +1,86 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Tab that computes the likelihood of an image."""
+
+from pathlib import Path
+
+import gradio as gr
+import jet_demo
+import texts
+from charts import histogram, overlay
+from components import ChoiceInput, Named, NumberInput, png_image
+from jet_demo import FITS, JetDemo, Score
+from page import Page
+from PIL import Image
+
+
+# Example images of the first view, by the words in their file names.
+SHOWN = ("coffee", "smooth", "static")
+NUM_NOISE_DRAWS = 8
+
+
+def pictures(score: Score, demo: JetDemo) -> tuple:
+    """Return the pictures of a score: the model's input, its place among held-out images, and the maps."""
+    seen = Image.fromarray(score.fitted.pixels.permute(1, 2, 0).numpy().squeeze())
+    place = demo.held_out and histogram(demo.held_out.bits_per_dim, score.bits_per_dim)
+    maps = (Named(overlay(seen, values), f"jet-{texts.slug(title)}.png") for title, values in score.maps.items())
+    return Named(seen, "jet-model-input.png"), place, *maps
+
+
+def add_scoring(page: Page) -> None:
+    """Add the tab."""
+    demo = page.demo
+
+    def score(image, num_noise_draws, fit, progress=gr.Progress()):  # noqa: B008
+        if image is None:
+            return *[None] * 5, texts.SCORE_HINT
+        progress(0.1, desc="scoring")
+        result = demo.score(image, num_noise_draws)
+        progress(0.6, desc="drawing")
+        return *pictures(result, demo), texts.score_summary(result, demo.model.config.image_size)
+
+    paths = {word: path for word in SHOWN for path in page.examples if word in Path(path).name}
+    scores = {word: demo.score(demo.load(path), NUM_NOISE_DRAWS) for word, path in paths.items()}
+    gr.Markdown(texts.three_pictures(scores))
+    with gr.Row():
+        for word, result in scores.items():
+            with gr.Column(min_width=240):
+                _, _, heat, *_ = pictures(result, demo)
+                png_image(texts.picture_title(word), chart=True, height=280, value=heat)
+                gr.Markdown(texts.picture_caption(result))
+    gr.Markdown("## Score your own picture")
+    first = scores[SHOWN[0]]
+    seen_value, place_value, *maps = pictures(first, demo)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            image = page.image_input("Image", optional=True, height=280, value=paths[SHOWN[0]])
+            page.example_images(image)
+            fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
+            draws = NumberInput(1, jet_demo.MAX_NOISE_DRAWS, NUM_NOISE_DRAWS, step=1, precision=0, label="Noise draws")
+        with gr.Column(scale=2, min_width=320):
+            summary = gr.Markdown(texts.score_summary(first, demo.model.config.image_size), min_height=300)
+            with gr.Row():
+                seen = png_image("Model input", height=240, min_width=200, value=seen_value)
+                place = png_image(
+                    "Among held-out images",
+                    chart=True,
+                    height=240,
+                    min_width=280,
+                    visible=demo.held_out is not None,
+                    value=place_value,
+                )
+    gr.Markdown(texts.HEAT_MAPS_HELP)
+    with gr.Row():
+        heat = [
+            png_image(title.capitalize(), chart=True, height=300, min_width=240, value=value)
+            for title, value in zip(jet_demo.MAPS, maps, strict=True)
+        ]
+    gr.Markdown(texts.LIKELIHOOD_HELP)
+    page.refreshes(
+        [draws.change],
+        score,
+        [image, draws, fit],
+        [seen, place, *heat, summary],
+        texts.SCORE_HINT,
+        replaced=[image.change, fit.change],
+        show_progress_on=[summary],
+    )
