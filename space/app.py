@@ -6,7 +6,7 @@ Demo of Jet: scores, samples, edits and interpolations of latents, files, and a 
     MODEL_ID=org/jet-imagenet-64 python space/app.py
 """
 
-import zero_gpu  # noqa: F401
+import zero_gpu
 
 
 # isort: split
@@ -43,6 +43,8 @@ from tab_sample import add_sampling
 from tab_score import add_scoring
 from texts import introduction, slug
 from uploads import MAX_FILE_SIZE
+
+from jet_hf.hub import load_config
 
 
 SPACE = Path(__file__).parent
@@ -85,7 +87,7 @@ def build_app(demo: JetDemo, samplers: Sequence[Sampler] = ()) -> GuardedBlocks:
     with GuardedBlocks(title="Jet", analytics_enabled=False) as app:
         page = Page(app, service, storage, examples, models)
         gr.Markdown(introduction(demo))
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             for name, add_tab in TABS.items():
                 if name == "File" and demo.codec is None:
                     continue
@@ -117,15 +119,29 @@ def sweeping(app: GuardedBlocks):
     return lifespan
 
 
+def theme() -> gr.themes.Base:
+    """Return the colors and fonts of the page, with a contrast of text of at least 4.5 in both color schemes."""
+    font = ["system-ui", "sans-serif"]  # system fonts, so that browsers contact no other server
+    both = {
+        "checkbox_label_background_fill_selected": "*primary_700",
+        "button_primary_background_fill": "*primary_700",
+        "button_primary_background_fill_hover": "*primary_800",
+    }
+    text = ("block_label_text_color", "block_title_text_color", "link_text_color")
+    light = dict.fromkeys(text, "*primary_800") | {"body_text_color_subdued": "*neutral_600"}
+    dark = dict.fromkeys(text, "*primary_200") | {"body_text_color_subdued": "*neutral_300"}
+    dark |= {"block_label_background_fill": "*neutral_700", "block_title_background_fill": "*neutral_700"}
+    colors = both | light | {f"{name}_dark": value for name, value in (both | dark).items()}
+    return gr.themes.Soft(primary_hue="orange", font=font, font_mono=["ui-monospace", "monospace"]).set(**colors)
+
+
 def launch(app: GuardedBlocks, **options):
     """Start the server. `options` are keyword arguments of `gr.Blocks.launch`."""
-    font = ["system-ui", "sans-serif"]  # system fonts, so that browsers contact no other server
-    theme = gr.themes.Soft(primary_hue="orange", font=font, font_mono=["ui-monospace", "monospace"])
     guard = Middleware(RequestGuard, blocks=app, storage=app.storage, calls=app.calls, limits=REQUESTS)
     return app.queue(**QUEUE).launch(
         css=CSS,
         head=f"<script>{JS}</script>",
-        theme=theme,
+        theme=theme(),
         max_file_size=MAX_FILE_SIZE,
         max_threads=MAX_THREADS,
         app_kwargs={
@@ -142,15 +158,33 @@ def launch(app: GuardedBlocks, **options):
     )
 
 
+def load_models(model_id: str | None, device: str | None = None) -> tuple[JetDemo, list[Sampler]]:
+    """
+    Return the model of all tabs, and further models that draw samples.
+
+    A model of noisy images has no bits per dimension: it only draws samples, beside the shipped models.
+    """
+    samplers = [Sampler(SPACE / "digits", device)]
+    if model_id and load_config(model_id, "MODEL_ID").noise_std is not None:
+        return JetDemo(SPACE / "model", device), [Sampler(model_id, device), *samplers]
+    return JetDemo(model_id or SPACE / "model", device), samplers
+
+
 def main() -> None:
     """Serve the model that the variable MODEL_ID names, until a signal ends the process."""
     # An exit deletes the server's files. The default reaction to the signal does not.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Where each call borrows a GPU, there is none yet for the first view.
+    device = "cpu" if zero_gpu.MUST_BORROW else None
     try:
-        demo = JetDemo(os.environ.get("MODEL_ID") or SPACE / "model")
+        demo, samplers = load_models(os.environ.get("MODEL_ID"), device)
     except (OSError, ValueError) as error:
         sys.exit(f"error: MODEL_ID: {' '.join(str(error).split())}")
-    launch(build_app(demo, [Sampler(SPACE / "digits")]))
+    app = build_app(demo, samplers)
+    if zero_gpu.MUST_BORROW:
+        for sampler in (*samplers, demo):
+            sampler.use_device("cuda")
+    launch(app)
 
 
 if __name__ == "__main__":

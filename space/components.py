@@ -4,6 +4,7 @@
 from typing import NamedTuple
 
 import gradio as gr
+from gradio.processing_utils import save_pil_to_cache
 from jet_demo import ALL_CLASSES, MAX_CLASS
 from PIL import Image
 from storage import Storage
@@ -122,9 +123,9 @@ class FileInput(gr.File, CheckedInput):
 
 
 class Named(NamedTuple):
-    """Image, or path of a file, and the name that it has when a visitor downloads it."""
+    """Image, and the name that it has when a visitor downloads it."""
 
-    content: Image.Image | str
+    content: Image.Image
     name: str
 
 
@@ -134,11 +135,11 @@ class ImageOutput(gr.Image):
     is_template = True
 
     def postprocess(self, value):
-        image, name = value if isinstance(value, Named) else (value, None)
-        data = super().postprocess(image)
-        if data is not None and name is not None:
-            data.orig_name = name
-        return data
+        if isinstance(value, Named):
+            # The name of the file is the name of the download.
+            stem, _, extension = value.name.rpartition(".")
+            value = save_pil_to_cache(value.content, self.GRADIO_CACHE, stem, extension)
+        return super().postprocess(value)
 
 
 def check_input(component: gr.blocks.Block, value):

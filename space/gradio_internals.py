@@ -5,9 +5,10 @@ Code that relies on undocumented parts of Gradio.
 `tests/test_space_server.py` and `tests/test_space_queues.py` fail if another version of Gradio changes these parts.
 """
 
+import inspect
 import logging
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import gradio as gr
 from components import check_input
@@ -31,6 +32,12 @@ def visitor_error(error: Exception) -> gr.Error:
     return gr.Error(message, print_exception=False)
 
 
+def default_values(function: Callable) -> list:
+    """Return the default values of the last parameters of a function, without those that Gradio fills itself."""
+    values = [parameter.default for parameter in inspect.signature(function).parameters.values()]
+    return [value for value in values if value is not inspect.Parameter.empty and not isinstance(value, gr.Progress)]
+
+
 class GuardedBlocks(gr.Blocks):
     """
     Page that checks every input first.
@@ -45,11 +52,13 @@ class GuardedBlocks(gr.Blocks):
     async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
         """Check the inputs of a function before Gradio processes them."""
         names = ", ".join(f"`{component.label}`" for component in block_fn.inputs)
+        most, defaults = len(block_fn.inputs), default_values(block_fn.fn)
+        least = most - len(defaults)
         try:
-            if len(inputs) != len(block_fn.inputs):
-                raise ValueError(
-                    f"`{block_fn.api_name}` must get {len(block_fn.inputs)} values ({names}), got {len(inputs)}."
-                )
+            if not least <= len(inputs) <= most:
+                count = most if least == most else f"{least} to {most}"
+                raise ValueError(f"`{block_fn.api_name}` must get {count} values ({names}), got {len(inputs)}.")
+            inputs = [*inputs, *defaults[len(inputs) - least :]]
             inputs = [check_input(*slot) for slot in zip(block_fn.inputs, inputs, strict=True)]
         except Exception as error:
             raise visitor_error(error) from None

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_type_hints
 from urllib.parse import parse_qs
 from weakref import WeakValueDictionary
 
@@ -19,7 +20,7 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from storage import QuotaError, Storage
-from uploads import MAX_FILE_SIZE
+from uploads import MAX_FILE_SIZE, MAX_SIDE
 
 from jet_hf.utils.files import strict_json
 
@@ -295,7 +296,10 @@ class RequestGuard:
             raise RequestError(404, NO_SUCH_FUNCTION)
         if not isinstance(session, str) or not SESSION.fullmatch(session):
             raise RequestError(422, "`session_hash` must have 1 to 64 letters, digits, hyphens and underscores.")
-        return {"data": call["data"], "fn_index": index, "session_hash": session}
+        checked = {"data": call["data"], "fn_index": index, "session_hash": session}
+        if gr.SelectData in get_type_hints(self.blocks.fns[index].fn).values():
+            checked["event_data"] = {"index": _checked_place(call.get("event_data")), "value": None}
+        return checked
 
     def _checked_parameters(self, name: str, call: dict) -> dict:
         """Return a call with named values. Raise RequestError if the names are not those of the function."""
@@ -310,6 +314,14 @@ class RequestGuard:
                 422, f"`{name}` must get a JSON object with {', '.join(f'`{p}`' for p in sorted(names))}."
             )
         return call
+
+
+def _checked_place(event: object) -> list[int]:
+    """Return the place of a click on a picture. Raise RequestError if there is none."""
+    place = event.get("index") if isinstance(event, dict) else None
+    if not isinstance(place, list) or len(place) != 2 or not all(type(number) in (int, float) for number in place):
+        raise RequestError(422, "`event_data` must have the place of a click, two numbers, as its `index`.")
+    return [int(min(max(number, 0), MAX_SIDE)) for number in place]
 
 
 def _client(scope: Scope) -> str:

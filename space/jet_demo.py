@@ -23,7 +23,7 @@ from jet_hf.analysis import sampling
 from jet_hf.analysis.baselines import available_codecs, codec_bits_per_dim, encode_lossless
 from jet_hf.analysis.codec.container import unpack
 from jet_hf.analysis.density import bits_per_patch
-from jet_hf.analysis.inference import can_prepare, prepare_for_inference
+from jet_hf.analysis.inference import can_prepare, prepare_for_inference, undo_preparation
 from jet_hf.codec import Codec, CodecError
 from jet_hf.model.modeling_jet import dequantize, scale_bytes
 from jet_hf.utils.noise import uniform_noise
@@ -174,7 +174,12 @@ class Sampler:
         self.model = JetForDensityEstimation.from_pretrained(self.model_id, use_safetensors=True).eval()
         self.processor = JetImageProcessor.from_pretrained(self.model_id)
         self.processor.check_scale(self.model.config.num_levels)
-        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.use_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def use_device(self, device: str) -> None:
+        """Move the model to a device."""
+        undo_preparation(self.model)
+        self.model.to(device)
         # Denoising takes gradients.
         if not self.model.denoises() and can_prepare(self.model):
             prepare_for_inference(self.model)

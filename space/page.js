@@ -114,6 +114,25 @@ function jetNameExample(button) {
   if (words) button.setAttribute("aria-label", `Example: ${words}`);
 }
 
+// Gradio names empty outputs, but gives them no role; it puts buttons in links; and its tabs know no arrow keys.
+function jetMakeAccessible() {
+  document.querySelectorAll("div[aria-label]:not([role])").forEach((element) => element.setAttribute("role", "img"));
+  document.querySelectorAll(".download-link button").forEach((button) => (button.tabIndex = -1));
+  document.querySelectorAll("[role=tab][aria-controls='']").forEach((tab) => tab.removeAttribute("aria-controls"));
+}
+
+function jetMoveBetweenTabs(event) {
+  const tabs = jetAddress.tabs().filter((tab) => !tab.disabled && tab.offsetParent);
+  const place = tabs.indexOf(event.target);
+  const target = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: tabs.length - 1 }[event.key];
+  if (place < 0 || target === undefined) return;
+  event.preventDefault();
+  const tab = tabs[(target + tabs.length) % tabs.length];
+  tab.focus();
+  tab.click();
+}
+
+document.addEventListener("keydown", jetMoveBetweenTabs);
 document.addEventListener("click", (event) => jetAddress.choose(event), true);
 addEventListener("popstate", () => jetAddress.openTab());
 // Gradio adds the parts of the page when it needs them, and the tabs react some time after they appear.
@@ -121,6 +140,7 @@ const jetOpening = setInterval(() => jetAddress.openTab() && clearInterval(jetOp
 const jetUpdate = () => {
   document.querySelectorAll("button.gallery-item:not([aria-label])").forEach(jetNameExample);
   document.querySelectorAll(".jet-game:not([data-started])").forEach((element) => jetGame.start(element));
+  jetMakeAccessible();
 };
 new MutationObserver(jetUpdate).observe(document.documentElement, { childList: true, subtree: true });
 jetUpdate();

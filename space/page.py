@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Frame of the page, and the functions of the API."""
 
+import json
 from collections.abc import Callable, Sequence
 
 import gradio as gr
@@ -52,7 +53,6 @@ class Page:
         function: Callable,
         inputs: Sequence,
         outputs: Sequence,
-        hint: str,
         replaced: Sequence = (),
         fit: str = FITS[0],
         **options,
@@ -63,15 +63,14 @@ class Page:
         Args:
             triggers: Events.
             function: Function that runs the model.
-            inputs, outputs: Its components.
-            hint: Text of the last output before there is a result, and after an error.
+            inputs, outputs: Its components. The last output is a text.
             replaced: Events, among the triggers, that make old results wrong: these disappear at once.
             fit: See [`Service.endpoint`].
             options: Further keyword arguments of `gr.on`.
         """
-        empty = f"() => [{'null, ' * (len(outputs) - 1)}{texts.quoted(hint)}]"
+        empty = {text: f"() => [{'null, ' * (len(outputs) - 1)}{json.dumps(text)}]" for text in ("", texts.NO_RESULT)}
         if replaced:
-            gr.on(replaced, None, outputs=outputs, js=empty, api_visibility="private")
+            gr.on(replaced, None, outputs=outputs, js=empty[""], api_visibility="private")
         event = gr.on(
             [*triggers, *replaced],
             inputs=inputs,
@@ -80,7 +79,7 @@ class Page:
             **options,
             **self.computes(function, fit=fit),
         )
-        event.failure(None, outputs=outputs, js=empty, api_visibility="private")
+        event.failure(None, outputs=outputs, js=empty[texts.NO_RESULT], api_visibility="private")
 
     def image_input(self, label: str, **options) -> ImageInput:
         """Create an image input that accepts this server's uploads."""

@@ -47,7 +47,6 @@ def add_files(page: Page) -> None:
         compress,
         [picture],
         [download, table],
-        texts.FILE_HINT,
         replaced=[picture.change],
         fit=WHOLE,
         show_progress_on=[table],
@@ -57,7 +56,6 @@ def add_files(page: Page) -> None:
         decompress,
         [file],
         [restored, statement],
-        texts.DECOMPRESSION_HINT,
         replaced=[file.change],
         show_progress_on=[statement],
     )

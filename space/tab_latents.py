@@ -49,7 +49,8 @@ def add_reconstruction(page: Page) -> None:
         )
 
     def patch_at(place: gr.SelectData):
-        column, row = (int(coordinate) // demo.model.config.patch_size for coordinate in place.index)
+        size, side = demo.model.config.image_size, demo.model.config.patch_size
+        column, row = (min(int(number), size - 1) // side for number in place.index)
         return row * demo.num_columns + column + 1
 
     *shown, statement_text = reconstruct(demo.load(page.examples[0]), None, FITS[0], 0, 0, MAX_TRUNCATION, 0, 0)
@@ -84,7 +85,6 @@ def add_reconstruction(page: Page) -> None:
         reconstruct,
         [image, other, fit, mix, noise, truncation, seed, patch],
         [*outputs, statement],
-        texts.RECONSTRUCTION_HINT,
         replaced=[image.change, other.change, fit.change],
         show_progress="hidden",
     )
@@ -137,7 +137,6 @@ def add_interpolation(page: Page) -> None:
         walk,
         [image_a, image_b, steps, fit],
         [animation, gallery, walk_status],
-        texts.INTERPOLATION_HINT,
         replaced=replaced,
     )
     page.refreshes(
@@ -145,7 +144,6 @@ def add_interpolation(page: Page) -> None:
         step_to,
         [image_a, image_b, position, fit],
         [shown, position_status],
-        texts.INTERPOLATION_HINT,
         replaced=replaced,
         show_progress="hidden",
     )

@@ -35,7 +35,7 @@ def class_choices(sampler: Sampler) -> list[tuple[str, int]]:
 def draw(sampler: Sampler, num_images: int, temperature: float, seed: int, label: int):
     """Yield what the tab shows while images appear: the images, the path from noise, single images, and a status."""
     layers, looks = sampler.model.config.num_coupling_layers, []
-    name = f"jet-{texts.slug(sampler.title)}-seed{seed}-t{temperature:g}"
+    name = f"{texts.slug(sampler.title)}-seed{seed}-t{temperature:g}"
     if label != ALL_CLASSES:
         name += f"-{texts.slug(sampler.classes[label])}" if label < len(sampler.classes) else ""
     for done, images in sampler.sample_steps(num_images, temperature, seed, NUM_LOOKS, label):
@@ -92,7 +92,6 @@ def add_sampling(page: Page) -> None:
         sample,
         inputs,
         [grid, strip, gallery, status],
-        texts.SAMPLING_HINT,
         replaced=[model.change, seed.change, label.change],
         show_progress_on=[grid],
     )

@@ -80,7 +80,6 @@ def add_scoring(page: Page) -> None:
         score,
         [image, draws, fit],
         [seen, place, *heat, summary],
-        texts.SCORE_HINT,
         replaced=[image.change, fit.change],
         show_progress_on=[summary],
     )

@@ -1,7 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Texts of the page."""
 
-import json
 import re
 
 from jet_demo import CompressedPicture, JetDemo, Score
@@ -40,6 +39,7 @@ SECOND_IMAGE = "Second image"
 SCORE_HINT = "Upload, paste or choose an image."
 RECONSTRUCTION_HINT = "Upload, paste or choose an image, which the demo then encodes and decodes."
 INTERPOLATION_HINT = "Upload, paste or choose both images."
+NO_RESULT = "There is no result: the message says why."
 EDITED = "Decoded after the edit"
 FILE_HELP = (
     "A likelihood is a promise of a file size. The codec keeps it: its file has as many bits as the model says, and "
@@ -59,11 +59,6 @@ PICTURE_TITLES = {"coffee": "A photograph", "smooth": "A smooth picture", "stati
 def slug(words: str) -> str:
     """Return words as a part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-
-
-def quoted(text: str) -> str:
-    """Return a text as a literal of JavaScript."""
-    return json.dumps(text)
 
 
 def introduction(demo: JetDemo) -> str:
@@ -122,7 +117,7 @@ def file_sizes(result: CompressedPicture) -> str:
     """Compare the sizes of lossless files of a picture."""
     sizes = result.to_dict()
     lines = [
-        f"### {sizes['bytes']['jet']:,} bytes for {sizes['width']} x {sizes['height']} pixels",
+        f"## {sizes['bytes']['jet']:,} bytes for {sizes['width']} x {sizes['height']} pixels",
         "",
         "| lossless file | bytes | bits per dimension |",
         "|---|---:|---:|",

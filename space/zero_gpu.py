@@ -3,11 +3,14 @@
 
 try:
     from spaces import GPU as borrows_gpu
+
+    MUST_BORROW = True
 except ImportError:
+    MUST_BORROW = False
 
     def borrows_gpu(function):
         """Return the function unchanged, because this machine has no GPUs to borrow."""
         return function
 
 
-__all__ = ["borrows_gpu"]
+__all__ = ["MUST_BORROW", "borrows_gpu"]

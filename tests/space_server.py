@@ -17,7 +17,6 @@ import httpx
 import psutil
 import pytest
 from conftest import ROOT
-from jet_demo import JetDemo
 
 
 SPACE = ROOT / "space"
@@ -70,10 +69,16 @@ class SpaceClient:
 
     def received(self) -> list[Path]:
         """Return all files of visitors on the disk."""
-        examples = {path.name for path in (SPACE / "examples").iterdir()}
+        return sorted(self._present() - self.own_files)
+
+    def remember_own_files(self) -> None:
+        """Take all present files for those of the server."""
+        self.own_files = self._present()
+
+    def _present(self) -> set[Path]:
         # Folders may be deleted during the walk, which os.walk ignores and rglob does not.
         files = [Path(folder) / name for folder, _, names in os.walk(self.files) for name in names]
-        return [path for path in files if path.is_file() and path.name not in examples]
+        return {path for path in files if path.is_file()}
 
 
 class SpaceServer(SpaceClient):
@@ -102,6 +107,7 @@ class SpaceServer(SpaceClient):
         for _ in range(1200):
             try:
                 urllib.request.urlopen(f"{self.url}/config", timeout=10).close()
+                self.remember_own_files()
                 return self
             except OSError:
                 if self.process.poll() is not None:
@@ -142,7 +148,8 @@ def serve_here(folder: Path, **settings: object) -> Iterator[SpaceClient]:
         patch.delenv("GRADIO_SHARE", raising=False)
         for name, value in settings.items():
             patch.setattr(app, name, value)
-        page = app.build_app(JetDemo(SPACE / "model"))
+        page = app.build_app(*app.load_models(None))
+        client.remember_own_files()
         app.launch(page, prevent_thread_lock=True, quiet=True, server_port=int(client.url.rpartition(":")[2]))
         try:
             yield client

@@ -232,12 +232,12 @@ def test_a_class_conditional_model_samples_classes_and_does_the_rest_without_lab
     assert len(demo.interpolate(image, image, 3)) == 3
     page = app.build_app(demo)
     parameters = page.get_api_info()["named_endpoints"]["/sample"]["parameters"]
-    assert [parameter["parameter_name"] for parameter in parameters] == ["num_images", "temperature", "seed", "label"]
-    (label,) = (block for block in page.blocks.values() if isinstance(block, NumberInput) and block.label == "label")
-    with pytest.raises(ValueError, match="`label` must be a whole number from -1 to 2, got 3"):
-        label.check(3)
-    dropdowns = [block for block in page.blocks.values() if block.get_block_name() == "dropdown"]
-    assert [block.visible for block in dropdowns] == [True]
+    names = [parameter["parameter_name"] for parameter in parameters]
+    assert names == ["num_images", "temperature", "seed", "label", "model"]
+    with pytest.raises(ValueError, match="`label` must be a class of the model, which has 3, got 3"):
+        demo.sample(1, 1, 0, 3)
+    menus = [block for block in page.blocks.values() if block.get_block_name() == "dropdown"]
+    assert {menu.label: menu.visible for menu in menus} == {"Model": False, "Class": True}
 
 
 def test_a_gray_model_without_held_out_scores(folder, good):
@@ -313,7 +313,9 @@ def test_every_call_borrows_a_gpu_and_few_sessions_are_kept(demo, monkeypatch):
     # Gradio's own limit of 10,000 sessions takes gigabytes, because each call of a program is a session.
     monkeypatch.setattr("gradio.Blocks.launch", lambda self, **given: options.update(given))
     app.launch(app.build_app(demo))
-    assert sorted(borrowers) == sorted(2 * ["interpolate", "reconstruct", "sample", "score"])
+    public = ["compress", "decompress", "interpolate", "reconstruct", "sample", "score"]
+    of_page = ["compress", "decompress", "reconstruct", "sample", "score", "step_to", "walk"]
+    assert sorted(borrowers) == sorted(public + of_page)
     assert options["state_session_capacity"] <= 100 and options["run_history"] is False
 
 

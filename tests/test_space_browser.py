@@ -1,6 +1,8 @@
 """The demo in a real browser, at the width of a desktop and of a phone, light and dark."""
 
 import os
+import re
+import time
 
 import pytest
 from pictures import write_bad
@@ -10,6 +12,7 @@ from space_server import SPACE, find_chromium, serve_here
 if find_chromium() is None and os.environ.get("REQUIRE_BROWSER") != "1":
     pytest.skip("no Chromium on the PATH, nor in the variable CHROMIUM", allow_module_level=True)
 
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
 
@@ -18,6 +21,7 @@ OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "
 OPTIONS += ["--disable-sync", "--no-first-run"]
 SCREENS = {"desktop": ({"width": 1280, "height": 900}, "light"), "phone": ({"width": 390, "height": 844}, "dark")}
 TIMEOUT = 60_000
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
 @pytest.fixture(scope="module")
@@ -34,97 +38,198 @@ def browser():
         browser.close()
 
 
-@pytest.mark.parametrize("screen", SCREENS)
-def test_a_visit(browser, server, screen, tmp_path):
-    viewport, scheme = SCREENS[screen]
+@pytest.fixture(params=SCREENS)
+def page(browser, server, request):
+    """Return a page that reports errors and requests to other servers when the test ends."""
+    viewport, scheme = SCREENS[request.param]
     context = browser.new_context(viewport=viewport, color_scheme=scheme, accept_downloads=True)
-    page = context.new_page()
+    page, requests, errors = context.new_page(), [], []
     page.set_default_timeout(TIMEOUT)
     expect.set_options(timeout=TIMEOUT)
-    requests, errors = [], []
     page.on("request", lambda request: requests.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(server.url)
-    for step in (sample_by_keyboard, score, refuse_a_text_file, reconstruct, interpolate):
-        if step is refuse_a_text_file:
-            step(page, *write_bad(tmp_path)["text.png"])
-        else:
-            step(page)
-        # Nothing is wider than the screen.
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        if folder := os.environ.get("SCREENSHOTS"):
-            page.screenshot(path=f"{folder}/{step.__name__}-{screen}.png", full_page=True)
+    page.screen, page.requests = request.param, requests
+    yield page
     assert errors == []
     assert [url for url in requests if not url.startswith((server.url, "data:", "blob:"))] == []
     context.close()
 
 
-def open_tab(page, name: str):
-    tab = page.get_by_role("tab", name=name, exact=True)
-    if not tab.is_visible():  # on a phone, the tab is in a menu
-        page.locator(".overflow-menu > button").click()
-        page.locator(".overflow-dropdown").get_by_text(name).click()
-    else:
-        tab.click()
-    return page.get_by_role("tabpanel").filter(visible=True)
+def test_a_first_visit(page, server, tmp_path, record_property):
+    """Open, see, drag, upload, make a file, play, share: and every tab is accessible before and after its use."""
+    page.goto(server.url)
+    steps = {
+        "Score": score,
+        "Sample": sample,
+        "Reconstruct and edit": edit,
+        "Interpolate": interpolate,
+        "File": make_a_file,
+        "Odd one out": play,
+    }
+    for name, step in steps.items():
+        panel = open_tab(page, name)
+        look(page, f"{name}-before")
+        step(page, panel, tmp_path)
+        look(page, f"{name}-after")
+    # Nothing of the first view had to be computed, and one image follows a slider quickly.
+    record_property("live", f"an edited image follows a slider after {seconds_to_follow(page):.2f} s ({page.screen})")
 
 
-def choose_example(panel, name: str, number: int = 1):
-    """Choose an example, and wait until it is the `number`th image of the panel."""
-    panel.get_by_role("button", name=f"Example: {name}").nth(number - 1).click()
-    expect(panel.get_by_label("Remove Image")).to_have_count(number)
-
-
-def sample_by_keyboard(page):
-    expect(page.get_by_role("button", name="Sample", exact=True)).to_be_visible()
-    page.get_by_label("Seed").fill("7")
-    height = page.evaluate("document.documentElement.scrollHeight")
-    page.get_by_label("Seed").press("Enter")
-    expect(page.get_by_text("15 of 15 coupling layers inverted.")).to_be_visible()
-    image = page.get_by_role("img", name="Samples", exact=True)
-    expect(image).to_be_visible()
-    assert image.get_attribute("src").endswith(".png")
-    # Nothing moves when the images appear.
-    assert abs(page.evaluate("document.documentElement.scrollHeight") - height) < 5
+def test_an_address_opens_what_it_names_and_back_returns(page, server):
+    page.goto(f"{server.url}/?tab=sample&model=jet-digits-8&seed=7&temperature=0.8&label=3&images=4")
+    panel = page.get_by_role("tabpanel").filter(visible=True)
+    expect(panel.get_by_label("Seed")).to_have_value("7")
+    samples = image_of(panel, "Samples")
+    expect(samples).to_have_attribute("src", re.compile("seed7-t0.8-class-3"))
     with page.expect_download() as download:
-        page.get_by_label("Download").first.click()
-    assert download.value.suggested_filename.endswith(".png")
+        panel.get_by_label("Download").first.click()
+    assert download.value.suggested_filename == "jet-digits-8-seed7-t0.8-class-3.png"
+    panel.get_by_role("button", name="Another seed").click()
+    expect(panel.get_by_label("Seed")).not_to_have_value("7")
+    page.wait_for_function("new URLSearchParams(location.search).get('seed') !== '7'")
+    seed = panel.get_by_label("Seed").input_value()
+    expect(samples).to_have_attribute("src", re.compile(f"seed{seed}-t0.8-class-3"))
+    # Whoever opens the address sees the same images.
+    other = page.context.new_page()
+    other.goto(page.url)
+    shared = image_of(other.get_by_role("tabpanel").filter(visible=True), "Samples")
+    expect(shared).to_have_attribute("src", samples.get_attribute("src"))
+    other.close()
+    open_tab(page, "File")
+    assert "tab=file" in page.url
+    page.go_back()
+    expect(page.get_by_role("tab", name="Sample", exact=True)).to_have_attribute("aria-selected", "true")
+    # The arrow keys move between tabs.
+    page.get_by_role("tab", name="Sample", exact=True).press("ArrowLeft")
+    expect(page.get_by_role("tab", name="Score", exact=True)).to_have_attribute("aria-selected", "true")
+    # An address that names nothing opens the first view.
+    page.goto(f"{server.url}/?tab=cat&model=cat&seed=cat&temperature=&label=x")
+    expect(page.get_by_role("tab", name="Score", exact=True)).to_have_attribute("aria-selected", "true")
 
 
-def score(page):
-    panel = open_tab(page, "Score")
-    panel.locator("input[type=file]").first.set_input_files(SPACE / "examples" / "5_static.png")
-    expect(panel.get_by_label("Remove Image")).to_be_visible()
-    page.get_by_role("button", name="Score", exact=True).click()
-    expect(panel.get_by_role("heading").first).to_contain_text("8.")  # static takes all bits
+def look(page, name: str) -> None:
+    """Check that the page fits the screen and is accessible, and take a picture of it on request."""
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
+    found = Axe().run(page, options={"runOnly": WCAG}).response["violations"]
+    assert [(rule["id"], node["html"]) for rule in found for node in rule["nodes"]] == [], name
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name.replace(' ', '-')}-{page.screen}.png", full_page=True)
+
+
+def open_tab(page, name: str):
+    page.get_by_role("tab", name=name, exact=True).click()
+    panel = page.get_by_role("tabpanel").filter(visible=True)
+    expect(panel).to_have_count(1)
+    return panel
+
+
+def image_of(panel, name: str):
+    """Return an output image, which is loaded when it is near."""
+    panel.get_by_text(name, exact=True).first.scroll_into_view_if_needed()
+    return panel.get_by_role("img", name=name, exact=True)
+
+
+def source_after(page, panel, name: str, action, before: str | None = None) -> str:
+    """Return the address of an image, which its content determines, after an action has changed it."""
+    image = image_of(panel, name)
+    before = before or image.get_attribute("src")
+    action()
+    expect(image).to_have_attribute("src", re.compile(rf"^(?!{re.escape(before)}$).+"))
+    return image.get_attribute("src")
+
+
+def press(panel, label: str, key: str):
+    return lambda: panel.get_by_role("slider", name=label).press(key)
+
+
+def score(page, panel, folder):
+    for name in ("A photograph", "A smooth picture", "Static", "All bits", "Model input", "Among held-out images"):
+        expect(image_of(panel, name)).to_be_visible()
+    assert not any("queue/join" in url for url in page.requests)
+    number = panel.get_by_role("heading", level=3)
+    coffee = number.text_content()
     panel.get_by_label("Remove Image").click()
-    choose_example(panel, "coffee")
-    page.get_by_role("button", name="Score", exact=True).click()
-    expect(panel.get_by_role("heading").first).not_to_contain_text("8.")
-    expect(panel.get_by_text("Log-likelihood:")).to_be_visible()
-    for name in ("Model input", "Among held-out images", "All bits", "Latent term", "Log-determinant term"):
-        panel.get_by_text(name, exact=True).scroll_into_view_if_needed()  # images are loaded when they are near
-        expect(panel.get_by_role("img", name=name, exact=True)).to_be_visible()
-
-
-def refuse_a_text_file(page, path, message):
-    panel = open_tab(page, "Score")
+    expect(panel.get_by_text("Upload, paste or choose an image.")).to_be_visible()
+    panel.locator("input[type=file]").first.set_input_files(SPACE / "examples" / "5_static.png")
+    expect(number).to_contain_text("8.")  # static takes all bits
+    panel.get_by_role("button", name="Example: coffee").click()
+    expect(number).to_have_text(coffee)
+    path, message = write_bad(folder)["text.png"]
     panel.get_by_label("Remove Image").click()
     panel.locator("input[type=file]").first.set_input_files(path)
-    page.get_by_role("button", name="Score", exact=True).click()
     expect(page.get_by_text(message)).to_be_visible()
+    # No older result stands under the refused picture.
+    expect(panel.get_by_text("There is no result: the message says why.")).to_be_visible()
+    expect(number).to_have_count(0)
+    page.get_by_test_id("toast-close").first.click()
 
 
-def reconstruct(page):
-    panel = open_tab(page, "Reconstruct and edit")
-    choose_example(panel, "temple")
-    panel.get_by_role("button", name="Encode and decode").click()
+def sample(page, panel, folder):
+    expect(image_of(panel, "Samples")).to_be_visible()
+    status = panel.get_by_text("12 of 12 coupling layers inverted.")
+    expect(status).to_be_visible()
+    height = page.evaluate("document.documentElement.scrollHeight")
+    source_after(page, panel, "Samples", press(panel, "Temperature", "ArrowLeft"))
+    expect(status).to_be_visible()
+    # Nothing moves when other images appear.
+    assert abs(page.evaluate("document.documentElement.scrollHeight") - height) < 5
+    panel.get_by_label("Seed").fill("7")
+    panel.get_by_label("Seed").press("Enter")
+    expect(status).to_be_visible()
+    with page.expect_download() as download:
+        panel.get_by_label("Download").first.click()
+    assert download.value.suggested_filename == "jet-digits-8-seed7-t0.95.png"
+    panel.get_by_label("Model").click()
+    page.get_by_role("option", name="jet-photographs-32").click()
+    expect(panel.get_by_text("15 of 15 coupling layers inverted.")).to_be_visible()
+    expect(panel.get_by_label("Class")).to_be_hidden()
+
+
+def edit(page, panel, folder):
+    expect(panel.get_by_text("all are equal to those of the original")).to_be_visible()
+    source_after(page, panel, "Decoded after the edit", press(panel, "Noise: share of new latents", "ArrowRight"))
+    source_after(page, panel, "Decoded after the edit", press(panel, "Noise: share of new latents", "Home"))
+    picture = image_of(panel, "Model input")
+    source_after(page, panel, "Decoded after the edit", lambda: picture.click(position={"x": 100, "y": 100}))
+    expect(panel.get_by_role("slider", name="Patch with new latents")).not_to_have_value("0")
+    panel.get_by_role("slider", name="Mix: share of the second image").press("ArrowRight")
+    expect(page.get_by_text("`Second image` is missing")).to_be_visible()
+    panel.get_by_role("slider", name="Mix: share of the second image").press("Home")
+    page.get_by_test_id("toast-close").first.click()
     expect(panel.get_by_text("all are equal to those of the original")).to_be_visible()
 
 
-def interpolate(page):
-    panel = open_tab(page, "Interpolate")
-    choose_example(panel, "coffee")
-    choose_example(panel, "cat", number=2)
-    panel.get_by_role("button", name="Interpolate", exact=True).click()
-    expect(panel.locator(".grid-container button img")).to_have_count(8)
+def interpolate(page, panel, folder):
+    source_after(page, panel, "Image at this position", press(panel, "Position between both images", "ArrowRight"))
+    source_after(page, panel, "Walk there and back", press(panel, "Number of images, including both ends", "Home"))
+    expect(panel.locator(".grid-container button img")).to_have_count(2)
+
+
+def make_a_file(page, panel, folder):
+    expect(panel.get_by_text("every byte was equal")).to_be_visible()
+    panel.get_by_role("button", name="Example: temple").click()
+    expect(panel.get_by_role("heading", name="bytes for 256 x 256 pixels")).to_have_count(0)
+    expect(panel.get_by_text("every byte was equal")).to_be_visible()
+    with page.expect_download() as download:
+        panel.get_by_role("button", name="Download picture.jet").click()
+    assert download.value.suggested_filename == "picture.jet"
+    download.value.save_as(folder / "picture.jet")
+    panel.locator("input[type=file]").last.set_input_files(folder / "picture.jet")
+    expect(panel.get_by_text("equal to those that were compressed")).to_be_visible()
+    expect(image_of(panel, "Decompressed picture")).to_be_visible()
+
+
+def play(page, panel, folder):
+    for pair in range(1, 11):
+        expect(panel.get_by_text(f"Pair {pair} of 10.")).to_be_visible()
+        panel.locator(".jet-pair button").first.click()
+        expect(panel.get_by_role("status").filter(has_text="takes fewer bits")).to_be_visible()
+        page.keyboard.press("Enter")  # the button for the next pair has the focus
+    expect(panel.get_by_text("of 10 pairs.")).to_be_visible()
+
+
+def seconds_to_follow(page) -> float:
+    panel = open_tab(page, "Reconstruct and edit")
+    start = time.monotonic()
+    source_after(page, panel, "Decoded after the edit", press(panel, "Noise: share of new latents", "End"))
+    return time.monotonic() - start

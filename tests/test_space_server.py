@@ -24,7 +24,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from guard import RequestLimits
-from jet_demo import JetDemo
+from jet_demo import JetDemo, Sampler
 from pictures import jpeg_of_scans, photograph
 from PIL import Image
 from space_server import SPACE, SpaceServer, serve_here
@@ -109,10 +109,18 @@ def test_the_api_is_what_the_readme_says(client):
     }
     fit = "Literal['resize', 'crop']"
     assert signatures == {
-        "/sample": {"num_images": "int", "temperature": "float", "seed": "int"},
+        "/sample": {
+            "num_images": "int",
+            "temperature": "float",
+            "seed": "int",
+            "label": "int",
+            "model": "Literal['jet-digits-8', 'jet-photographs-32']",
+        },
         "/score": {"image": "filepath", "num_noise_draws": "int", "fit": fit},
         "/reconstruct": {"image": "filepath", "fit": fit},
         "/interpolate": {"image_a": "filepath", "image_b": "filepath", "steps": "int"},
+        "/compress": {"image": "filepath"},
+        "/decompress": {"file": "filepath"},
     }
 
 
@@ -141,9 +149,34 @@ def test_results_arrive_without_loss(server, client):
     event, (by_curl, picture) = server.call("score", [server.upload(COFFEE), 4, "crop"])
     assert event == "complete" and by_curl["bits_per_dim"] == pytest.approx(score["bits_per_dim"], rel=1e-6)
     assert Image.open(io.BytesIO(server.http.get(picture["url"]).content)).format == "PNG"
+    digits = client.predict(2, 1.0, 5, 3, "jet-digits-8", api_name="/sample")
+    for picture, image in zip(pictures_of(digits), Sampler(SPACE / "digits").sample(2, 1.0, 5, 3), strict=True):
+        assert np.abs(np.asarray(picture).astype(int) - np.asarray(image)).max() <= 1
     posted = server.post("call/v2/sample", json={"num_images": 2, "temperature": 1, "seed": 0})
     url = f"{server.url}/gradio_api/call/v2/sample/{posted.json()['event_id']}"
     assert "event: complete" in server.http.get(url).text
+
+
+def test_a_picture_becomes_a_file_and_comes_back(server, client, folder):
+    packed, sizes = client.predict(handle_file(COFFEE), api_name="/compress")
+    assert sizes["bytes"]["jet"] == Path(packed).stat().st_size < sizes["bytes"]["png"]
+    assert max(sizes["width"], sizes["height"]) == 256 and "averaged down to 256 x" in sizes["notes"][0]
+    image, measured = client.predict(handle_file(packed), api_name="/decompress")
+    restored = np.asarray(Image.open(image))
+    assert restored.shape == (measured["height"], measured["width"], 3)
+    with Image.open(COFFEE) as original:
+        original = original.convert("RGB")
+        original.thumbnail((256, 256), Image.Resampling.BOX, reducing_gap=None)
+        assert np.array_equal(restored, original)
+    # Uploaded by the name that it was downloaded with, a damaged file is refused.
+    damaged = bytearray(Path(packed).read_bytes())
+    damaged[-9] ^= 1
+    (folder / "damaged.jet").write_bytes(damaged)
+    for path, message in ((folder / "damaged.jet", "the file is damaged"), (COFFEE, "the data are no file of")):
+        event, answer = server.call("decompress", [server.upload(path)])
+        assert event == "error" and message in answer["error"]
+    event, answer = server.call("decompress", [None])
+    assert event == "error" and NOT_AN_UPLOAD in answer["error"]
 
 
 def test_clients_cannot_call_the_functions_of_the_page(client):
@@ -181,6 +214,8 @@ def functions_of(server) -> list[tuple[dict, list[dict]]]:
 def send(server, event: dict, data: list) -> dict:
     """Run an event as the page does, and return its output."""
     body = {"data": data, "fn_index": event["id"], "session_hash": uuid.uuid4().hex}
+    if event["api_name"].startswith("patch_at"):
+        body["event_data"] = {"index": [9, 10**9], "value": None}
     if not event["queue"]:
         return server.post(f"run/{event['api_name']}", json=body).json()
     server.post("queue/join", json=body).raise_for_status()
@@ -189,13 +224,13 @@ def send(server, event: dict, data: list) -> dict:
     return next(message["output"] for message in messages if message["msg"] == "process_completed")
 
 
-def is_picture(component: dict) -> bool:
-    return component["type"] == "image"
+def is_upload(component: dict) -> bool:
+    return component["type"] in ("image", "file")
 
 
-def good_values(server, components: list[dict]) -> list:
-    """Return a value for each input that the page could send."""
-    values = {"image": server.upload(COFFEE), "dataset": 0}
+def good_values(server, components: list[dict], packed: Path) -> list:
+    """Return a value for each input that the page could send. `packed` is a file of the codec."""
+    values = {"image": server.upload(COFFEE), "file": server.upload(packed), "dataset": 0}
     return [values.get(component["type"], component["props"].get("value")) for component in components]
 
 
@@ -205,7 +240,7 @@ def check_sentence(server, error: str, name: str) -> None:
     assert not re.search(r"Traceback|Error\b|/tmp/|site-packages", said) and str(server.files) not in error, error
 
 
-def test_no_input_of_any_function_reads_the_disk_or_fetches_addresses(server, private, elsewhere):
+def test_no_input_of_any_function_reads_the_disk_or_fetches_addresses(server, private, elsewhere, tmp_path):
     """Sends valid values, and then each of many invalid values to each input of each function."""
     address, requests = elsewhere
     meta = {"meta": {"_type": "gradio.FileData"}}
@@ -233,24 +268,26 @@ def test_no_input_of_any_function_reads_the_disk_or_fetches_addresses(server, pr
         7,
         True,
     ]
-    checked = 0
+    packed, checked = tmp_path / "picture.jet", 0
+    _, (answer, _) = server.call("compress", [upload])
+    packed.write_bytes(server.http.get(answer["url"]).content)
     for event, components in functions_of(server):
-        valid = good_values(server, components)
+        valid = good_values(server, components, packed)
         answer = send(server, event, valid)
         assert answer.get("error") is None and answer["data"], event["api_name"]
         for slot, component in enumerate(components):
             name = component["props"].get("label") if component["type"] != "dataset" else "example"
-            for attempt in images if is_picture(component) else [*anywhere, upload]:
+            for attempt in images if is_upload(component) else [*anywhere, upload]:
                 error = send(server, event, [*valid[:slot], attempt, *valid[slot + 1 :]])["error"]
                 check_sentence(server, error, name)
-                if is_picture(component):
+                if is_upload(component):
                     # The message does not reveal whether the file exists.
                     assert error.startswith(f"`{name}` {NOT_AN_UPLOAD}")
                 checked += 1
     assert checked > 150
     assert requests == []
     (edit,) = (event for event, _ in functions_of(server) if event["api_name"] == "page_reconstruct")
-    data = [upload, None, "crop", 0.5, 0, 6, 0]
+    data = [upload, None, "crop", 0.5, 0, 6, 0, 0]
     check_sentence(server, send(server, edit, data)["error"], "Second image")
 
 
@@ -308,7 +345,13 @@ def test_invalid_values_are_answered_with_a_sentence(server):
     for name, data, message in (
         ("score", [], "`score` must get 3 values (`image`, `num_noise_draws`, `fit`), got 0."),
         ("score", [None], "`score` must get 3 values (`image`, `num_noise_draws`, `fit`), got 1."),
-        ("sample", [1, 1.0, 0, 0], "`sample` must get 3 values (`num_images`, `temperature`, `seed`), got 4."),
+        (
+            "sample",
+            [1, 1.0],
+            "`sample` must get 3 to 5 values (`num_images`, `temperature`, `seed`, `label`, `model`)",
+        ),
+        ("sample", [1, 1.0, 0, 10, "jet-digits-8"], "`label` must be a class of the model, which has 10, got 10."),
+        ("sample", [1, 1.0, 0, -1, "cat"], "`model` must be one of jet-digits-8, jet-photographs-32, got 'cat'."),
         ("sample", [10**9, 1.0, 0], "`num_images` must be a whole number from 1 to 36, got 1000000000."),
         ("sample", [1, None, 0], "`temperature` must be a number from 0 to 2, got None."),
         ("sample", [1, 1.0, "7" * 100_000], "`seed` must be a whole number from 0 to 4294967295, got '7777"),
@@ -326,6 +369,8 @@ def test_invalid_values_are_answered_with_a_sentence(server):
 
 
 def test_requests_of_the_wrong_shape_are_answered_with_a_sentence(server):
+    functions = {event["api_name"]: event["id"] for event, _ in functions_of(server)}
+    click = {"data": [], "fn_index": functions["patch_at"], "session_hash": "a"}
     for route, content, status in (
         ("call/sample", b"", 400),
         ("call/sample", b"{", 400),
@@ -341,8 +386,10 @@ def test_requests_of_the_wrong_shape_are_answered_with_a_sentence(server):
         ("call/v2/sample", b'{"number": 1}', 422),
         ("queue/join", b'{"data": [], "session_hash": "a"}', 404),
         ("queue/join", b'{"data": [], "fn_index": 10000, "session_hash": "a"}', 404),
-        ("queue/join", b'{"data": [], "fn_index": 1}', 422),
-        ("queue/join", b'{"data": [], "fn_index": 1, "session_hash": ["a"]}', 422),
+        ("queue/join", json.dumps(click | {"session_hash": None}), 422),
+        ("queue/join", json.dumps(click | {"session_hash": ["a"]}), 422),
+        ("queue/join", json.dumps(click), 422),
+        ("queue/join", json.dumps(click | {"event_data": {"index": [1, "2"]}}), 422),
         ("cancel", b'{"fn_index": {}}', 422),
         ("upload", b"no form", 400),
     ):
@@ -607,7 +654,7 @@ def test_stalled_uploads_and_results_do_not_fill_the_disk(limited, good, capfd):
         assert event == "complete"
     deadline = time.monotonic() + 60
     while len(limited.received()) > 40 + 4:
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, limited.received()
         time.sleep(0.1)
     assert all(limited.http.get(item["image"]["url"]).status_code == 200 for item in gallery)
     example = next(path for path in limited.files.rglob("1_coffee.png") if "examples" in path.parts)
