@@ -70,7 +70,7 @@ def add_reconstruction(page: Page) -> None:
             patch = NumberInput(0, num_patches, 0, step=1, precision=0, label="Patch with new latents (0: none)")
             seed = NumberField(0, label="Seed of the new latents", precision=0, minimum=0, maximum=MAX_SEED)
             fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
-        with gr.Column(scale=2, min_width=320):
+        with gr.Column(scale=2, min_width=320, elem_classes=["results"]):
             titles = ("Model input", "Latents", "Reconstruction", texts.EDITED)
             outputs = []
             for first in (0, 2):

@@ -77,7 +77,7 @@ def add_sampling(page: Page) -> None:
             temperature = NumberInput(0, jet_demo.MAX_TEMPERATURE, 1, step=0.05, label="Temperature")
             seed = NumberField(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
             another = gr.Button("Another seed", variant="primary")
-        with gr.Column(scale=2, min_width=320):
+        with gr.Column(scale=2, min_width=320, elem_classes=["results"]):
             grid = png_image("Samples", height=480, value=first)
             status = gr.Markdown(status_text)
     gr.Markdown("## From noise to the first image")

@@ -56,7 +56,7 @@ def add_scoring(page: Page) -> None:
             page.example_images(image)
             fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
             draws = NumberInput(1, jet_demo.MAX_NOISE_DRAWS, NUM_NOISE_DRAWS, step=1, precision=0, label="Noise draws")
-        with gr.Column(scale=2, min_width=320):
+        with gr.Column(scale=2, min_width=320, elem_classes=["results"]):
             summary = gr.Markdown(texts.score_summary(first, demo.model.config.image_size), min_height=300)
             with gr.Row():
                 seen = png_image("Model input", height=240, min_width=200, value=seen_value)
