@@ -71,7 +71,7 @@ def deployed_files(folder: Path) -> dict[str, bytes]:
     return {
         name.as_posix(): path.read_bytes()
         for name, path in files.items()
-        if name.as_posix() != "deploy.py"
+        if name.as_posix() not in ("deploy.py", "Dockerfile")
         and name.suffix != ".pyi"
         and not any(part.startswith((".", "__pycache__")) for part in name.parts)
     }
