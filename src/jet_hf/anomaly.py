@@ -10,6 +10,7 @@ from .analysis.anomaly.scores import (
     latent_norm,
     likelihood_ratio,
     negative_log_likelihood,
+    patch_bits_per_dim,
     typicality,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "latent_norm",
     "likelihood_ratio",
     "negative_log_likelihood",
+    "patch_bits_per_dim",
     "typicality",
 ]

@@ -46,6 +46,8 @@ def run(arguments: AnomalyArguments) -> None:
         detector = AnomalyDetector.from_pretrained(arguments.model, background, arguments.batch_size)
     else:
         detector = new_detector(arguments, background)
+    for model in filter(None, (detector.model, background)):
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
     options = read_options(arguments, detector.model.config, num_classes=None)
     source = sources["images"]
     split = arguments.images_split or ("all" if "all" in source.layout.splits else split_to_score(source))
@@ -87,11 +89,10 @@ def load_background(arguments: AnomalyArguments) -> JetForDensityEstimation | No
 
 
 def new_detector(arguments: AnomalyArguments, background: JetForDensityEstimation | None) -> AnomalyDetector:
-    """Return the detector to fit, on the GPU if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """Return the detector to fit."""
     return AnomalyDetector(
-        JetForDensityEstimation.from_pretrained(arguments.model).eval().to(device),
-        None if background is None else background.to(device),
+        JetForDensityEstimation.from_pretrained(arguments.model).eval(),
+        background,
         JetImageProcessor.from_pretrained(arguments.model),
         arguments.scores,
         arguments.label,

@@ -31,6 +31,7 @@ from . import scores as formulas
 
 FILE = "anomaly.json"
 FORMAT = 1
+PATCHES = "patch_bits"  # name of the bits of patches among the scores of images
 # Share of batches of normal images that exceed the threshold of the test of a batch.
 LEVEL = 0.01
 # Batches that the bootstrap of [`AnomalyDetector.batch_test`] draws.
@@ -130,6 +131,7 @@ class AnomalyDetector:
         self.codecs = available_codecs()
         self.scores = _check_scores(scores, config, background is not None)
         self.reference: dict[str, np.ndarray] = {}
+        self.mean_patch_bits = np.empty((0, 0))
 
     @property
     def num_reference_images(self) -> int:
@@ -144,7 +146,8 @@ class AnomalyDetector:
     @property
     def reference_scores(self) -> dict[str, np.ndarray]:
         """Scores of the reference images by name, float64 (num_reference_images,), in no useful order."""
-        return self._scores(self._fitted("the scores of the reference images"))
+        reference = self._fitted("the scores of the reference images")
+        return {name: self._score(name, reference) for name in self.scores}
 
     def fit(self, images: Sequence[Any], progress: bool = False) -> "AnomalyDetector":
         """
@@ -161,7 +164,14 @@ class AnomalyDetector:
         """
         if len(images) < 2:
             raise ValueError(f"`images` must be at least 2 reference images, got {len(images)}.")
-        self.reference = {name: np.sort(values) for name, values in self._measure(images, progress).items()}
+        measured = self._measure(images, progress)
+        patch_bits = measured.pop(PATCHES)
+        self.mean_patch_bits = patch_bits.mean(axis=0)
+        if "largest_patch" in self.scores:
+            # Each image is compared with the mean of the others, as an image to score is.
+            means = (len(images) * self.mean_patch_bits - patch_bits) / (len(images) - 1)
+            measured["largest_patch"] = formulas.largest_patch(patch_bits, means)
+        self.reference = {name: np.sort(values) for name, values in measured.items()}
         return self
 
     def score(self, images: Sequence[Any], progress: bool = False) -> dict[str, np.ndarray]:
@@ -176,7 +186,7 @@ class AnomalyDetector:
 
         Raises:
             ValueError: for no images, an image that cannot be converted or has a score that is not finite, or
-                typicality without [`fit`]. The message names the image.
+                typicality or the largest patch without [`fit`]. The message names the image.
         """
         return self._scores(self._measure(images, progress))
 
@@ -187,7 +197,7 @@ class AnomalyDetector:
 
         If an image comes from the same distribution as the reference images, the probability of a p-value of at most t
         is at most t, for every t. For typicality, the mean bits per dimension include those of the image, which makes
-        this exact there too.
+        this exact there too. For the largest patch it holds up to the error of the mean over n reference images.
 
         Args:
             images, progress: See [`score`].
@@ -195,7 +205,8 @@ class AnomalyDetector:
         Raises:
             ValueError: without [`fit`], or for what [`score`] refuses.
         """
-        return self._p_values(self._measure(images, progress))
+        measured = self._measure(images, progress)
+        return self._p_values(measured | self._scores(measured))
 
     def batch_test(self, images: Sequence[Any], progress: bool = False) -> BatchTest:
         """
@@ -214,20 +225,32 @@ class AnomalyDetector:
     def judge(self, images: Sequence[Any], progress: bool = False) -> Judgment:
         """Return the results of [`score`], [`p_value`] and [`batch_test`] at the cost of one of them."""
         measured = self._measure(images, progress)
-        return Judgment(self._scores(measured), self._p_values(measured), self._batch_test(measured))
+        scores = self._scores(measured)
+        return Judgment(scores, self._p_values(measured | scores), self._batch_test(measured))
 
     def heat_map(self, images: Sequence[Any]) -> np.ndarray:
-        """Return the bits per dimension of each patch, float64 (B, S/p, S/p), see [`bits_per_patch`] and [`score`]."""
-        return np.concatenate([bits.total.cpu().numpy() / bits.patch_dim for _, _, _, bits in self._passes(images)])
+        """
+        Return the bits per dimension of each patch in excess of the mean of the reference images at the same place,
+        float64 (B, S/p, S/p), whose maximum is the score `largest_patch`.
+
+        Args:
+            images: See [`score`].
+
+        Raises:
+            ValueError: without [`fit`], or for what [`score`] refuses.
+        """
+        self._fitted("a heat map")
+        maps = [formulas.patch_bits_per_dim(bits).cpu().numpy() for _, _, _, bits in self._passes(images)]
+        return np.concatenate(maps) - self.mean_patch_bits
 
     def _measure(self, images: Sequence[Any], progress: bool) -> dict[str, np.ndarray]:
-        """Return the scores that need no reference images, with the likelihood among them in any case."""
+        """Return the scores that need no reference images, the likelihood in any case, and the bits of patches."""
         parts = [self._measure_batch(*batch) for batch in self._passes(images, progress)]
         measured = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for name, values in measured.items():
             if not np.isfinite(values).all():
-                i = int(np.argmin(np.isfinite(values)))
-                raise ValueError(f"`images[{i}]` must have finite scores, got {name} {values[i]}.")
+                i = int(np.argmin(np.isfinite(values.reshape(len(values), -1)).all(axis=1)))
+                raise ValueError(f"`images[{i}]` must have finite scores, but its {name} is NaN or infinite.")
         return measured
 
     def _measure_batch(
@@ -242,9 +265,9 @@ class AnomalyDetector:
             "likelihood_ratio": lambda: formulas.likelihood_ratio(
                 bits, self._bits(self.background, pixel_values, noise)
             ),
-            "largest_patch": lambda: formulas.largest_patch(bits),
+            PATCHES: lambda: formulas.patch_bits_per_dim(bits),
         }
-        names = dict.fromkeys(["negative_log_likelihood", *self.scores])
+        names = dict.fromkeys(["negative_log_likelihood", PATCHES, *self.scores])
         return {name: compute[name]().cpu().numpy() for name in names if name in compute}
 
     def _passes(
@@ -291,11 +314,17 @@ class AnomalyDetector:
         return self.reference
 
     def _scores(self, measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        scores = dict(measured)
-        if "typicality" in self.scores:
-            reference = self._fitted("the score `typicality`")["negative_log_likelihood"]
-            scores["typicality"] = np.abs(measured["negative_log_likelihood"] - reference.mean())
-        return {name: scores[name] for name in self.scores}
+        if "largest_patch" in self.scores:
+            self._fitted("the score `largest_patch`")
+            excess = formulas.largest_patch(measured[PATCHES], self.mean_patch_bits)
+            measured = measured | {"largest_patch": excess}
+        return {name: self._score(name, measured) for name in self.scores}
+
+    def _score(self, name: str, measured: dict[str, np.ndarray]) -> np.ndarray:
+        if name != "typicality":
+            return measured[name]
+        self._fitted("the score `typicality`")
+        return formulas.typicality(measured["negative_log_likelihood"], self.mean_bits_per_dim)
 
     def _p_values(self, measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         reference = self._fitted("a p-value")
@@ -370,6 +399,7 @@ class AnomalyDetector:
             "codecs": self.codecs,
             "scores": self.scores,
             "reference": {name: values.tolist() for name, values in self.reference.items()},
+            "mean_patch_bits": self.mean_patch_bits.tolist(),
         }
 
     @classmethod
@@ -407,8 +437,8 @@ class AnomalyDetector:
             raise ValueError(f"{path} needs the codec {missing[0]}, which the package imagecodecs brings.")
         processor = JetImageProcessor.from_pretrained(model_name_or_path)
         detector = cls(model, background, processor, state["scores"], state["label"], batch_size, state["seed"])
-        detector.codecs = state["codecs"]
-        detector.reference = {name: np.array(values, dtype=np.float64) for name, values in state["reference"].items()}
+        for name in ("codecs", "reference", "mean_patch_bits"):
+            setattr(detector, name, state[name])
         return detector
 
 
@@ -474,7 +504,7 @@ def _check_scores(names: Sequence[str] | None, config: JetConfig, has_background
 
 def read_state(path: str) -> dict[str, Any]:
     """
-    Return the content of `anomaly.json`.
+    Return the content of `anomaly.json`, with scores as arrays.
 
     Raises:
         ValueError: for content of another version, or that no detector wrote.
@@ -495,16 +525,24 @@ def read_state(path: str) -> dict[str, Any]:
     for name, kind in kinds.items():
         if not isinstance(state.get(name), kind):
             raise ValueError(f"{path} is damaged: `{name}` must be {kind}, got {state.get(name)!r}.")
-    needed = {"negative_log_likelihood", *state["scores"]} - {"typicality"}
-    lengths = set()
-    for name in sorted(needed):
-        try:
-            values = np.array(state["reference"][name], dtype=np.float64)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: `reference` must have numbers of the score {name}.") from error
-        if values.ndim != 1 or not np.isfinite(values).all() or (np.diff(values) < 0).any():
-            raise ValueError(f"{path} is damaged: the scores {name} must be finite numbers in ascending order.")
-        lengths.add(len(values))
+    names = {"negative_log_likelihood", *state["scores"]} - {"typicality"}
+    reference = {name: _numbers(path, name, state["reference"].get(name), ndim=1) for name in sorted(names)}
+    for name, values in reference.items():
+        if (np.diff(values) < 0).any():
+            raise ValueError(f"{path} is damaged: the scores {name} must be in ascending order.")
+    lengths = {len(values) for values in reference.values()}
     if len(lengths) != 1 or min(lengths) < 2:
         raise ValueError(f"{path} is damaged: all scores must be of the same images, at least 2.")
-    return state
+    patches = _numbers(path, "mean_patch_bits", state.get("mean_patch_bits"), ndim=2)
+    return state | {"reference": reference, "mean_patch_bits": patches}
+
+
+def _numbers(path: str, name: str, values: Any, ndim: int) -> np.ndarray:
+    """Return finite numbers as an array, or raise ValueError for anything else."""
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.array(np.nan)
+    if array.ndim != ndim or not np.isfinite(array).all():
+        raise ValueError(f"{path} is damaged: `{name}` must hold finite numbers.")
+    return array

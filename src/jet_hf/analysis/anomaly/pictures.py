@@ -48,23 +48,23 @@ def plot_heat_maps(path: Path, images: Sequence[Image.Image], maps: np.ndarray, 
     Args:
         path: PNG file.
         images: B images.
-        maps: Bits per dimension of the patches, float64 (B, h, w).
+        maps: Bits per dimension of the patches in excess of the reference images, float64 (B, h, w).
         titles: Titles of the images.
     """
-    columns = min(COLUMNS, len(images))
+    columns, limit = min(COLUMNS, len(images)), np.abs(maps).max()
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(3.6 * columns + 0.8, 2.2 * rows), layout="constrained")
     axes = figure.subplots(rows, 2 * columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for i, (image, bits, title) in enumerate(zip(images, maps, titles, strict=True)):
+    for i, (image, excess, title) in enumerate(zip(images, maps, titles, strict=True)):
         plain, laid_over = axes[i // columns, 2 * (i % columns) : 2 * (i % columns) + 2]
         for axis in (plain, laid_over):
             axis.imshow(image.convert("RGB"), interpolation="nearest")
         extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
         colors = laid_over.imshow(
-            bits, cmap="inferno", alpha=0.65, extent=extent, vmin=maps.min(), vmax=maps.max(), interpolation="nearest"
+            excess, cmap="coolwarm", alpha=0.7, extent=extent, vmin=-limit, vmax=limit, interpolation="nearest"
         )
         plain.set_title(title, fontsize=7, loc="left")
-    figure.colorbar(colors, ax=axes, label="bits per dimension of a patch", shrink=0.8)
+    figure.colorbar(colors, ax=axes, label="bits per dimension of a patch\nin excess of the reference", shrink=0.8)
     _save(path, figure)

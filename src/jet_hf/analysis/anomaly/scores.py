@@ -2,7 +2,7 @@
 """
 Anomaly scores, one function each: a larger value means a stranger image.
 
-All but the gradient's are functions of the bits per patch, so that several scores share a pass through the model.
+All but the gradient's derive from the bits per patch, so that several scores share a pass through the model.
 Shapes: B images, d dimensions of an image, K classes.
 """
 
@@ -25,7 +25,7 @@ def bits_of_images(
     labels: torch.Tensor | None = None,
 ) -> PatchBits:
     """
-    Return the bits per patch of images, of which all scores are functions, see [`bits_per_patch`].
+    Return the bits per patch of images, from which all other scores but the gradient's derive, see [`bits_per_patch`].
 
     A class-conditional model without labels gives those of the mixture of all classes, `p(x) = mean over y of
     p(x | y)`. Both terms are means over the posterior `p(y | x)`, and the log-determinant's includes the divergence of
@@ -98,12 +98,12 @@ def header_bits_per_dim(codec: str, shape: tuple[int, int, int]) -> float:
     return float(codec_bits_per_dim(np.full((1, *shape), 128, dtype=np.uint8), codec, fast=True)[0])
 
 
-def typicality(bits: PatchBits, mean_bits_per_dim: float) -> torch.Tensor:
+def typicality(bits_per_dim: np.ndarray, mean_bits_per_dim: float) -> np.ndarray:
     """
-    Return the distance of the bits per dimension from the mean of reference images, float64 (B,) (Nalisnick et al.,
-    "Detecting out-of-distribution inputs to deep generative models using typicality", 2019).
+    Return the distance of the bits per dimension (B,) of images from the mean of reference images, float64 (B,)
+    (Nalisnick et al., "Detecting out-of-distribution inputs to deep generative models using typicality", 2019).
     """
-    return (negative_log_likelihood(bits) - mean_bits_per_dim).abs()
+    return np.abs(bits_per_dim - mean_bits_per_dim)
 
 
 def latent_norm(bits: PatchBits) -> torch.Tensor:
@@ -165,6 +165,20 @@ def likelihood_ratio(bits: PatchBits, background_bits: PatchBits) -> torch.Tenso
     return negative_log_likelihood(bits) - negative_log_likelihood(background_bits)
 
 
-def largest_patch(bits: PatchBits) -> torch.Tensor:
-    """Return the bits per dimension of the patch that has the most, float64 (B,)."""
-    return bits.total.amax((1, 2)) / bits.patch_dim
+def patch_bits_per_dim(bits: PatchBits) -> torch.Tensor:
+    """Return the bits per dimension of each patch, float64 (B, h, w)."""
+    return bits.total / bits.patch_dim
+
+
+def largest_patch(patch_bits: np.ndarray, mean_patch_bits: np.ndarray) -> np.ndarray:
+    """
+    Return the largest excess of a patch over the reference images, float64 (B,), in bits per dimension.
+
+    The patches of a spatial coupling's first half are coded before the others, which then cost fewer bits. Patches are
+    therefore compared with those of the reference images at the same place.
+
+    Args:
+        patch_bits: Bits per dimension of the patches, float64 (B, h, w), see [`patch_bits_per_dim`].
+        mean_patch_bits: Their mean over reference images, float64 (h, w).
+    """
+    return (patch_bits - mean_patch_bits).max(axis=(1, 2))
