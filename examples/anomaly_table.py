@@ -93,7 +93,9 @@ def compare_on_photographs(folder: Path, arguments: argparse.Namespace) -> dict:
             for name, values in scores.items()
         }
         results[title]["p of a batch"] = detector.batch_test(images[:BATCH]).p_value
-    draw_defects(folder / "heat_maps.png", detector, normal[: len(DEFECTS) * 2])
+    contrasts = np.argsort([image.std() for image in normal])
+    some = contrasts[len(normal) // 2 :: len(normal) // 8][: 2 * len(DEFECTS)]
+    draw_defects(folder / "heat_maps.png", detector, [normal[int(i)] for i in some])
     return results
 
 

@@ -43,7 +43,7 @@ def plot_histograms(path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) 
 
 def plot_heat_maps(path: Path, images: Sequence[Image.Image], maps: np.ndarray, titles: Sequence[str]) -> None:
     """
-    Plot images, each with its heat map laid over it on its right, on one color scale.
+    Plot images, each with its heat map laid over it in gray on its right, on one color scale.
 
     Args:
         path: PNG file.
@@ -59,11 +59,11 @@ def plot_heat_maps(path: Path, images: Sequence[Image.Image], maps: np.ndarray, 
         axis.axis("off")
     for i, (image, excess, title) in enumerate(zip(images, maps, titles, strict=True)):
         plain, laid_over = axes[i // columns, 2 * (i % columns) : 2 * (i % columns) + 2]
-        for axis in (plain, laid_over):
-            axis.imshow(image.convert("RGB"), interpolation="nearest")
+        plain.imshow(image.convert("RGB"), interpolation="nearest")
+        laid_over.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
         colors = laid_over.imshow(
-            excess, cmap="coolwarm", alpha=0.7, extent=extent, vmin=-limit, vmax=limit, interpolation="nearest"
+            excess, cmap="coolwarm", alpha=0.6, extent=extent, vmin=-limit, vmax=limit, interpolation="nearest"
         )
         plain.set_title(title, fontsize=7, loc="left")
     figure.colorbar(colors, ax=axes, label="bits per dimension of a patch\nin excess of the reference", shrink=0.8)
