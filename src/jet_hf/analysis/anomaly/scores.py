@@ -174,8 +174,8 @@ def largest_patch(patch_bits: np.ndarray, mean_patch_bits: np.ndarray) -> np.nda
     """
     Return the largest excess of a patch over the reference images, float64 (B,), in bits per dimension.
 
-    The patches of a spatial coupling's first half are coded before the others, which then cost fewer bits. Patches are
-    therefore compared with those of the reference images at the same place.
+    The bits of a patch also depend on its place in the spatial couplings, so that patches are compared with those of
+    the reference images at the same place.
 
     Args:
         patch_bits: Bits per dimension of the patches, float64 (B, h, w), see [`patch_bits_per_dim`].
