@@ -7,3 +7,14 @@ from .analysis.prior.operators import LinearOperator, blur, downsample, identity
 
 
 __all__ = ["JetPrior", "LinearOperator", "Posterior", "Restoration", "blur", "downsample", "identity", "mask"]
+
+
+def __getattr__(name: str) -> type:
+    """Import the adapters for deepinv on their first use."""
+    if name not in ("DeepinvDenoiser", "DeepinvPrior"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from .analysis.prior import deepinv_adapter
+    except ImportError as error:
+        raise ImportError(f"`{name}` needs the extra `deepinv`: {error}") from error
+    return getattr(deepinv_adapter, name)

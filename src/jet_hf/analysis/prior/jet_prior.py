@@ -117,10 +117,11 @@ class JetPrior:
             ValueError: for a wrong shape or dtype, or non-finite values.
         """
         self._check_images("images", images)
-        total = images.new_zeros(len(images))
-        for tiles, indices, places in self._tiling(images).cut(images, self.tile_batch_size):
+        total, tiling = images.new_zeros(len(images)), self._tiling(images)
+        for indices, places in tiling.batches(len(images), self.tile_batch_size):
+            values = self._tile_log_prob(tiling.cut(images, indices, places), indices)
             weights = images.new_tensor([place.weight for place in places])
-            total = total.index_add(0, _index(indices, images), weights * self._tile_log_prob(tiles, indices))
+            total = total.index_add(0, _index(indices, images), weights * values)
         return total
 
     def score(self, images: torch.Tensor) -> torch.Tensor:
@@ -310,15 +311,21 @@ class JetPrior:
         """Return log-densities (B,) and their gradient (B, C, H, W), a batch of tiles at a time."""
         log_prob, score = images.new_zeros(len(images)), torch.zeros_like(images)
         tiling = self._tiling(images)
-        for tiles, indices, places in tiling.cut(images.detach(), self.tile_batch_size):
-            with torch.enable_grad():
-                tiles.requires_grad_()
-                values = self._tile_log_prob(tiles, indices, levels)
-                (gradients,) = torch.autograd.grad(values.sum(), tiles)
-            for index, place, value, gradient in zip(indices, places, values.detach(), gradients, strict=True):
+        for indices, places in tiling.batches(len(images), self.tile_batch_size):
+            values, gradients = self._tile_gradients(tiling.cut(images.detach(), indices, places), indices, levels)
+            for index, place, value, gradient in zip(indices, places, values, gradients, strict=True):
                 log_prob[index] += place.weight * value
                 tiling.view(score[index], place).add_(gradient, alpha=place.weight)
         return log_prob, score
+
+    def _tile_gradients(
+        self, tiles: torch.Tensor, indices: list[int], levels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the log-densities (b,) of tiles and their gradients (b, C, h, w)."""
+        with torch.enable_grad():
+            values = self._tile_log_prob(tiles.requires_grad_(), indices, levels)
+            (gradients,) = torch.autograd.grad(values.sum(), tiles)
+        return values.detach(), gradients
 
     def _tile_log_prob(
         self, tiles: torch.Tensor, indices: list[int], levels: torch.Tensor | None = None

@@ -39,17 +39,15 @@ class Tiling:
             for (top, row_weight), (left, column_weight) in itertools.product(rows, columns)
         ]
 
-    def cut(self, images: torch.Tensor, batch_size: int) -> Iterator[tuple[torch.Tensor, list[int], list[Tile]]]:
-        """
-        Yield batches of at most `batch_size` tiles of images (B, C, H, W).
-
-        Yields:
-            The tiles (b, C, h, w), and for each of them the index of its image and its place.
-        """
-        places = itertools.product(range(len(images)), self.tiles)
+    def batches(self, num_images: int, batch_size: int) -> Iterator[tuple[list[int], list[Tile]]]:
+        """Yield the image indices and the places of all tiles, `batch_size` at a time."""
+        places = itertools.product(range(num_images), self.tiles)
         while batch := list(itertools.islice(places, batch_size)):
-            indices, tiles = [index for index, _ in batch], [tile for _, tile in batch]
-            yield torch.stack([self.view(images[index], tile) for index, tile in batch]), indices, tiles
+            yield [index for index, _ in batch], [tile for _, tile in batch]
+
+    def cut(self, images: torch.Tensor, indices: list[int], places: list[Tile]) -> torch.Tensor:
+        """Return a batch of tiles (b, C, h, w) of images (B, C, H, W)."""
+        return torch.stack([self.view(images[index], tile) for index, tile in zip(indices, places, strict=True)])
 
     def view(self, image: torch.Tensor, tile: Tile) -> torch.Tensor:
         """Return a tile (..., h, w) of an image (..., H, W) as a view."""
