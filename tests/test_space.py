@@ -314,7 +314,7 @@ def test_every_call_borrows_a_gpu_and_few_sessions_are_kept(demo, monkeypatch):
     # Gradio's own limit of 10,000 sessions takes gigabytes, because each call of a program is a session.
     monkeypatch.setattr("gradio.Blocks.launch", lambda self, **given: options.update(given))
     app.launch(app.build_app(demo))
-    public = ["compress", "decompress", "interpolate", "reconstruct", "sample", "score"]
+    public = ["compress", "decompress", "denoise", "interpolate", "reconstruct", "sample", "score"]
     of_page = ["compress", "decompress", "reconstruct", "sample", "score", "step_to", "walk"]
     assert sorted(borrowers) == sorted(public + of_page)
     assert options["state_session_capacity"] <= 100 and options["run_history"] is False
