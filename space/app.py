@@ -1,6 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Demo of Jet: scores, samples, edits and interpolations of latents, files, and a game.
+Demo of Jet: scores, samples, edits and interpolations of latents, files, odd pictures, and a game.
 
     python space/app.py
     MODEL_ID=org/jet-imagenet-64 python space/app.py
@@ -27,6 +27,7 @@ if "SPACE_ID" in os.environ:
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,127.0.0.1")
 
 import gradio as gr
+from api import add_api
 from endpoints import Service
 from fairness import CallLimits
 from fastapi.exceptions import RequestValidationError
@@ -34,12 +35,12 @@ from gradio_internals import GuardedBlocks, forget_files, forget_unread
 from guard import RequestGuard, RequestLimits, explain_validation_error
 from jet_demo import JetDemo, Sampler
 from openapi import describe
-from page import Page, add_api
+from page import Page
 from starlette.middleware import Middleware
 from storage import Quota, Storage
 from tab_file import add_files
-from tab_game import add_game
 from tab_latents import add_interpolation, add_reconstruction
+from tab_odd import add_odd
 from tab_sample import add_sampling
 from tab_score import add_scoring
 from texts import introduction, slug
@@ -65,7 +66,7 @@ TABS = {
     "Reconstruct and edit": add_reconstruction,
     "Interpolate": add_interpolation,
     "File": add_files,
-    "Odd one out": add_game,
+    "Odd one out": add_odd,
 }
 # Gradio keeps the state of the most recent sessions. The demo has none, and each call of a program is a session.
 SESSIONS = 100

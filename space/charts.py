@@ -26,13 +26,22 @@ def heat_maps(maps: Sequence[np.ndarray], titles: Sequence[str] = ("",)) -> Imag
     return _to_image(figure)
 
 
-def overlay(image: Image.Image, values: np.ndarray) -> Image.Image:
-    """Lay a map of bits per dimension, of shape (S/p, S/p), over its image, with a color bar."""
+def overlay(image: Image.Image, values: np.ndarray, centered: bool = False) -> Image.Image:
+    """
+    Lay a map of bits per dimension, of shape (S/p, S/p), over its image, with a color bar.
+
+    Args:
+        image: The image.
+        values: Bits per dimension of the patches.
+        centered: Whether zero is in the middle of the colors, for differences.
+    """
     figure = Figure(figsize=(4.4, 3.6))
     axes = figure.subplots()
     extent = (0, image.width, image.height, 0)
     axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
-    heat = axes.imshow(values, cmap="inferno", interpolation="nearest", alpha=0.6, extent=extent)
+    limit = abs(values).max()
+    colors = {"cmap": "coolwarm", "vmin": -limit, "vmax": limit} if centered else {"cmap": "inferno"}
+    heat = axes.imshow(values, interpolation="nearest", alpha=0.6, extent=extent, **colors)
     axes.axis("off")
     bar = figure.colorbar(heat, ax=axes, fraction=0.046, pad=0.04)
     bar.ax.tick_params(colors=INK, labelsize=12)

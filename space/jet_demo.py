@@ -2,6 +2,7 @@
 """Functions of the demo, without Gradio."""
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -20,12 +21,15 @@ from uploads import UnreadableImageError, read_upload
 
 from jet_hf import JetForDensityEstimation, JetImageProcessor
 from jet_hf.analysis import sampling
+from jet_hf.analysis.anomaly.detector import FILE as ANOMALY_FILE
 from jet_hf.analysis.baselines import available_codecs, codec_bits_per_dim, encode_lossless
 from jet_hf.analysis.codec.container import unpack
 from jet_hf.analysis.density import bits_per_patch
 from jet_hf.analysis.inference import can_prepare, prepare_for_inference, undo_preparation
+from jet_hf.anomaly import AnomalyDetector
 from jet_hf.codec import Codec, CodecError
 from jet_hf.model.modeling_jet import dequantize, scale_bytes
+from jet_hf.prior import JetPrior
 from jet_hf.utils.noise import uniform_noise
 
 
@@ -44,8 +48,10 @@ MAX_STEPS = 16
 MAX_TRUNCATION = 6
 # Longest side of pictures that become files.
 MAX_FILE_SIDE = 256
-# The codec holds a copy of the weights in float64.
-MAX_CODEC_PARAMETERS = 50_000_000
+# Larger models are not copied, for the codec in float64 and for gradients, and lack these functions.
+MAX_COPIED_PARAMETERS = 50_000_000
+# Standard deviation of the noise that denoising removes, in gray levels, and the steps that it takes.
+MIN_NOISE, MAX_NOISE, NUM_DENOISING_STEPS = 1, 100, 50
 
 
 class HeldOutScores(NamedTuple):
@@ -244,6 +250,10 @@ class JetDemo(Sampler):
         OSError, ValueError: If the model does not exist or cannot be loaded, or is not of square 8-bit images.
     """
 
+    codec: Codec | None = None
+    prior: JetPrior | None = None
+    detector: AnomalyDetector | None = None
+
     def __init__(self, model_id: str | os.PathLike, device: str | None = None):
         super().__init__(model_id, device)
         config = self.model.config
@@ -253,12 +263,22 @@ class JetDemo(Sampler):
         if not isinstance(config.image_size, int):
             raise ValueError(f"the demo takes models of square images, got `image_size` {config.image_size}.")
         self.held_out = load_scores(self.model_id)
-        self.codec = None
-        with contextlib.suppress(ValueError):  # the codec refuses some models
-            if self.model.num_parameters() <= MAX_CODEC_PARAMETERS:
+        if self.model.num_parameters() <= MAX_COPIED_PARAMETERS:
+            plain = copy.deepcopy(self.model)
+            undo_preparation(plain)
+            self.prior = JetPrior(plain)
+            self.detector = load_detector(self.model_id)
+            with contextlib.suppress(ValueError):  # the codec refuses some models
                 self.codec = Codec(self.model)
         # Averaging an image of 50 million pixels takes several hundred megabytes, hence one image at a time.
         self._fitting = threading.Lock()
+
+    def use_device(self, device: str) -> None:
+        """Move the model and its copies to a device. The codec stays on the CPU."""
+        super().use_device(device)
+        for copied in (self.prior, self.detector):
+            if copied is not None:
+                copied.model.to(device)
 
     def score(self, image: Fitted, num_noise_draws: int) -> Score:
         """Compute the likelihood of an image, with 1 to 32 dequantization noise draws."""
@@ -287,6 +307,34 @@ class JetDemo(Sampler):
         original, decoded = (self.processor.post_process(values)[0] for values in (pixel_values, result.pixel_values))
         measured = {"max_abs_error": result.max_abs_error, "bytes_equal": result.bytes_equal}
         return original, result.latents, decoded, measured
+
+    def judge(self, image: Fitted) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+        """
+        Compare an image with the reference images of the model's folder, see [`jet_hf.anomaly`].
+
+        Returns:
+            The `score` and the `p_value` by the name of the score, and the bits per dimension of each patch in excess
+            of the reference images, float64 (S/p, S/p).
+        """
+        images = [image.pixels.permute(1, 2, 0).numpy().squeeze()]
+        judgment = self.detector.judge(images)
+        table = {
+            name: {"score": float(scores[0]), "p_value": float(judgment.p_values[name][0])}
+            for name, scores in judgment.scores.items()
+        }
+        return table, self.detector.heat_map(images)[0]
+
+    def denoise(self, image: Fitted, sigma: float) -> Image.Image:
+        """
+        Return the most probable image, given an image with Gaussian noise, see [`jet_hf.prior`].
+
+        Args:
+            image: Noisy image.
+            sigma: Standard deviation of the noise, 1 to 100 gray levels.
+        """
+        level = sigma / self.model.config.levels_per_unit
+        found = self.prior.denoise(self.pixel_values(image), level, num_steps=NUM_DENOISING_STEPS)
+        return self.processor.post_process(found, dequantized=False)[0]
 
     def compress(self, picture: Fitted) -> CompressedPicture:
         """Compress a picture without loss, see [`jet_hf.codec.compress`], and by other codecs."""
@@ -370,6 +418,10 @@ class JetDemo(Sampler):
         ends = (self.pixel_values(image)[0] for image in (first, second))
         return self.processor.post_process(sampling.interpolate(self.model, *ends, steps))
 
+    def picture(self, image: Fitted) -> Image.Image:
+        """Return an image at the model's size."""
+        return Image.fromarray(image.pixels.permute(1, 2, 0).numpy().squeeze())
+
     def pixel_values(self, image: Fitted) -> torch.Tensor:
         """Return an image as model input, float32 (1, C, S, S)."""
         return scale_bytes(image.pixels.to(self.model.jet.input_device))[None]
@@ -423,6 +475,23 @@ class JetDemo(Sampler):
         return Fitted(torch.from_numpy(np.ascontiguousarray(array)), notes)
 
 
+def load_detector(model_id: str) -> AnomalyDetector | None:
+    """
+    Load the reference that `jet-hf anomaly --save_reference` writes, if the model's folder contains it.
+
+    Raises:
+        ValueError: If the file is invalid.
+    """
+    return AnomalyDetector.from_pretrained(model_id) if find_file(model_id, ANOMALY_FILE) else None
+
+
+def find_file(model_id: str, name: str) -> str | None:
+    """Return the path of a file in a model's folder or repository, or `None` if there is none."""
+    return cached_file(
+        model_id, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+
+
 def load_scores(model_id: str) -> HeldOutScores | None:
     """
     Load the scores that `scripts/evaluate.py --scores_file` writes, if the model's folder contains them.
@@ -430,12 +499,7 @@ def load_scores(model_id: str) -> HeldOutScores | None:
     Raises:
         ValueError: If the file is invalid.
     """
-    path = cached_file(
-        model_id,
-        SCORES_FILE,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    path = find_file(model_id, SCORES_FILE)
     if path is None:
         return None
     try:

@@ -1,16 +1,14 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Frame of the page, and the functions of the API."""
+"""Parts that the tabs share."""
 
 import json
 from collections.abc import Callable, Sequence
 
 import gradio as gr
-import jet_demo
 import texts
-from charts import heat_maps
-from components import ChoiceInput, FileInput, ImageInput, NumberInput, file_input, image_input, png_gallery, png_image
+from components import FileInput, ImageInput, file_input, image_input
 from endpoints import Service
-from jet_demo import ALL_CLASSES, FITS, MAX_CLASS, MAX_SEED, WHOLE, JetDemo, Sampler
+from jet_demo import FITS, Sampler
 from storage import Storage
 
 
@@ -92,66 +90,3 @@ class Page:
     def example_images(self, target: ImageInput, label: str = "Or one of these") -> None:
         """Add buttons that copy an example image to `target`."""
         gr.Examples(self.examples, target, label=label, cache_examples=False, api_visibility="private")
-
-
-def add_api(page: Page) -> None:
-    """Add the public functions, whose names and parameters README.md documents and must not change."""
-    demo: JetDemo = page.demo
-    names = list(page.samplers)
-
-    def sample(num_images, temperature, seed, label=ALL_CLASSES, model=demo.title):
-        """
-        Draw images.
-
-        num_images: 1 to 36; temperature: 0 to 2; seed: 0 to 2 ** 32 - 1; label, of models with classes only: the
-        class, or -1 for all in turn; model: the title of one of the models on the page.
-        """
-        return page.samplers[model].sample(num_images, temperature, seed, label)
-
-    def score(image, num_noise_draws, fit):
-        """Score an image in bits per dimension. num_noise_draws: 1 to 32; fit: "resize" or "crop"."""
-        result = demo.score(image, num_noise_draws)
-        return result.to_dict(), heat_maps(list(result.maps.values()), list(result.maps))
-
-    def reconstruct(image, fit):
-        """Encode an image and decode it again. fit: "resize" or "crop"."""
-        _, _, decoded, measured = demo.reconstruct(image)
-        return decoded, measured
-
-    def interpolate(image_a, image_b, steps):
-        """Interpolate between two images in the latent space. steps: 2 to 16 images, including both ends."""
-        return demo.interpolate(image_a, image_b, steps)
-
-    def compress(image):
-        """Compress a picture without loss. Pictures of more than 256 pixels a side are averaged down first."""
-        result = demo.compress(image)
-        return page.storage.add_result(result.data, "picture.jet"), result.to_dict()
-
-    def decompress(file):
-        """Decompress a file of `compress`."""
-        return demo.decompress(file)
-
-    image, image_a, image_b = map(page.image_input, ("image", "image_a", "image_b"))
-    fit = ChoiceInput(list(FITS), value=FITS[0], label="fit")
-    num_images = NumberInput(1, jet_demo.MAX_IMAGES, 4, step=1, precision=0, label="num_images")
-    temperature = NumberInput(0, jet_demo.MAX_TEMPERATURE, 1, label="temperature")
-    seed = NumberInput(0, MAX_SEED, 0, step=1, precision=0, label="seed")
-    label = NumberInput(ALL_CLASSES, MAX_CLASS, ALL_CLASSES, step=1, precision=0, label="label")
-    model = ChoiceInput(names, value=demo.title, label="model")
-    draws = NumberInput(1, jet_demo.MAX_NOISE_DRAWS, 8, step=1, precision=0, label="num_noise_draws")
-    steps = NumberInput(2, jet_demo.MAX_STEPS, 8, step=1, precision=0, label="steps")
-    picture, gallery, answer = png_image("picture"), png_gallery("images"), gr.JSON(label="result")
-    functions = [
-        (sample, [num_images, temperature, seed, label, model], gallery, FITS[0]),
-        (score, [image, draws, fit], [answer, picture], FITS[0]),
-        (reconstruct, [image, fit], [picture, answer], FITS[0]),
-        (interpolate, [image_a, image_b, steps], gallery, FITS[0]),
-    ]
-    if demo.codec is not None:
-        file, packed = page.file_input("file", required=True), gr.File(label="packed")
-        functions += [
-            (compress, [image], [packed, answer], WHOLE),
-            (decompress, [file], [picture, answer], FITS[0]),
-        ]
-    for function, inputs, outputs, how in functions:
-        gr.Button().click(inputs=inputs, outputs=outputs, **page.computes(function, function.__name__, how))

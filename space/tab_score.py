@@ -10,7 +10,6 @@ from charts import histogram, overlay
 from components import ChoiceInput, Named, NumberInput, png_image
 from jet_demo import FITS, JetDemo, Score
 from page import Page
-from PIL import Image
 
 
 # Example images of the first view, by the words in their file names.
@@ -20,7 +19,7 @@ NUM_NOISE_DRAWS = 8
 
 def pictures(score: Score, demo: JetDemo) -> tuple:
     """Return the pictures of a score: the model's input, its place among held-out images, and the maps."""
-    seen = Image.fromarray(score.fitted.pixels.permute(1, 2, 0).numpy().squeeze())
+    seen = demo.picture(score.fitted)
     place = demo.held_out and histogram(demo.held_out.bits_per_dim, score.bits_per_dim)
     maps = (Named(overlay(seen, values), f"jet-{texts.slug(title)}.png") for title, values in score.maps.items())
     return Named(seen, "jet-model-input.png"), place, *maps

@@ -47,6 +47,21 @@ FILE_HELP = (
 )
 FILE_HINT = "Upload, paste or choose a picture."
 DECOMPRESSION_HINT = "Upload a file that you have downloaded above."
+ANOMALY_HELP = (
+    "Is a picture odd? The likelihood alone says little: a blank wall takes few bits. Other scores compare the bits "
+    "with those of a codec, with those of held-out images, and patch by patch. A **p-value** is the share of held-out "
+    "images that are as odd: small ones are suspicious."
+)
+ANOMALY_HINT = "Upload, paste or choose an image."
+SCORE_TITLES = {
+    "negative_log_likelihood": "bits per dimension",
+    "complexity_corrected": "bits minus those of a codec",
+    "typicality": "distance from the usual bits",
+    "latent_norm": "distance from the usual norm of the latents",
+    "gradient_norm": "norm of the gradient",
+    "likelihood_ratio": "bits minus those of a background model",
+    "largest_patch": "oddest patch",
+}
 GAME_HELP = (
     "**Which picture takes fewer bits?** Few bits do not mean that a picture is like the training data. Ten pairs "
     "show what a likelihood prefers."
@@ -131,6 +146,14 @@ def file_sizes(result: CompressedPicture) -> str:
         lines.append("WebP makes a smaller file of this picture than the model does, so the file holds plain WebP.")
     lines.append("The server has decompressed the file, and every byte was equal.")
     return "\n".join([*lines, "", *(f"*{note}*" for note in result.fitted.notes)])
+
+
+def anomaly_table(table: dict[str, dict[str, float]]) -> str:
+    """Describe the anomaly scores of an image."""
+    rows = [
+        f"| {SCORE_TITLES[name]} | {values['score']:.3f} | {values['p_value']:.3f} |" for name, values in table.items()
+    ]
+    return "\n".join(["| score | value | p-value |", "|---|---:|---:|", *rows])
 
 
 def decompressed(measured: dict) -> str:

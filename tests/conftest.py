@@ -75,8 +75,8 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line(f"{what:60} {difference:8.1e} {tolerance:8.0e}")
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
-            if name == "load" and report.when == "call":
-                terminalreporter.write_line(f"the demo under load: {value}")
+            if name == "demo" and report.when == "call":
+                terminalreporter.write_line(f"the demo: {value}")
 
 
 def tiny_config(**fields) -> JetConfig:

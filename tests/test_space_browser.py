@@ -72,7 +72,7 @@ def test_a_first_visit(page, server, tmp_path, record_property):
         step(page, panel, tmp_path)
         look(page, f"{name}-after")
     # Nothing of the first view had to be computed, and one image follows a slider quickly.
-    record_property("live", f"an edited image follows a slider after {seconds_to_follow(page):.2f} s ({page.screen})")
+    record_property("demo", f"an edited image follows a slider after {seconds_to_follow(page):.2f} s ({page.screen})")
 
 
 def test_an_address_opens_what_it_names_and_back_returns(page, server):

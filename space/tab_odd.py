@@ -1,5 +1,5 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tab with a game: which of two pictures takes fewer bits?"""
+"""Tab about odd pictures: anomaly scores, and a game: which of two pictures takes fewer bits?"""
 
 import base64
 import io
@@ -9,7 +9,9 @@ from html import escape
 import gradio as gr
 import numpy as np
 import texts
-from jet_demo import JetDemo
+from charts import overlay
+from components import ChoiceInput, Named, png_image
+from jet_demo import FITS, JetDemo
 from page import Page
 from PIL import Image, ImageFilter, ImageOps
 
@@ -60,14 +62,46 @@ PAIRS = (
 )
 
 
+def add_odd(page: Page) -> None:
+    """Add the tab."""
+    if page.demo.detector is not None:
+        add_anomaly(page)
+    add_game(page)
+
+
+def add_anomaly(page: Page) -> None:
+    """Add the anomaly scores of an image."""
+    demo = page.demo
+
+    def anomaly(image, fit):
+        if image is None:
+            return None, texts.ANOMALY_HINT
+        table, excess = demo.judge(image)
+        heat = overlay(demo.picture(image), excess, centered=True)
+        return Named(heat, "jet-odd-patches.png"), texts.anomaly_table(table)
+
+    smooth = next(path for path in page.examples if "smooth" in path)
+    first, table = anomaly(demo.load(smooth), FITS[0])
+    gr.Markdown(f"## Odd pictures\n{texts.ANOMALY_HELP}")
+    with gr.Row():
+        with gr.Column(min_width=280):
+            image = page.image_input("Image", optional=True, height=240, value=smooth)
+            page.example_images(image)
+            fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
+        with gr.Column(min_width=320, elem_classes=["results"]):
+            scores = gr.Markdown(table)
+            heat = png_image("Bits of patches in excess of held-out images", chart=True, height=280, value=first)
+    page.refreshes([], anomaly, [image, fit], [heat, scores], replaced=[image.change, fit.change])
+
+
 def add_game(page: Page) -> None:
-    """Add the tab, whose moves `page.js` makes in the browser."""
+    """Add the game, whose moves `page.js` makes in the browser."""
     pictures = variants(page.demo, page.examples)
     bits = {name: bits_of(page.demo, image) for name, image in pictures.items()}
     pairs = [
         [{"name": name, "bits": bits[name], "source": _source(pictures[name])} for name in pair] for pair in PAIRS
     ]
-    gr.Markdown(texts.GAME_HELP)
+    gr.Markdown(f"## The game\n{texts.GAME_HELP}")
     gr.HTML(f'<div class="jet-game" data-pairs="{escape(json.dumps(pairs))}"></div>', js_on_load=None)
 
 
