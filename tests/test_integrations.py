@@ -1,10 +1,11 @@
 """The page on other libraries, transformers' Trainer, and the examples for those who build on the model."""
 
+import dataclasses
 import re
 
 import pytest
 import torch
-from conftest import ROOT, random_images, tiny_model
+from conftest import ROOT, random_images, randomize, tiny_model
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
@@ -24,14 +25,22 @@ def page(tmp_path_factory):
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for block in executed:
+        exec(executed[0], names)
+        randomize(names["model"]).save_pretrained("jet")  # a new flow would hide wrong exports
+        for block in executed[1:]:
             exec(block, names)
     return folder, names
 
 
 def test_trainer_evaluates_bits_per_dimension(page):
     _, names = page
-    assert 8 < names["trainer"].evaluate()["eval_loss"] < 9 and names["trainer"].state.global_step == 2
+    trainer, pixels = names["trainer"], names["pixels"]
+    with torch.no_grad():
+        expected = trainer.model(pixels, noise=torch.full(pixels.shape, 0.5)).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=0.1)
+    assert trainer.state.global_step == 2
+    arguments = dataclasses.replace(names["arguments"], label_names=None)
+    assert "eval_loss" not in Trainer(trainer.model, arguments, eval_dataset=names["rows"]).evaluate()
 
 
 def test_lora_adapts_the_named_layers_and_merges(page):
@@ -97,19 +106,19 @@ def test_per_sample_gradients_equal_those_of_a_loop():
 
 
 def test_variational_inference_approaches_the_posterior():
-    results = variational_inference.main(steps=60)
-    assert 0 < results["gap"] < results["independent"] and results["mean_error"] < 0.25
+    results = variational_inference.main(steps=30)
+    assert 0 < results["gap"] < 0.7 * results["independent"] and results["mean_error"] < 0.25
 
 
 def test_a_causal_transformer_learns_the_latents():
-    results = autoregressive_latents.main(steps=12)
+    results = autoregressive_latents.main(steps=8)
     for before, after in results.values():
         assert before > after + 0.2
 
 
 def test_narrow_activations_cost_inversion():
-    rows = reduced_precision.main(num_images=2)
-    assert rows["float32"][1] < 1e-5 and rows["float32"][2] == 1
-    for name in ("autocast to bfloat16", "bfloat16 weights"):
-        bits, error, _ = rows[name]
-        assert abs(bits - rows["float32"][0]) < 0.02 and 1e-4 < error < 0.1
+    (bits, error, kept), *others = reduced_precision.main(num_images=8).values()
+    assert error < 1e-5 and kept == 1
+    assert max(narrow[1] for narrow in others) > 100 * error
+    for narrow in others:
+        assert abs(narrow[0] - bits) < 0.02 and 0.99 < narrow[2] <= 1
