@@ -84,6 +84,7 @@ class TrainingSettings:
     seed: int
     learning_rate: float = 2e-3
     noise_curriculum: float = 0.0
+    noise_curriculum_ratio: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,7 @@ def train(
         learning_rate=settings.learning_rate,
         seed=settings.seed,
         noise_curriculum=settings.noise_curriculum,
+        noise_curriculum_ratio=settings.noise_curriculum_ratio,
     )
     steps: list[StepMetrics] = []
     held_out: list[tuple[int, float]] = []

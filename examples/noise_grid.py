@@ -34,7 +34,8 @@ from .plots import plot_image_rows
 
 
 NOISE_STDS = (None, 0.02, 0.05, 0.1, 0.2)
-CURRICULUM = 64.0  # JetFormer's, in gray levels of 8-bit images
+# First noise level, in gray levels of 8-bit images, and share of the steps with noise: JetFormer's, and a gentler one.
+CURRICULA = ((64.0, 1.0), (16.0, 0.5))
 FIGURES = {
     "digits": ["kernel_distance", "nearest_neighbor_accuracy", "seam_strength", "classifier_accuracy"],
     "noisy_photographs": ["nearest_neighbor_accuracy", "seam_strength"],
@@ -58,7 +59,7 @@ def run_grid(output_dir: str, arguments: DemoArguments) -> None:
         for name, images in data.items():
             config, rows = model_configs(arguments)[name], {}
             results[name] = {}
-            for title, noise_std, curriculum in kinds_of_noise():
+            for title, noise_std, (curriculum, ratio) in kinds_of_noise():
                 set_seed(arguments.seed)
                 model = JetForDensityEstimation(JetConfig(**config.own_fields() | {"noise_std": noise_std}))
                 settings = TrainingSettings(
@@ -67,6 +68,7 @@ def run_grid(output_dir: str, arguments: DemoArguments) -> None:
                     batch_size=BATCH_SIZES[name],
                     seed=arguments.seed,
                     noise_curriculum=curriculum,
+                    noise_curriculum_ratio=ratio,
                 )
                 train(f"{name}, {title}", model, images, settings)
                 for denoise in (False, True) if noise_std else (False,):
@@ -81,10 +83,12 @@ def run_grid(output_dir: str, arguments: DemoArguments) -> None:
     print(*tables, sep="\n\n")
 
 
-def kinds_of_noise() -> list[tuple[str, float | None, float]]:
+def kinds_of_noise() -> list[tuple[str, float | None, tuple[float, float]]]:
     """Return the title, the `noise_std` and the noise curriculum of each training."""
-    kinds = [("uniform" if std is None else f"noise {std}", std, 0.0) for std in NOISE_STDS]
-    return [kinds[0], (f"curriculum from {CURRICULUM:g}", None, CURRICULUM), *kinds[1:]]
+    none = (0.0, 1.0)
+    kinds = [("uniform" if std is None else f"noise {std}", std, none) for std in NOISE_STDS]
+    curricula = [(f"curriculum from {level:g} over {ratio:.0%}", None, (level, ratio)) for level, ratio in CURRICULA]
+    return [kinds[0], *curricula, *kinds[1:]]
 
 
 def measure(

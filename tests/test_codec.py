@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -438,10 +439,11 @@ def test_files_of_other_models_and_versions_are_refused(model, monkeypatch):
 
 
 def test_damaged_files_are_refused(request):
-    """Whatever bytes change, the error is one class."""
+    """Whatever bytes change, the error is one class, and no memory is taken for what a file claims to hold."""
     model, rng = tiny_model(num_coupling_layers=2), np.random.default_rng(0)
     files = [compress(random_pixels(), model, allow_webp=allow, verify=False) for allow in (True, False)]
     count = request.config.getoption("--codec-mutations")
+    tracemalloc.start()
     for i in range(count):
         damaged = bytearray(files[i % 2])
         place = int(rng.integers(len(damaged)))
@@ -457,6 +459,9 @@ def test_damaged_files_are_refused(request):
             damaged[place] ^= int(rng.integers(1, 256))
         with pytest.raises(CodecError):
             list(container.unpack(bytes(damaged)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_wrong_contents_with_right_checksums_are_refused(model):
@@ -533,6 +538,18 @@ def test_commands_restore_images_with_their_names(folder, tmp_path, capsys):
         with Image.open(path) as image, Image.open(tmp_path / "out" / name) as other:
             assert np.array_equal(image.convert("RGB"), other)
     assert "5 image(s) in " in capsys.readouterr().out
+
+
+def test_two_processes_make_one_file(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("jet_hf.commands.compress.IMAGES_OF_PART", 3)
+    paths = sorted((folder / "images").iterdir())
+    options = ["--model", folder / "model", "-o"]
+    jet_hf("compress", *paths, "--num_proc", 2, *options, tmp_path / "all.jet")
+    assert [header.num_images for _, header, _ in container.unpack((tmp_path / "all.jet").read_bytes())] == [3, 1]
+    jet_hf("decompress", tmp_path / "all.jet", *options, tmp_path / "out")
+    for path in paths:
+        with Image.open(path) as image, Image.open(tmp_path / "out" / path.name) as other:
+            assert np.array_equal(image.convert("RGB"), other)
 
 
 def test_names_of_a_file_stay_in_their_folder():
