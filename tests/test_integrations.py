@@ -9,7 +9,15 @@ from conftest import ROOT, random_images, randomize, tiny_model
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
-from examples import autoregressive_latents, per_sample_gradients, reduced_precision, variational_inference
+from examples import (
+    autoregressive_latents,
+    denoise_and_inpaint,
+    odd_products,
+    per_sample_gradients,
+    reduced_precision,
+    score_folder,
+    variational_inference,
+)
 
 
 BY_HAND = ("torchao", "BitsAndBytesConfig")  # not in the dev extra, as the page says
@@ -98,6 +106,23 @@ def test_trainer_accumulates_the_gradients_of_labeled_batches(tmp_path):
         norms.append(trainer.state.log_history[0]["grad_norm"])
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_a_folder_is_scored_in_order(capsys):
+    bits = score_folder.main(str(ROOT / "space" / "examples"), str(ROOT / "space" / "model"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == sorted(bits, key=bits.get) and len(lines) == 5
+    assert bits["4_smooth.png"] < bits["1_coffee.png"] < 8 < bits["5_static.png"]
+
+
+def test_the_largest_patch_finds_odd_products():
+    areas = odd_products.main(num_good=20, num_odd=3, model=str(ROOT / "space" / "model"))
+    assert areas["largest_patch"] > 0.95 and areas["largest_patch"] > areas["negative_log_likelihood"]
+
+
+def test_a_prior_denoises_and_fills_in_pixels():
+    results = denoise_and_inpaint.main(str(ROOT / "space" / "model"), steps=20)
+    assert results["denoised"] > results["noisy"] + 4 and results["filled in"] > results["mean of neighbors"] + 1
 
 
 def test_per_sample_gradients_equal_those_of_a_loop():
