@@ -179,8 +179,9 @@ def test_a_deployed_space_starts_with_no_more_than_its_requirements(hub, deploye
 def copied_by_docker() -> list[tuple[list[str], str]]:
     """Return the sources and the target of each instruction that copies files of the checkout into the image."""
     lines = (SPACE / "Dockerfile").read_text().splitlines()
-    words = [line.split()[1:] for line in lines if line.startswith("COPY ") and "--from" not in line]
-    return [(sources, target) for *sources, target in words]
+    copies = [line.split()[1:] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    copies = [[word for word in words if not word.startswith("--")] for words in copies]
+    return [(sources, target) for *sources, target in copies]
 
 
 def is_sent_to_docker(name: str) -> bool:
