@@ -16,7 +16,7 @@ from ...model.validation_jet import (
 )
 from ..sampling import no_labels
 from .inference import Energy, Posterior, Restoration, minimize, sample
-from .operators import LinearOperator, identity
+from .operators import LinearOperator, fit_smoothest, identity
 from .tiling import Tiling
 
 
@@ -206,8 +206,8 @@ class JetPrior:
             num_steps: Number of Adam's steps, of one gradient each. Their size falls to zero along a cosine.
             step_size: Size of the first steps; by default a quarter of `sigma` and at least 4 gray levels in the space
                 of images, and 0.1 in that of latents.
-            start: First images (B, C, H, W). By default, `A^T y`, scaled to fit the measurements best, in the space
-                of images, and the image of the latent 0 in that of latents.
+            start: First images (B, C, H, W). By default, the smoothest ones that fit the measurements in the space of
+                images, see [`fit_smoothest`], and the image of the latent 0 in that of latents.
 
         Raises:
             ValueError: for an adjoint that is none, a sigma that is not positive, wrong shapes, non-finite values,
@@ -390,17 +390,15 @@ class JetPrior:
         return levels
 
     def _start(self, measurements: torch.Tensor, operator: LinearOperator, start: torch.Tensor | None) -> torch.Tensor:
-        """Return the given first images, or the multiple of `A^T y` that fits the measurements best."""
+        """Return the given first images, or the smoothest ones that fit the measurements."""
         backward = operator.adjoint(measurements)
         self._check_images("operator.adjoint(measurements)", backward)
-        if start is not None:
-            self._check_images("start", start)
-            if start.shape != backward.shape:
-                raise ValueError(f"`start` must have shape {tuple(backward.shape)}, got {tuple(start.shape)}.")
-            return start.detach()
-        forward = operator.forward(backward).flatten(1)
-        fit = (forward * measurements.flatten(1)).sum(dim=1) / forward.square().sum(dim=1).clamp(min=1e-30)
-        return (_per_image(fit) * backward).detach()
+        if start is None:
+            return fit_smoothest(measurements, operator)
+        self._check_images("start", start)
+        if start.shape != backward.shape:
+            raise ValueError(f"`start` must have shape {tuple(backward.shape)}, got {tuple(start.shape)}.")
+        return start.detach()
 
 
 def _misfit(
