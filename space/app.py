@@ -34,6 +34,7 @@ from fastapi.exceptions import RequestValidationError
 from gradio_internals import GuardedBlocks, forget_files, forget_unread
 from guard import RequestGuard, RequestLimits, explain_validation_error
 from jet_demo import JetDemo, Sampler
+from openapi import describe
 from page import Page
 from starlette.middleware import Middleware
 from storage import Quota, Storage
@@ -138,7 +139,14 @@ def theme() -> gr.themes.Base:
 
 def launch(app: GuardedBlocks, **options):
     """Start the server. `options` are keyword arguments of `gr.Blocks.launch`."""
-    guard = Middleware(RequestGuard, blocks=app, storage=app.storage, calls=app.calls, limits=REQUESTS)
+    guard = Middleware(
+        RequestGuard,
+        blocks=app,
+        storage=app.storage,
+        calls=app.calls,
+        limits=REQUESTS,
+        description=describe(app),
+    )
     return app.queue(**QUEUE).launch(
         css=CSS,
         head=f"<script>{JS}</script>",

@@ -37,8 +37,8 @@ def stage_space(source: Path, folder: Path, with_model: bool = True) -> None:
     Copy the files of the Space to a new folder.
 
     Args:
-        source: Folder of the demo. Hidden files, this script, and the files that Python and Gradio generate
-            (`__pycache__`, `*.pyi`) are left out.
+        source: Folder of the demo. Hidden files, this script, the Dockerfile, and the files that Python and Gradio
+            generate (`__pycache__`, `*.pyi`) are left out.
         folder: Folder to create.
         with_model: Whether to include the checkpoint in `model/`.
 
@@ -52,7 +52,7 @@ def stage_space(source: Path, folder: Path, with_model: bool = True) -> None:
             f"`source` must contain model/config.json, got {source}. To use a model of the Hub instead, "
             "set `model_id`."
         )
-    excluded = {Path(__file__).name} if with_model else {Path(__file__).name, "model"}
+    excluded = {Path(__file__).name, "Dockerfile", *([] if with_model else ["model"])}
 
     def ignore(parent: str, names: list[str]) -> set[str]:
         unwanted = {name for name in names if name == "__pycache__" or name.startswith(".") or name.endswith(".pyi")}

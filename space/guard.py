@@ -33,7 +33,7 @@ READABLE = re.compile(
     r"|queue/(data|status)|call/.*|file=.*|upload_progress)"
 )
 # Descriptions of the whole page, which are slow to generate.
-COSTLY = re.compile(rf"/|/config/?|{API}/(info/?|openapi\.json)")
+COSTLY = re.compile(rf"/|/config/?|{API}/info/?")
 WRITABLE = re.compile(rf"{API}/(queue/join|call/.*|run/.*|upload|cancel|reset/?)")
 FUNCTION = re.compile(rf"{API}/(queue/join|(?:call/v2|call|run)/(\w+)/?)")
 RESULT = re.compile(rf"{API}/call/(?:v2/)?\w+/(\w+)")
@@ -136,10 +136,20 @@ class RequestGuard:
         storage: Register of uploads.
         calls: Register of readers.
         limits: Limits of request bodies.
+        description: OpenAPI description, which replaces that of Gradio.
     """
 
-    def __init__(self, app: ASGIApp, blocks: gr.Blocks, storage: Storage, calls: Calls, limits: RequestLimits):
+    def __init__(
+        self,
+        app: ASGIApp,
+        blocks: gr.Blocks,
+        storage: Storage,
+        calls: Calls,
+        limits: RequestLimits,
+        description: dict,
+    ):
         self.app, self.blocks, self.storage, self.calls, self.limits = app, blocks, storage, calls, limits
+        self.description = description
         self.uploading: dict[LimitedBody, str] = {}
         self.rendering = asyncio.Semaphore(2)
         self.rendering_for: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -182,6 +192,9 @@ class RequestGuard:
 
     async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, reader = scope["path"], None
+        if path == f"{API}/openapi.json":
+            await JSONResponse(self.description)(scope, receive, send)
+            return
         if result := RESULT.fullmatch(path):
             reader = result[1]
             if not has_results(self.blocks, reader):

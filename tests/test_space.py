@@ -2,13 +2,18 @@
 
 import ast
 import functools
+import http.server
 import importlib
 import json
 import math
+import os
 import shutil
+import subprocess
 import sys
 import threading
+import tomllib
 import types
+from pathlib import Path
 
 import app
 import numpy as np
@@ -19,6 +24,7 @@ import zero_gpu
 from components import ChoiceInput, ChoiceMenu, NumberField, NumberInput, check_input, image_input
 from conftest import ROOT, tiny_model
 from jet_demo import HeldOutScores, JetDemo, load_scores
+from packaging.requirements import Requirement
 from pictures import photograph
 from storage import Quota, Storage
 from uploads import MAX_FILE_SIZE, UnreadableImageError, read_upload
@@ -295,9 +301,39 @@ def test_the_readme_matches_the_files():
     assert {front["colorFrom"], front["colorTo"]} <= colors
     lines = (SPACE / "requirements.txt").read_text().splitlines()
     wanted = dict(line.split("==") for line in lines if not line.startswith("#"))
-    assert wanted == {name: pins[name] for name in wanted} and {"torch", "transformers"} <= set(wanted)
+    assert wanted == {name: pins[name] for name in wanted}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = {Requirement(line).name for line in project["dependencies"] + extras["space"] + extras["codec"]}
+    assert {*wanted, "gradio"} == needed - {"jet_hf"}
     for path in (SPACE / "examples").glob("*.png"):
         assert f"examples/{path.name}" in readme or path.stem in ("4_smooth", "5_static")
+
+
+def test_the_dockerfile_passes_its_linter_and_its_health_check_tells_whether_the_server_answers():
+    file = SPACE / "Dockerfile"
+    hadolint = Path(sys.executable).with_name("hadolint")
+    linted = subprocess.run([hadolint, "--failure-threshold", "style", file], capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout
+    instructions = file.read_text().replace("\\\n", " ").splitlines()
+    health, start = (line.split("CMD ")[1] for line in instructions if "CMD [" in line)
+    assert json.loads(start) == ["python", "app.py"]
+    _, *check = json.loads(health)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/robots.txt" else 404)
+            self.end_headers()
+
+    def is_healthy(port: int) -> bool:
+        environment = os.environ | {"GRADIO_SERVER_PORT": str(port)}
+        return subprocess.run([sys.executable, *check], env=environment, capture_output=True).returncode == 0
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert is_healthy(server.server_port)
+        server.shutdown()
+    assert not is_healthy(server.server_port)
 
 
 def test_every_call_borrows_a_gpu_and_few_sessions_are_kept(demo, monkeypatch):

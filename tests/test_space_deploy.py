@@ -1,16 +1,21 @@
 """space/deploy.py: the real client and the server of hub_server.py."""
 
+import contextlib
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+import zipfile
+from fnmatch import fnmatch
+from importlib.metadata import distribution
+from pathlib import Path, PurePosixPath
 
 import pytest
 from conftest import ROOT
 from deploy import stage_space
 from hub_repos import card_metadata
 from hub_server import HubServer
+from packaging.requirements import Requirement
 
 import jet_hf
 
@@ -71,7 +76,7 @@ def deployed_files(folder: Path) -> dict[str, bytes]:
     return {
         name.as_posix(): path.read_bytes()
         for name, path in files.items()
-        if name.as_posix() != "deploy.py"
+        if name.as_posix() not in ("deploy.py", "Dockerfile")
         and name.suffix != ".pyi"
         and not any(part.startswith((".", "__pycache__")) for part in name.parts)
     }
@@ -126,49 +131,111 @@ def test_the_first_deployment(hub, deployed):
     assert (space.private, space.hardware, space.variables) == (False, "cpu-basic", {})
 
 
-SELF_CONTAINED = """
-import ast, importlib, importlib.util, sys
-from pathlib import Path
-
-here = Path.cwd()
-sys.path[:] = [str(here), *(place for place in sys.path[1:] if not (Path(place) / "jet_hf").exists())]
-sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
-import jet_hf, jet_hf.analysis.sampling
-
-siblings = {file.stem for file in here.glob("*.py")}
-for file in here.glob("*.py"):
-    for node in ast.walk(ast.parse(file.read_text())):
-        named = node.names if isinstance(node, ast.Import) else []
-        modules = [alias.name for alias in named] + ([node.module] if isinstance(node, ast.ImportFrom) else [])
-        for module in modules:
-            if module.split(".")[0] == "jet_hf":
-                importlib.import_module(module)
-            elif module in siblings:
-                assert importlib.util.find_spec(module).origin == str(here / f"{module}.py")
-files = {name: Path(module.__file__) for name, module in sys.modules.items() if name.split(".")[0] == "jet_hf"}
-assert {"jet_hf", "jet_hf.model.modeling_jet", "jet_hf.analysis.sampling"} <= files.keys()
-assert all(file.is_relative_to(here / "jet_hf") for file in files.values()), files
-model = jet_hf.JetForDensityEstimation.from_pretrained("model").eval()
-print(len(jet_hf.analysis.sampling.sample_images(model, jet_hf.JetImageProcessor.from_pretrained("model"), 2)))
+START = """
+import app
+page = app.build_app(*app.load_models(None))
+app.describe(page)
+print(*sorted(function.api_name for function in page.fns.values() if function.api_visibility == "public"))
 """
 
 
-def test_a_deployed_space_runs_without_an_installed_jet_hf(hub, deployed, tmp_path):
-    for name, content in hub.files(deployed, "space").items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
+def install_requirements(folder: Path, requirements: list[str]) -> None:
+    """Create a folder with links to the installed packages that a list of requirements brings, and to no other."""
+    names, waiting = set(), [Requirement(line) for line in requirements]
+    while waiting:
+        requirement = waiting.pop()
+        if requirement.name in names or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        names.add(requirement.name)
+        package = distribution(requirement.name)
+        waiting += map(Requirement, package.requires or ())
+        for top in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
+            with contextlib.suppress(FileExistsError):
+                (folder / top).symlink_to(package.locate_file(top))
+
+
+def test_a_deployed_space_starts_with_no_more_than_its_requirements(hub, deployed, tmp_path):
+    files = hub.files(deployed, "space")
+    for name, content in files.items():
+        (tmp_path / "space" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "space" / name).write_bytes(content)
+    pins = [line for line in files["requirements.txt"].decode().splitlines() if not line.startswith("#")]
+    version = card_metadata(files["README.md"].decode())["sdk_version"]
+    (tmp_path / "site").mkdir()
+    install_requirements(tmp_path / "site", [*pins, f"gradio=={version}"])
     environment = hub.environment(token=None) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", SELF_CONTAINED]
-    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    environment |= {"PYTHONPATH": str(tmp_path / "site"), "GRADIO_TEMP_DIR": str(tmp_path / "files")}
+    # Without the module `site`, Python finds no other packages.
+    command = [sys.executable, "-S", "-c", START]
+    process = subprocess.run(command, env=environment, cwd=tmp_path / "space", capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert process.stdout == "2\n"
+    public = "anomaly compress decompress denoise interpolate reconstruct sample score"
+    assert process.stdout.splitlines()[-1] == public
+
+
+# Docker
+
+
+def copied_by_docker() -> list[tuple[list[str], str]]:
+    """Return the sources and the target of each instruction that copies files of the checkout into the image."""
+    lines = (SPACE / "Dockerfile").read_text().splitlines()
+    words = [line.split()[1:] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    return [(sources, target) for *sources, target in words]
+
+
+def is_sent_to_docker(name: str) -> bool:
+    """Return whether `.dockerignore` leaves a file in: the last line that matches it or a folder of it decides."""
+    sent = True
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = line.removeprefix("!").removeprefix("**/")
+        for path in (PurePosixPath(name), *PurePosixPath(name).parents):
+            if path.name and fnmatch(path.name if "**/" in line else str(path), pattern):
+                sent = line.startswith("!")
+    return sent
+
+
+def docker_files(source: str) -> dict[str, Path]:
+    """Return the files that an instruction copies from `source`, by their names in the checkout."""
+    paths = [ROOT / source, *(ROOT / source).rglob("*")]
+    files = {path.relative_to(ROOT).as_posix(): path for path in paths if path.is_file()}
+    return {name: path for name, path in files.items() if is_sent_to_docker(name)}
+
+
+def test_the_image_contains_the_files_of_a_space(tmp_path):
+    *_, (sources, target) = copied_by_docker()
+    assert (sources, target) == (["space"], "./")
+    in_image = {name.removeprefix("space/"): path.read_bytes() for name, path in docker_files("space").items()}
+    assert in_image == {name: content for name, content in expected().items() if not name.startswith("jet_hf/")}
+
+
+def test_the_package_of_the_image_builds_from_the_copied_files(tmp_path):
+    context = tmp_path / "context"
+    for sources, _ in copied_by_docker()[:-1]:
+        for name, path in (item for source in sources for item in docker_files(source).items()):
+            (context / name).parent.mkdir(parents=True, exist_ok=True)
+            (context / name).write_bytes(path.read_bytes())
+    code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
+    process = subprocess.run([sys.executable, "-c", code], cwd=context, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    with zipfile.ZipFile(tmp_path / process.stdout.splitlines()[-1]) as wheel:
+        packed = {name for name in wheel.namelist() if name.startswith("jet_hf/")}
+        metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("/METADATA"))).decode()
+    assert packed == {name for name in expected() if name.startswith("jet_hf/")}
+    assert "Provides-Extra: space" in metadata
 
 
 def test_staged_files(tmp_path):
     source = tmp_path / "demo"
     names = ["app.py", "texts.py", "model/config.json", "examples/deploy.py", "examples/model/a.png"]
-    unwanted = ["deploy.py", ".env", "app.pyi", "examples/.DS_Store", "__pycache__/app.pyc", ".cache/a/b"]
+    unwanted = [
+        "deploy.py",
+        "Dockerfile",
+        ".env",
+        "app.pyi",
+        "examples/.DS_Store",
+        "__pycache__/app.pyc",
+        ".cache/a/b",
+    ]
     for name in names + unwanted:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(name)

@@ -9,6 +9,7 @@ import re
 import select
 import shutil
 import socket
+import subprocess
 import threading
 import time
 import urllib.error
@@ -21,15 +22,19 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from decoder import MAX_PIXELS, MAX_SIDE
+from fastapi.openapi.models import OpenAPI
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from guard import RequestLimits
-from jet_demo import JetDemo, Sampler
+from jet_demo import MAX_COPIED_PARAMETERS, MAX_FILE_SIDE, JetDemo, Sampler
 from pictures import jpeg_of_scans, photograph
 from PIL import Image
 from space_server import SPACE, SpaceServer, serve_here
 from storage import Quota
 from uploads import MAX_FILE_SIZE
+
+from jet_hf.analysis.codec.container import unpack
 
 
 EXAMPLES = ("1_coffee.png", "2_temple.png", "4_smooth.png")
@@ -215,6 +220,174 @@ def test_images_are_scored_or_refused_with_a_sentence(server, good, bad):
         assert "Traceback" not in answer["error"] and str(server.files) not in answer["error"]
     assert server.megabytes() < before + 100
     assert server.call("sample", [1, 1.0, 0])[0] == "complete"
+
+
+# The documentation of the API
+
+
+README = (SPACE / "README.md").read_text()
+API_README = README.split("## API\n")[1].split("\n## ")[0]
+
+
+def readme_code(language: str) -> str:
+    return "".join(re.findall(rf"```{language}\n(.*?)```", API_README, re.DOTALL))
+
+
+@pytest.fixture
+def readme_folder(tmp_path, monkeypatch) -> Path:
+    """Working folder with the files that README.md names."""
+    photograph().save(tmp_path / "cat.png")
+    photograph().rotate(180).save(tmp_path / "cup.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_code_of_the_readme_runs(server, readme_folder):
+    names = {}
+    exec(readme_code("python").replace("user/jet-demo", server.url), names)
+    assert len(names["gallery"]) == 9 and len(names["path"]) == 8
+    assert Image.open(names["picture"]).tobytes() == photograph().tobytes()
+    assert names["sizes"]["bytes"]["jet"] == Path(names["file"]).stat().st_size
+    assert Path(names["clean"]).is_relative_to(readme_folder / "results")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_commands_of_the_readme_run(server, readme_folder):
+    lines = [line.removeprefix("$ ") for line in readme_code("console").splitlines()]
+    script = "\n".join(lines).replace("http://127.0.0.1:7860", server.url)
+    command, environment = ["bash", "-e", "-o", "pipefail", "-c", script], os.environ | {"NO_PROXY": "127.0.0.1"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("event: complete") == script.count("curl -sN") == 5, process.stdout
+    assert unpack((readme_folder / "picture.jet").read_bytes())
+    assert json.loads((readme_folder / "openapi.json").read_text())["openapi"] == "3.1.0"
+
+
+class DescribedClient:
+    """
+    Client that knows no route, parameter or result but those of the server's OpenAPI description.
+
+    Args:
+        server: The server.
+        files: Files to upload, by the names of their schemas.
+    """
+
+    def __init__(self, server, files: dict[str, Path | str]):
+        self.http, self.url, self.files = server.http, server.url, files
+        self.document = self.http.get(f"{self.url}/gradio_api/openapi.json").json()
+        self.operations = {
+            operation["operationId"]: (method, path, operation)
+            for path, item in self.document["paths"].items()
+            for method, operation in item.items()
+        }
+
+    def functions(self) -> dict[str, dict]:
+        """Return the schemas of the values of all functions by their names."""
+        bodies = {name: operation.get("requestBody") for name, (_, _, operation) in self.operations.items()}
+        del bodies["upload"]
+        return {name: body["content"]["application/json"]["schema"] for name, body in bodies.items() if body}
+
+    def resolve(self, schema: dict) -> dict:
+        if "$ref" not in schema:
+            return schema
+        return self.document["components"]["schemas"][schema["$ref"].removeprefix("#/components/schemas/")]
+
+    def send(self, name: str, place: dict | None = None, **content) -> httpx.Response:
+        method, path, operation = self.operations[name]
+        answer = self.http.request(method, self.url + path.format(**place or {}), **content)
+        described = operation["responses"][str(answer.status_code)]["content"]
+        media_type = answer.headers["content-type"].split(";")[0]
+        assert media_type != "application/json" or self.fits(answer.json(), described[media_type]["schema"])
+        assert media_type in described
+        return answer
+
+    def upload(self, schema: dict) -> dict:
+        with open(self.files[schema["$ref"].rpartition("/")[2]], "rb") as file:
+            (path,) = self.send("upload", files={"files": file}).json()
+        return {"path": path, "meta": self.resolve(schema)["properties"]["meta"]["const"]}
+
+    def call(self, name: str, values: dict) -> tuple[str, object]:
+        """Call a function, and return the name and the data of the last event."""
+        started = self.send(name, json=values).json()
+        link = self.operations[name][2]["responses"]["200"]["links"]["result"]
+        place = {field: started[source.rpartition("/")[2]] for field, source in link["parameters"].items()}
+        last = self.send(link["operationId"], place).text.strip().split("\n\n")[-1]
+        event, data = (line.partition(": ")[2] for line in last.splitlines())
+        return event, json.loads(data)
+
+    def result_schema(self, name: str) -> dict:
+        _, _, operation = self.operations[f"{name}_result"]
+        stream = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]
+        return {"$ref": re.search(r"#/components/schemas/\w+", stream["description"])[0]}
+
+    def fits(self, value, schema: dict) -> bool:
+        """Return whether a value has the types and fields of its schema."""
+        schema, types = self.resolve(schema), {"object": dict, "array": list, "string": str}
+        if not isinstance(value, types[schema["type"]]):
+            return False
+        if isinstance(value, list):
+            schemas = schema.get("prefixItems") or [schema["items"]] * len(value)
+            return len(schemas) == len(value) and all(map(self.fits, value, schemas))
+        return all(
+            field in value and self.fits(value[field], schema["properties"][field])
+            for field in schema.get("required", ())
+        )
+
+
+@pytest.fixture(scope="module")
+def described(server, client, private) -> DescribedClient:
+    packed, _ = client.predict(handle_file(private), api_name="/compress")
+    return DescribedClient(server, {"UploadedImage": private, "UploadedFile": packed})
+
+
+def test_the_openapi_description_lists_the_public_functions(described, client):
+    OpenAPI.model_validate(described.document)
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    functions = described.functions()
+    assert {f"/{name}" for name in functions} == endpoints.keys()
+    assert set(described.operations) == {"upload", *functions, *(f"{name}_result" for name in functions)}
+    for name, values in functions.items():
+        fields = {field["parameter_name"]: field for field in endpoints[f"/{name}"]["parameters"]}
+        assert values["properties"].keys() == fields.keys()
+        assert values["required"] == [field for field in fields if not fields[field]["parameter_has_default"]]
+    references = re.findall(r"#/components/schemas/(\w+)", json.dumps(described.document))
+    assert set(references) == described.document["components"]["schemas"].keys()
+
+
+def test_a_client_that_follows_the_openapi_description_gets_answers(described):
+    for name, values in described.functions().items():
+        fields = values["properties"]
+        required = {field: described.upload(fields[field]) for field in values["required"]}
+        event, result = described.call(name, required)
+        assert event == "complete" and described.fits(result, described.result_schema(name)), (name, result)
+        assert described.send(name, json=required | {"unknown": 1}).status_code == 422
+        assert not required or described.send(name, json={}).status_code == 422
+        for field, schema in fields.items():
+            refused = [schema["minimum"] - 1, schema["maximum"] + 1] if "minimum" in schema else []
+            for value in [*refused, *(["another"] if "enum" in schema else [])]:
+                event, answer = described.call(name, required | {field: value})
+                assert event == "error" and answer["error"].startswith(f"`{field}` must be"), (name, field, value)
+    assert described.send("score_result", {"event_id": "unknown"}).status_code == 404
+
+
+def test_the_tables_of_the_readme_have_the_limits_of_the_code(described):
+    rows = dict(re.findall(r"^\| `/(\w+)` \| (.*?) \| ", API_README, re.MULTILINE))
+    functions = described.functions()
+    assert rows.keys() == functions.keys()
+    for name, values in functions.items():
+        assert re.findall(r"`(\w+)(?=[:`])", rows[name]) == list(values["properties"]), name
+        for field, schema in values["properties"].items():
+            if "minimum" in schema:
+                kind = {"integer": "int", "number": "float"}[schema["type"]]
+                bounds = f"{schema['minimum']} to {schema['maximum']} ({schema['default']})"
+                assert f"`{field}: {kind}` {bounds}" in rows[name]
+    for limit in (
+        f"at most {MAX_FILE_SIZE // 2**20} MB, {MAX_PIXELS // 10**6} million pixels and {MAX_SIDE:,} pixels per side",
+        f"more than {MAX_FILE_SIDE} pixels a side are averaged down first",
+        f"one picture of at most {MAX_FILE_SIDE} pixels a side",
+        f"more than {MAX_COPIED_PARAMETERS // 10**6} million parameters",
+    ):
+        assert limit in " ".join(API_README.split()), limit
 
 
 # Inputs
