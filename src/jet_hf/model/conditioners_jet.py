@@ -28,22 +28,23 @@ class Guidance(NamedTuple):
 
     Args:
         scales: Strengths at the layers next to the latents and next to the image, between which the others are
-            interpolated: 0 for the unguided prediction, 1 for the guided one.
+            interpolated: 0 for the unguided prediction, 1 for the guided one. `None` at one layer, see [`at`].
         rule: Name in `GUIDANCE_RULES`.
         attention_temperature: Temperature of self-attention in the unguided prediction.
         scale: Strength at one layer, see [`at`].
     """
 
-    scales: tuple[float, float]
+    scales: tuple[float, float] | None
     rule: str
     attention_temperature: float
     scale: torch.Tensor | None = None
 
     def at(self, depth: float, state: torch.Tensor) -> "Guidance":
         """Return the guidance of a layer, at a depth from 0 next to the image to 1 next to the latents."""
+        assert self.scales is not None
         first, last = self.scales
-        # As a tensor, the strength of each layer needs no compiled graph of its own.
-        return self._replace(scale=state.new_full((), last + depth * (first - last)))
+        # As a tensor, the strength of each layer and sample needs no compiled graph of its own, as numbers would.
+        return self._replace(scales=None, scale=state.new_full((), last + depth * (first - last)))
 
 
 class Conditioning(NamedTuple):
