@@ -20,9 +20,17 @@ from ..arguments import TrainArguments
 from ..data import Batch, BatchSharding, PixelSplit, train_batches
 from ..data.releases import RELEASES
 from ..model.configuration_jet import JetConfig, level_dtype
+from ..utils.xla import is_xla, memory_info
 from .fine_tuning import adapt_model, find_config, make_model
 from .launcher import Launcher
-from .setup import count_steps, find_data, load_data, make_accelerator, make_processor
+from .setup import (
+    count_steps,
+    enable_gradient_checkpointing,
+    find_data,
+    load_data,
+    make_accelerator,
+    make_processor,
+)
 from .trainer import Trainer
 
 
@@ -133,9 +141,11 @@ def most_memory(config: JetConfig, micro_batch_size: int) -> int:
 
 
 def device_memory(accelerator: Accelerator) -> int | None:
-    """Return the memory that one process can use: all of a GPU's, or its share of what a CPU has left; or `None`."""
+    """Return the memory that one process can use: that of a GPU or TPU, or its share of a CPU's; or `None`."""
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_properties(accelerator.device).total_memory
+    if is_xla(accelerator.device):
+        return memory_info(accelerator.device).get("bytes_limit")
     if accelerator.device.type == "cpu":
         return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return None
@@ -155,6 +165,8 @@ def describe_step(arguments: TrainArguments, estimate: CostEstimate, accelerator
     available = psutil.virtual_memory().available
     if accelerator.device.type == "cuda":
         num_images, available = max(1, num_images), torch.cuda.mem_get_info()[0]
+    elif is_xla(accelerator.device):
+        num_images, available = max(1, num_images), device_memory(accelerator) or available
     if num_images == 0:
         return "step: not measured, since one image would take a CPU minutes."
     needed = estimate.total_bytes - estimate.memory["activation"] * (1 - num_images / estimate.micro_batch_size)
@@ -184,7 +196,7 @@ def step_throughput(arguments: TrainArguments, config: JetConfig, num_images: in
     """Return the images per second of the second training step with `num_images` in this process."""
     model = adapt_model(make_model(arguments, config), config)
     if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_gradient_checkpointing(model, accelerator.device)
     pixels = torch.randint(config.num_levels, (num_images, *config.image_shape))
     pixels = pixels.to(getattr(torch, level_dtype(config.num_levels)))
     labels = None if config.num_classes is None else torch.zeros(num_images, dtype=torch.int64)
