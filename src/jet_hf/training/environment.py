@@ -15,11 +15,12 @@ from ..utils.xla import device_kind, is_xla
 
 def describe_environment(accelerator: Accelerator) -> dict:
     """Return the versions of the software, the commit of jet_hf, and the devices, ready for JSON."""
+    libraries = ["torch", "transformers", "accelerate", *(["torch_xla"] if is_xla(accelerator.device) else [])]
     return {
         "jet_hf": __version__,
         "commit": checkout_commit(Path(__file__).parents[3]),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "accelerate")},
+        **{name: version(name) for name in libraries},
         "device": device_name(accelerator.device),
         "num_processes": accelerator.num_processes,
     }
