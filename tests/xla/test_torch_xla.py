@@ -103,8 +103,8 @@ def count(name: str) -> int:
     return (metrics.metric_data(name) or (0,))[0]
 
 
-def take_steps(num_micro_batches: int, gradient_checkpointing: bool = False) -> tuple[list, list[int]]:
-    """Return the metrics of five steps of eight images, and the number of graphs that each step compiled."""
+def take_steps(num_micro_batches: int, gradient_checkpointing: bool = False) -> tuple[list, list[int], list[int]]:
+    """Return the metrics of five steps of eight images, the graphs that each compiled, and the values that it read."""
     accelerator = make_accelerator(parse_arguments([f"--gradient_accumulation_steps={num_micro_batches}"]))
     accelerator.gradient_accumulation_steps = num_micro_batches
     model = tiny_model(num_coupling_layers=2)
@@ -113,12 +113,13 @@ def take_steps(num_micro_batches: int, gradient_checkpointing: bool = False) -> 
     trainer = Trainer(model, 30, learning_rate=1e-2, accelerator=accelerator)
     tensors, size = (random_bytes(8, model.config), torch.arange(8)), 8 // num_micro_batches
     parts = [Batch(*part) for part in zip(*(tensor.split(size) for tensor in tensors), strict=True)]
-    steps, compiled = [], []
+    steps, compiled, read = [], [], []
     for _ in range(5):
-        before = count("CompileTime")
+        before = count("CompileTime"), count("TransferFromDeviceTime")
         steps.append(trainer.step(parts))
-        compiled.append(count("CompileTime") - before)
-    return steps, compiled
+        compiled.append(count("CompileTime") - before[0])
+        read.append(count("TransferFromDeviceTime") - before[1])
+    return steps, compiled, read
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +128,14 @@ def plain():
 
 
 def test_a_step_compiles_nothing_after_the_third_and_reads_the_device_once(plain):
-    _, compiled = plain
+    _, compiled, read = plain
     assert sum(compiled[:3]) > 0 and compiled[3:] == [0, 0]
+    assert read == [1] * 5
 
 
 def test_micro_batches_share_a_graph(plain):
-    two, compiled_for_two = take_steps(2)
-    four, compiled_for_four = take_steps(4)
+    two, compiled_for_two, _ = take_steps(2)
+    four, compiled_for_four, _ = take_steps(4)
     assert sum(compiled_for_four) <= sum(compiled_for_two) + 1  # the stacked losses
     for steps in (two, four):
         for ours, theirs in zip(steps, plain[0], strict=True):
@@ -141,11 +143,16 @@ def test_micro_batches_share_a_graph(plain):
 
 
 def test_gradient_checkpointing_changes_nothing_but_the_graph(plain):
-    steps, compiled = take_steps(1, gradient_checkpointing=True)
+    steps, compiled, _ = take_steps(1, gradient_checkpointing=True)
     assert compiled[0] > 0
     for ours, theirs in zip(steps, plain[0], strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=2e-5)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-3)
+
+
+def test_torch_compile_is_refused():
+    with pytest.raises(ValueError, match="`torch_compile` must be false under torch_xla"):
+        make_accelerator(parse_arguments(["--torch_compile", "true"]))
 
 
 @pytest.mark.parametrize("name", [*SCORED, "jet_pytorch_16px"])

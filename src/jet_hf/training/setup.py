@@ -58,7 +58,8 @@ def make_accelerator(arguments: TrainArguments, launcher: Launcher | None = None
 
     Raises:
         ValueError: for a precision other than `no` and `bf16`, a tracker that is unknown, not installed or needs a
-            login, processes that do not see each other, or a device that [`check_device`] refuses.
+            login, processes that do not see each other, a device that [`check_device`] refuses, or `torch_compile`
+            under torch_xla.
         ConnectionError: if the launcher has ended.
     """
     precision = resolve_precision(arguments.mixed_precision)
@@ -85,6 +86,8 @@ def make_accelerator(arguments: TrainArguments, launcher: Launcher | None = None
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
     check_device(accelerator.device, accelerator.mixed_precision)
+    if arguments.torch_compile and is_xla(accelerator.device):
+        raise ValueError("`torch_compile` must be false under torch_xla, which compiles every step itself, got True.")
     check_processes(accelerator)
     warn_of_lone_process(accelerator)
     on_main_process(lambda: check_logins([str(tracker) for tracker in accelerator.log_with]))
