@@ -26,7 +26,7 @@ XLA = torch.device("xla:0")
 
 @pytest.fixture(autouse=True)
 def no_accelerator(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("TPU_", "PJRT_", "XLA_", "ACCELERATE_"))]:
+    for name in [name for name in os.environ if name.startswith(("TPU_", "PJRT_", "XLA_", "ACCELERATE_", "USE_TORCH_XLA"))]:
         monkeypatch.delenv(name)
 
 
