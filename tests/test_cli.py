@@ -30,6 +30,7 @@ SCRIPTS = {
     "compress": "compress",
     "decompress": "decompress",
     "weigh": "weigh",
+    "anomaly": "anomaly",
 }
 BIG_VISION = FIXTURES / "context_16px.npz"
 JET_PYTORCH = FIXTURES / "jet_pytorch_16px.safetensors"

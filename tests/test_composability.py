@@ -170,14 +170,9 @@ def export(score, arguments):
     return torch.export.export(score, arguments).module()
 
 
-def to_onnx(score, arguments, dynamo: bool):
-    names = ["pixel_values", "noise"]
-    if dynamo:
-        file = io.BytesIO()
-        torch.onnx.export(score, arguments, input_names=names, dynamo=True).save(file)
-    else:
-        file = io.BytesIO()
-        torch.onnx.export(score, arguments, file, input_names=names, dynamo=False)
+def to_onnx(score, arguments):
+    names, file = ["pixel_values", "noise"], io.BytesIO()
+    torch.onnx.export(score, arguments, file, input_names=names, dynamo=False)
     session = onnxruntime.InferenceSession(file.getvalue())
     return lambda *tensors: torch.from_numpy(
         session.run(None, dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True)))[0]
@@ -187,8 +182,7 @@ def to_onnx(score, arguments, dynamo: bool):
 EXPORTS = {
     "jit.trace": trace,
     "export": export,
-    "onnx, TorchScript": lambda *given: to_onnx(*given, dynamo=False),
-    "onnx, dynamo": lambda *given: to_onnx(*given, dynamo=True),
+    "onnx, TorchScript": to_onnx,  # tests/test_integrations.py exports by dynamo
 }
 
 

@@ -2,18 +2,23 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import random_images, tiny_config, tiny_model
+from conftest import ROOT, random_images, tiny_config, tiny_model
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from train_process import TINY, like_a_process, train_here, write_images
+from transformers import AutoModel
 
+from examples.photographs import load_photograph
 from jet_hf import JetConfig, JetForDensityEstimation, JetImageProcessor
 from jet_hf.cli import run as run_command
 from jet_hf.model.flow_jet import spatial_permutation
-from jet_hf.training.fine_tuning import adapt_model, resize_positions
+from jet_hf.model.modeling_jet import scale_bytes
+from jet_hf.model.positions_jet import resize_positions
+from jet_hf.training.fine_tuning import adapt_model
 
 
 # Flags of a run without those of a new model.
@@ -85,7 +90,7 @@ def test_positions_keep_their_places_in_the_image(pattern):
         {"backbone": "cnn", "num_groups": 4, "num_classes": 2},
     ],
 )
-def test_another_size_keeps_every_weight_but_positions_and_splits(fields, caplog):
+def test_another_size_keeps_every_weight_but_positions_and_splits(fields, caplog, tmp_path):
     model = tiny_model(**fields)
     size = (8, 12) if "image_size" in fields else 12
     config = JetConfig(
@@ -110,6 +115,69 @@ def test_another_size_keeps_every_weight_but_positions_and_splits(fields, caplog
     latents, _ = adapted.encode(pixels, labels=labels)
     torch.testing.assert_close(adapted.decode(latents, labels=labels)[0], pixels, rtol=0, atol=1e-4)
     assert adapt_model(adapted, config) is adapted
+    model.save_pretrained(tmp_path / "small")
+    opened = JetForDensityEstimation.from_pretrained(tmp_path / "small", image_size=size, interpolate_positions=True)
+    opened.save_pretrained(tmp_path / "large")
+    saved = load_file(tmp_path / "large" / "model.safetensors")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in after.items())
+    torch.testing.assert_close(opened.encode(pixels, labels=labels)[0], latents)
+
+
+@torch.no_grad()
+def test_a_model_starts_better_with_interpolated_positions_than_with_new_ones():
+    folder, noise = ROOT / "space" / "model", torch.full((2, 3, 64, 64), 0.5)
+    images = [load_photograph("coffee")[y : y + 64, x : x + 64] for y, x in ((100, 150), (250, 300))]
+    pixels = scale_bytes(torch.from_numpy(np.stack(images)).movedim(3, 1))
+    given = {"image_size": 64, "interpolate_positions": True}
+    bits = JetForDensityEstimation.from_pretrained(folder, **given)(pixels, noise=noise).loss
+    new = JetForDensityEstimation.from_pretrained(folder, image_size=64, ignore_mismatched_sizes=True)
+    assert bits < new(pixels, noise=noise).loss - 0.3
+
+
+def test_interpolation_to_the_same_size_and_through_other_doors(tmp_path):
+    model, noise = tiny_model(), torch.full((2, 3, 8, 8), 0.5)
+    folder, pixels = save(model, tmp_path / "model"), random_images(2, model.config)
+    expected = model(pixels, noise=noise).bits_per_dim
+    for same in ({}, {"image_size": 8}, {"image_size": (8, 8)}, {"config": model.config}):
+        opened = JetForDensityEstimation.from_pretrained(folder, interpolate_positions=True, **same)
+        assert torch.equal(opened(pixels, noise=noise).bits_per_dim, expected)
+    large = JetForDensityEstimation.from_pretrained(folder, image_size=12, interpolate_positions=True)
+    config = tiny_config(image_size=12)
+    for other in (
+        JetForDensityEstimation.from_pretrained(folder, config=config, interpolate_positions=True),
+        AutoModel.from_pretrained(folder, image_size=12, interpolate_positions=True),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(other.parameters(), large.parameters(), strict=True))
+    half = JetForDensityEstimation.from_pretrained(
+        folder, image_size=12, interpolate_positions=True, dtype="bfloat16", output_loading_info=True
+    )[0]
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16} and config.image_size == 12
+    model.requires_grad_(False)
+    model.set_image_size((12, 4))
+    assert model.sample(1).shape == (1, 3, 12, 4) and not any(tensor.requires_grad for tensor in model.parameters())
+
+
+def test_interpolation_refuses_other_changes_and_sizes_that_cannot_work(tmp_path):
+    folder = save(tiny_model(), tmp_path / "model")
+    for fields, message in (
+        ({"image_size": 9}, "`image_size` must be divisible by `patch_size`, got image_size=9 and patch_size=2"),
+        ({"image_size": 6}, "the number of patches must be even"),
+        (
+            {"image_size": 12, "num_channels": 1},
+            "`num_channels` must be 3, as in .*, got 1: `interpolate_positions`",
+        ),
+        (
+            {"patch_size": 4},
+            "`patch_size` must be 2, as in .*, got 4: `interpolate_positions`",
+        ),
+        ({"image_size": 12, "permutation_seed": 1}, "`permutation_seed` must be 0, with which the weights of"),
+    ):
+        with pytest.raises((ValueError, StrictDataclassError), match=message):
+            JetForDensityEstimation.from_pretrained(folder, interpolate_positions=True, **fields)
+    with pytest.raises(ValueError, match="`interpolate_positions` must be False without saved weights, got True"):
+        JetForDensityEstimation.from_pretrained(
+            None, config=tiny_config(), state_dict=tiny_model().state_dict(), interpolate_positions=True
+        )
 
 
 def test_a_split_that_is_not_the_configurations_cannot_be_resized():

@@ -15,7 +15,7 @@ LAYERS = [
     ["arguments", "auto"],
     ["data", "hub", "importers"],
     ["analysis"],
-    ["training", "codec"],
+    ["training", "codec", "anomaly", "prior"],
     ["commands"],
     ["cli"],
     ["train"],

@@ -22,7 +22,7 @@ from jet_hf.training.setup import count_steps
 
 
 RECIPES = ROOT / "recipes"
-SMALL = ("debug", "digits", "photographs", "space")
+SMALL = ("background", "debug", "digits", "photographs", "space")
 # Figure, epochs, couplings, blocks, width, heads, image size: the paper's table 1, section 3.1 and appendix A.
 PAPER = {
     "imagenet1k_32": ("3.931", 200, 64, 6, 256, 4, 32),

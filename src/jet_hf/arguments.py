@@ -51,6 +51,11 @@ FIGURES = (
     *LABEL_FIGURES,
 )
 MIN_SAMPLES = 10
+# Scores of `jet_hf.anomaly`, by the names of their functions.
+ANOMALY_SCORES = (
+    *("negative_log_likelihood", "complexity_corrected", "typicality", "latent_norm", "gradient_norm"),
+    *("likelihood_ratio", "largest_patch"),
+)
 SIZES = ("num_coupling_layers", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -160,6 +165,14 @@ class DataArguments(SourceArguments):
         "Mirror each training image horizontally with probability 1/2, drawn anew in each epoch.",
         False,
         decides=OWN_VALUE,
+    )
+    mutation_rate: float = argument(
+        "Probability with which each number of a training image is replaced by a random gray level, drawn anew in "
+        "each epoch: for the background model of jet-hf anomaly. Evaluations see the images as they are.",
+        0.0,
+        decides=OWN_VALUE,
+        at_least=0,
+        at_most=1,
     )
     max_train_images: int | None = argument("Train on the first images only.", None, decides=OWN_VALUE, at_least=1)
     max_eval_images: int | None = argument("Evaluate on the first images only.", None, decides=OWN_VALUE, at_least=1)
@@ -646,6 +659,84 @@ class WeighArguments(DatasetArguments, BoundedArguments):
     )
     seed: int = argument("Seed of the crops, and of the noise of the model's score.", 0, at_least=0, at_most=LAST_SEED)
     output: str | None = argument("File to keep the compressed images in.", None, short="-o")
+
+
+@dataclass
+class AnomalyArguments(BoundedArguments):
+    """
+    Score how strange images are under a model, compared with reference images that count as normal.
+
+        jet-hf anomaly --model runs/photos --reference photos/ --images new_photos/ -o report
+        jet-hf anomaly --model runs/bottles --reference bottles/ --images bottles/test --normal_label good -o report
+
+    The folder gets scores.csv (file, scores, p-values), report.json, histograms.png and worst.png, heat maps over the
+    strangest images; with --normal_label, both the report and stderr have AUROC, AUPR and FPR at 95 % TPR. Reference
+    images must not be training images. Images of other sizes are cropped and resized as for jet-hf evaluate.
+    """
+
+    model: str = argument("Folder of a saved model, or a name on the Hub.")
+    images: str = argument("Images to score: a folder, parquet, tar or npz, or a name on the Hub.")
+    images_split: str | None = argument(
+        "Split of the images; by default all of a folder, or else validation or test.", None
+    )
+    reference: str | None = argument(
+        "Reference images, of the same kinds; by default those of anomaly.json, which --save_reference wrote.", None
+    )
+    reference_split: str | None = argument(
+        "Split of the reference; by default validation, or else test, or else the images that training holds out.",
+        None,
+    )
+    output: str = argument(
+        "New folder to write, or one of an earlier report, which is replaced.", "anomaly", short="-o"
+    )
+    background: str | None = argument("Model for the likelihood ratio, trained with mutation_rate.", None)
+    scores: list[str] | None = argument(  # noqa: RUF009
+        "Scores to compute; by default all that the model has.", None, choices=ANOMALY_SCORES
+    )
+    rank_by: str | None = argument(
+        "Score that orders the heat maps; by default complexity_corrected if it is computed, or else the first one.",
+        None,
+        choices=ANOMALY_SCORES,
+    )
+    label: int | None = argument(
+        "Class of all images, for a class-conditional model; by default the mixture of all classes.", None, at_least=0
+    )
+    normal_label: str | None = argument(
+        "Label of normal images, such as the name of their folder; all other labels are anomalies.", None
+    )
+    label_column: str | None = argument("Column of the labels; detected if only one qualifies.", None)
+    image_column: str | None = argument("Column of the images; detected if only one qualifies.", None)
+    max_images: int | None = argument(
+        "Read the first images only, of the reference and of the images.", None, at_least=1
+    )
+    random_crops_per_image: int | None = argument(
+        "Number of crops at full resolution per image, of the reference and of the images, instead of resizing.",
+        None,
+        at_least=1,
+    )
+    max_undecodable_share: float = argument(
+        "Fraction of undecodable images above which the command stops.", 0.001, at_least=0
+    )
+    num_heat_maps: int = argument("Number of images in worst.png.", 8, at_least=1)
+    batch_size: int = argument("Images per batch.", 64, at_least=1)
+    seed: int = argument(
+        "Seed of the crops and of the noise; scores do not depend on the batch size.", 0, at_least=0, at_most=LAST_SEED
+    )
+    save_reference: bool = argument(
+        "Write the scores of the reference to anomaly.json in the folder --model, for calls without --reference.",
+        False,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reference is None and (
+            changed := self.changed(("reference_split", "save_reference", "scores", "label"))
+        ):
+            raise ValueError(f"`{changed[0]}` must be given with `reference`, the images to fit the detector to.")
+        if self.scores is not None and self.rank_by not in (None, *self.scores):
+            raise ValueError(f"`rank_by` must be one of `scores` {' '.join(self.scores)}, got {self.rank_by}.")
+        if self.label_column is not None and self.normal_label is None:
+            raise ValueError("`label_column` must be given with `normal_label`, the label of normal images.")
 
 
 @dataclass

@@ -10,6 +10,7 @@ from inspect import cleandoc
 
 from . import __version__
 from .arguments import (
+    AnomalyArguments,
     AverageArguments,
     CompressArguments,
     ConvertArguments,
@@ -35,6 +36,7 @@ COMMANDS: dict[str, type[BoundedArguments]] = {
     "compress": CompressArguments,
     "decompress": DecompressArguments,
     "weigh": WeighArguments,
+    "anomaly": AnomalyArguments,
 }
 
 

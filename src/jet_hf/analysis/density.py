@@ -24,15 +24,22 @@ class PatchBits:
         latent: `-log2` of the standard normal density of the patch's latents, float64 (B, S/p, S/p), in bits.
         log_det: `-log2` of the change of volume from gray levels to latents, float64 (B, S/p, S/p), in bits. With a
             dequantization flow, it includes the density of that flow's noise.
+        patch_dim: Number of dimensions of a patch.
     """
 
     latent: torch.Tensor
     log_det: torch.Tensor
+    patch_dim: int
 
     @property
     def total(self) -> torch.Tensor:
         """Bits of each patch, float64 (B, S/p, S/p)."""
         return self.latent + self.log_det
+
+    @property
+    def num_dims(self) -> int:
+        """Number of dimensions of an image."""
+        return self.patch_dim * math.prod(self.latent.shape[1:])
 
 
 @torch.no_grad()
@@ -75,7 +82,8 @@ def bits_per_patch(
     latent = _log_prob_per_patch(state)
     log_det = log_det + image_log_det - config.patch_dim * math.log(config.levels_per_unit)
     grid = (-1, *config.grid_shape)
-    return PatchBits(*(-(term / math.log(2)).reshape(grid) for term in (latent, log_det)))
+    latent, log_det = (-(term / math.log(2)).reshape(grid) for term in (latent, log_det))
+    return PatchBits(latent, log_det, config.patch_dim)
 
 
 def _transform(

@@ -22,7 +22,7 @@ from ..analysis.evaluation import (
     write_scores,
 )
 from ..analysis.inference import prepared_for_inference
-from ..arguments import EvaluateArguments, WeighArguments
+from ..arguments import AnomalyArguments, EvaluateArguments, WeighArguments
 from ..data import (
     HELD_OUT,
     KEPT,
@@ -91,10 +91,13 @@ def open_source(arguments: EvaluateArguments | WeighArguments) -> DataSource:
     return DataSource.at(arguments.dataset, arguments.dataset_config, release=arguments.dataset_release, **columns)
 
 
-def read_options(arguments: EvaluateArguments | WeighArguments, config: JetConfig, **options: Any) -> ReadOptions:
+def read_options(
+    arguments: EvaluateArguments | WeighArguments | AnomalyArguments, config: JetConfig, **options: Any
+) -> ReadOptions:
     """Return the options of reading images for a model."""
     names = ("max_images", "max_undecodable_share", "random_crops_per_image", "seed")
-    return ReadOptions(num_classes=config.num_classes, **{name: getattr(arguments, name) for name in names} | options)
+    values = {name: getattr(arguments, name) for name in names}
+    return ReadOptions(**{"num_classes": config.num_classes} | values | options)
 
 
 def score(

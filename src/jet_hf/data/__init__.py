@@ -1,7 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Datasets of all kinds as batches of bytes. Pixels stay uint8 until they reach the device."""
 
-from .batches import Batch, BatchSharding, eval_batches, read_pixels, train_batches
+from .batches import Batch, BatchSharding, PixelImages, eval_batches, read_pixels, train_batches
 from .columns import find_image_column
 from .pixels import PixelSplit, ReadOptions, UndecodableImagesError, load_pixels
 from .releases import RELEASES, Release, check_release
@@ -10,6 +10,7 @@ from .sources import (
     can_hold_out,
     held_out_split,
     known_release,
+    label_column_of,
     open_split,
     split_to_score,
     stream_fingerprint,
@@ -25,6 +26,7 @@ __all__ = [
     "Batch",
     "BatchSharding",
     "DataSource",
+    "PixelImages",
     "PixelSplit",
     "ReadOptions",
     "Release",
@@ -36,6 +38,7 @@ __all__ = [
     "find_image_column",
     "held_out_split",
     "known_release",
+    "label_column_of",
     "load_pixels",
     "open_split",
     "read_pixels",

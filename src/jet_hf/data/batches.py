@@ -8,7 +8,7 @@ processes.
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -143,6 +143,25 @@ def read_pixels(dataset: datasets.Dataset) -> torch.Tensor:
     """Return all images of a dataset of pixels: uint8 or uint16 (num_images, C, H, W)."""
     rows = np.arange(len(dataset))
     return _Pixels(dataset)[rows, rows].pixels
+
+
+class PixelImages(Sequence[np.ndarray]):
+    """
+    Images of a dataset of pixels as arrays (H, W, C), read on access.
+
+    Args:
+        dataset: Pixels from [`load_pixels`].
+    """
+
+    def __init__(self, dataset: datasets.Dataset):
+        dtype = np.dtype(dataset.features[PIXELS].dtype)
+        self.dataset = dataset.with_format("numpy", columns=[PIXELS], dtype=dtype)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index][PIXELS].transpose(1, 2, 0)
 
 
 def train_batches(

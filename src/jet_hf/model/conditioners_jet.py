@@ -395,7 +395,7 @@ class JetCNN(JetConditioner):
 
     def __init__(self, config: JetConfig, num_features: int, num_parameters: int, cut_rows: bool = False):
         super().__init__(config, num_features, num_parameters, cut_rows)
-        self.grid_shape, self.cut_rows = config.grid_shape, cut_rows
+        self.config, self.cut_rows = config, cut_rows
         self.layers = nn.ModuleList([JetCNNLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.GroupNorm(config.num_groups, config.hidden_size)
         self.out_proj = linear(config.hidden_size, num_parameters * num_features, "zeros")
@@ -406,7 +406,7 @@ class JetCNN(JetConditioner):
 
     def to_grid(self, tokens: torch.Tensor) -> torch.Tensor:
         """Arrange tokens (B, N, E) in a grid (B, E, rows, columns)."""
-        rows, columns = self.grid_shape
+        rows, columns = self.config.grid_shape
         if self.cut_rows:
             tokens = tokens.unflatten(1, (rows // 2, columns, 2)).transpose(2, 3)
         # Contiguous, because torch.func.vmap has no rule for group norms of channels-last grids.
@@ -416,7 +416,7 @@ class JetCNN(JetConditioner):
         """Return the tokens (B, N, E) of a grid (B, E, rows, columns), the inverse of [`to_grid`]."""
         tokens = grid.permute(0, 2, 3, 1)
         if self.cut_rows:
-            tokens = tokens.unflatten(1, (self.grid_shape[0] // 2, 2)).transpose(2, 3)
+            tokens = tokens.unflatten(1, (self.config.grid_shape[0] // 2, 2)).transpose(2, 3)
         return tokens.reshape(grid.shape[0], -1, grid.shape[1])
 
     def run_blocks(self, hidden_states: torch.Tensor, attention_temperature: float = 1.0) -> torch.Tensor:

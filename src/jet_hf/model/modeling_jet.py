@@ -46,6 +46,7 @@ from .flow_jet import (
     transform,
     unpatchify,
 )
+from .positions_jet import resized_weights
 from .validation_jet import (
     check_context,
     check_context_mask,
@@ -233,6 +234,8 @@ class JetPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # The loss is a mean over the batch, which transformers' Trainer divides by the accumulation steps itself.
+    accepts_loss_kwargs = False
     _can_record_outputs = {
         # Negative indices in `output_hidden_states` count coupling layers, not the blocks of a conditioner.
         "hidden_states": OutputRecorder(JetCoupling, index=0, capture_initial_hidden_state=False),
@@ -267,19 +270,64 @@ class JetPreTrainedModel(PreTrainedModel):
                 module.check_permutation(name)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, config=None, interpolate_positions: bool = False, **kwargs
+    ):
         """
         Load a model, as in transformers.
 
+        Args:
+            interpolate_positions (`bool`, *optional*, defaults to `False`):
+                Whether `image_size`, given as an argument or in `config`, may differ from that of the saved model, for
+                fine-tuning. See [`set_image_size`].
+
         Raises:
             ValueError: for a field that contradicts the saved configuration and changes no tensor's shape, such as
-                `permutation_seed`, or for splits that cannot be inverted.
+                `permutation_seed`, or for splits that cannot be inverted; with `interpolate_positions`, also for
+                another `num_channels` or `patch_size`.
         """
+        image_size = None
+        if interpolate_positions:
+            config, image_size = _at_saved_size(cls.config_class, pretrained_model_name_or_path, config, kwargs)
         if pretrained_model_name_or_path is not None:
             _check_fields_of_the_weights(cls.config_class, pretrained_model_name_or_path, config, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._check_permutations()
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._check_permutations()
+        if image_size is not None:
+            model.set_image_size(image_size)
         return loaded
+
+    @torch.no_grad()
+    def set_image_size(self, image_size: int | tuple[int, int] | list[int]) -> None:
+        """
+        Change the size of the images of a model in place, before it is fine-tuned.
+
+        Position embeddings are interpolated bicubically to the new grid of patches, and spatial splits are made for
+        it. All other weights are kept. Create the optimizer after this call, since the position embeddings become new
+        parameters.
+
+        Args:
+            image_size: Height and width of the new images, or the side of squares.
+
+        Raises:
+            ValueError: for a size that the configuration does not allow, a model whose spatial splits are not those of
+                its configuration, or offloaded weights.
+        """
+        config = JetConfig(**self.config.own_fields() | {"image_size": image_size})
+        if config.image_size == self.config.image_size:
+            return
+        for name, tensor in resized_weights(self, config).items():
+            owner, _, kind = name.rpartition(".")
+            module = self.get_submodule(owner)
+            old = getattr(module, kind)
+            new = tensor.to(old.device)
+            setattr(module, kind, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+        for module in self.modules():
+            if hasattr(module, "config"):
+                module.config.image_size = config.image_size
+            if isinstance(module, JetPreTrainedModel):
+                module._fields_at_construction["image_size"] = config.image_size
 
     def set_attn_implementation(self, *args, **kwargs) -> None:
         """Set the attention implementation, as in transformers, also in the dequantization flow."""
@@ -328,14 +376,7 @@ class JetPreTrainedModel(PreTrainedModel):
 def _check_fields_of_the_weights(config_class, name_or_path, config, arguments: dict) -> None:
     """Raise ValueError for fields of `config` or `arguments` that contradict the configuration saved with weights."""
     location = {name: arguments[name] for name in LOCATION_ARGUMENTS if name in arguments}
-    if config is None:
-        given = arguments
-    elif isinstance(config, str | os.PathLike):
-        given = config_class.get_config_dict(config, **location)[0] | arguments
-    elif isinstance(config, PreTrainedConfig):
-        given = config.to_dict()
-    else:
-        raise ValueError(f"`config` must be a {config_class.__name__} or its path, got {type(config).__name__}.")
+    given = _given_fields(config_class, config, arguments, location)
     given = {name: given[name] for name in (*FIELDS_OF_THE_WEIGHTS, *FIELDS_OF_SHAPES) if name in given}
     if not given:
         return
@@ -345,6 +386,17 @@ def _check_fields_of_the_weights(config_class, name_or_path, config, arguments: 
         return
     if saved:
         _check_same_fields(config_class, name_or_path, saved, given)
+
+
+def _given_fields(config_class, config, arguments: dict, location: dict) -> dict:
+    """Return the fields that `config` or the arguments of `from_pretrained` give, among other arguments."""
+    if config is None:
+        return arguments
+    if isinstance(config, str | os.PathLike):
+        return config_class.get_config_dict(config, **location)[0] | arguments
+    if isinstance(config, PreTrainedConfig):
+        return config.to_dict()
+    raise ValueError(f"`config` must be a {config_class.__name__} or its path, got {type(config).__name__}.")
 
 
 def _check_same_fields(config_class, name_or_path, saved: dict, given: dict) -> None:
@@ -366,6 +418,32 @@ def _check_same_fields(config_class, name_or_path, saved: dict, given: dict) -> 
                 f"`{name}` must be {expected!r}, with which the weights of {name_or_path} were made, got {value!r}: "
                 "the model would compute different numbers."
             )
+
+
+def _at_saved_size(config_class, name_or_path, config, arguments: dict) -> tuple[Any, Any]:
+    """
+    Return `config` with the image size of the saved weights, which also replaces the one of the arguments, and the
+    image size that they asked for.
+    """
+    if name_or_path is None:
+        raise ValueError("`interpolate_positions` must be False without saved weights, got True.")
+    location = {name: arguments[name] for name in LOCATION_ARGUMENTS if name in arguments}
+    saved = config_class.from_pretrained(name_or_path, **location)
+    given = _given_fields(config_class, config, arguments, location)
+    for name in FIELDS_OF_SHAPES:
+        expected = getattr(saved, name)
+        if name != "image_size" and given.get(name, expected) != expected:
+            raise ValueError(
+                f"`{name}` must be {expected!r}, as in {name_or_path}, got {given[name]!r}: `interpolate_positions` "
+                "lets only `image_size` change."
+            )
+    image_size = given.get("image_size", saved.image_size)
+    if isinstance(config, PreTrainedConfig):
+        config = copy.deepcopy(config)
+        config.image_size = saved.image_size
+    else:
+        arguments["image_size"] = saved.image_size
+    return config, image_size
 
 
 # The flow over dequantization noise (Ho et al., 2019; paper, section 3.2.6)

@@ -46,6 +46,7 @@ EARLIER_RELEASES = {
     "noise_curriculum": 0.0,
     "noise_curriculum_ratio": 1.0,
     "random_flip": False,
+    "mutation_rate": 0.0,
     "extended": None,
 }
 

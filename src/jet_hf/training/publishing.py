@@ -220,6 +220,7 @@ class Publisher:
                 "weight averaging (EMA)": arguments.ema_decay if arguments.use_ema else "no",
                 "noise curriculum": f"from {noise:g} gray levels" if (noise := arguments.noise_curriculum) else "no",
                 "random flips": "horizontal" if arguments.random_flip else "no",
+                **({"mutation rate": f"{arguments.mutation_rate:g}"} if arguments.mutation_rate else {}),
                 "precision of the conditioners": {"no": "float32"}.get(precision, precision),
                 "seed": arguments.seed,
                 "parameters": trainer.base_model.num_parameters(),

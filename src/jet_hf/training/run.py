@@ -239,6 +239,7 @@ def build_run(
         accelerator=accelerator,
         noise_curriculum=arguments.noise_curriculum,
         random_flip=arguments.random_flip,
+        mutation_rate=arguments.mutation_rate,
         guard=UpdateGuard(arguments.max_skipped_steps, arguments.spike_factor, **(start.guard if start else {})),
         **schedule_ratios(arguments, extended, num_steps),
     )

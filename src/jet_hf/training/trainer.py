@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data import Batch
-from ..model.configuration_jet import JetConfig
+from ..model.configuration_jet import JetConfig, levels_per_unit
 from ..model.modeling_jet import (
     JetDensityEstimationOutput,
     JetForDensityEstimation,
@@ -37,6 +38,8 @@ CURRICULUM_STREAM = 1
 FLIP_STREAM = 2
 # Draw of the noise levels of images.
 LEVEL_STREAM = 3
+# Draws that decide which numbers of an image are replaced, and by which levels.
+MUTATION_STREAM, MUTATED_LEVEL_STREAM = 4, 5
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,8 @@ class Trainer:
         noise_curriculum_ratio: Fraction of steps after which no noise is left; in (0, 1].
         random_flip: Whether to mirror each image horizontally with probability 1/2, drawn anew in each epoch by the
             index of the image.
+        mutation_rate: Probability with which each number of an image is replaced by a random gray level, drawn anew in
+            each epoch, for the background model of a likelihood ratio (Ren et al., 2019); in [0, 1].
 
     Raises:
         ValueError: for ActNorm under FSDP2, and for the arguments that [`check_noise_curriculum`],
@@ -195,10 +200,13 @@ class Trainer:
         noise_curriculum: float = 0.0,
         noise_curriculum_ratio: float = 1.0,
         random_flip: bool = False,
+        mutation_rate: float = 0.0,
     ):
         check_noise_curriculum(noise_curriculum, model.config)
         if not 0 < noise_curriculum_ratio <= 1:
             raise ValueError(f"`noise_curriculum_ratio` must lie in (0, 1], got {noise_curriculum_ratio}.")
+        if not 0 <= mutation_rate <= 1:
+            raise ValueError(f"`mutation_rate` must lie in [0, 1], got {mutation_rate}.")
         self.accelerator = accelerator or Accelerator()
         self.num_training_steps = num_training_steps
         self.max_grad_norm = max_grad_norm
@@ -206,6 +214,7 @@ class Trainer:
         self.label_dropout = label_dropout
         self.noise_curriculum = noise_curriculum
         self.random_flip = random_flip
+        self.mutation_rate = mutation_rate
         self._fall = cosine_scale(max(1, round(noise_curriculum_ratio * num_training_steps)), warmup_steps=0)
         self.step_count = 0
         self.guard = guard or UpdateGuard()
@@ -336,14 +345,19 @@ class Trainer:
 
     def _scale(self, batch: Batch) -> torch.Tensor:
         """
-        Scale images to the model's range, some of them mirrored, with the noise of the curriculum, which may leave
-        that range.
+        Scale images to the model's range, some of them mirrored, with random levels at the mutation rate and with the
+        noise of the curriculum, which may leave that range.
         """
         num_levels = self.base_model.config.num_levels
         pixel_values, noise_scale = scale_bytes(batch.pixels, num_levels), self.noise_scale
         if self.random_flip:
             is_flipped = uniform_noise(self.seed, batch.indices, (1, 1, 1), FLIP_STREAM) < 0.5
             pixel_values = torch.where(is_flipped, pixel_values.flip(3), pixel_values)
+        if self.mutation_rate:
+            draw = partial(uniform_noise, self.seed, batch.indices, tuple(batch.pixels.shape[1:]))
+            levels = (num_levels * draw(MUTATED_LEVEL_STREAM)).floor()
+            is_mutated = draw(MUTATION_STREAM) < self.mutation_rate
+            pixel_values = torch.where(is_mutated, levels / levels_per_unit(num_levels) - 1, pixel_values)
         if noise_scale == 0:
             return pixel_values
         noise = normal_noise(self.seed, batch.indices, tuple(batch.pixels.shape[1:]), CURRICULUM_STREAM)

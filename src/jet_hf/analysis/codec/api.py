@@ -12,13 +12,14 @@ from ...model.configuration_jet import JetConfig
 from ...model.modeling_jet import JetForDensityEstimation, scale_bytes
 from ...model.validation_jet import check_whole
 from ...utils.noise import uniform_noise
+from ..fingerprint import fingerprint
 from ..sampling import no_labels
 from . import container
 from .container import FLOW, WEBP, Header
 from .decoder import decode_stack, decode_webp_images
 from .encoder import Encoder, Weight
 from .errors import CodecError
-from .integer_flow import OFFSETS, IntegerFlow, check_model, fingerprint
+from .integer_flow import OFFSETS, IntegerFlow, check_model
 from .regions import LONGEST_SIDE, encode_webp, strips, tiles
 from .stack import CHUNK
 

@@ -10,8 +10,6 @@ number. Multiplying needs no rounding: the stack supplies the fraction of a cell
 fraction that is left, see [`Stack.scale`]. This costs exactly `-log2(scale)` bits a value.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,21 +85,6 @@ def check_model(config: JetConfig) -> None:
     for name, limit in (("num_levels", 256), ("scale_factor", LARGEST_SCALE_FACTOR)):
         if (value := getattr(config, name)) > limit:
             raise ValueError(f"`{name}` must be at most {limit} for the codec, got {value}.")
-
-
-def fingerprint(model: JetForDensityEstimation) -> bytes:
-    """Return 8 bytes that change with the weights, or with a field of the configuration."""
-    config = model.config
-    # Only fields that differ from their defaults count, so that fields of later versions change no fingerprint.
-    fields = {name: value for name, value in config.own_fields().items() if value != getattr(JetConfig, name)}
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=list, allow_nan=False).encode())
-    for name, tensor in sorted(model.jet.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        # Every narrower dtype fits into float32, so that a model in another dtype with the same weights is the same.
-        if tensor.is_floating_point():
-            tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.digest()[:8]
 
 
 class IntegerFlow:

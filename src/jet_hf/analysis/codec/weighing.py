@@ -2,14 +2,15 @@
 """Size of a compressed dataset, term by term, beside the model's bits per dimension and other codecs."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
-from ...data.pixels import LABEL, PIXELS
+from ...data import PixelImages
+from ...data.pixels import LABEL
 from ...model.modeling_jet import JetForDensityEstimation
 from ..baselines import available_codecs, codec_bits_per_dim
 from ..evaluation import evaluate
@@ -21,24 +22,6 @@ from .errors import CodecError
 
 # Images that other codecs compress at a time.
 BATCH_SIZE = 64
-
-
-class DatasetImages(Sequence[np.ndarray]):
-    """
-    Images of a dataset of pixels, read on access.
-
-    Args:
-        dataset: Pixels from [`load_pixels`].
-    """
-
-    def __init__(self, dataset: datasets.Dataset):
-        self.dataset = dataset.with_format("numpy", columns=[PIXELS], dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        return self.dataset[index][PIXELS].transpose(1, 2, 0)
 
 
 @dataclass(frozen=True)
@@ -89,7 +72,7 @@ def weigh(
         ValueError: for a model that the codec has no integer maps for, or a dataset without images.
     """
     codec = Codec(model, batch_size)
-    images = DatasetImages(dataset)
+    images = PixelImages(dataset)
     labels = dataset.with_format("numpy", columns=[LABEL])[:][LABEL] if model.config.num_classes is not None else None
     evaluation = evaluate(model, dataset, seed=seed, progress=progress)
     start = time.monotonic()
@@ -128,7 +111,7 @@ def weigh(
 
 def _codec_bits(dataset: datasets.Dataset, codec: str, progress: bool) -> Iterator[float]:
     """Yield the bits per dimension of each image as a file of another codec."""
-    images = DatasetImages(dataset)
+    images = PixelImages(dataset)
     for start in tqdm(range(0, len(images), BATCH_SIZE), unit="batch", desc=codec, disable=not progress):
         batch = [images[i] for i in range(start, min(start + BATCH_SIZE, len(images)))]
         yield from codec_bits_per_dim(np.stack(batch).transpose(0, 3, 1, 2), codec)

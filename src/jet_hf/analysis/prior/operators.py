@@ -1,0 +1,122 @@
+# Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
+"""Linear operators of measurements: inpainting, reduced resolution, blur, or any pair of functions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ...model.validation_jet import check_whole
+
+
+# Largest difference of the two inner products, relative to the norms and to the precision of the dtype.
+ADJOINT_TOLERANCE = 10
+
+
+@dataclass(frozen=True)
+class LinearOperator:
+    """
+    Linear map A from images to measurements.
+
+    Args:
+        forward: Function from images (B, C, H, W) to measurements (B, ...).
+        adjoint: Function from measurements to images, the transpose of `forward`: `<A x, y> = <x, A^T y>`.
+    """
+
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    adjoint: Callable[[torch.Tensor], torch.Tensor]
+
+    def check_adjoint(self, measurements: torch.Tensor) -> None:
+        """
+        Check by one random dot product that `adjoint` is the adjoint of `forward`.
+
+        Args:
+            measurements: Tensor (B, ...), of which only shape, dtype and device matter.
+
+        Raises:
+            ValueError: if the inner products differ, or if the measurements do not have the shape of `forward`.
+        """
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(like: torch.Tensor) -> torch.Tensor:
+            return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+        left = draw(measurements)
+        backward = self.adjoint(left)
+        right = draw(backward)
+        forward = self.forward(right)
+        if forward.shape != left.shape:
+            raise ValueError(
+                f"`measurements` must have the shape {tuple(forward.shape)} that `forward` gives images of shape "
+                f"{tuple(right.shape)}, got {tuple(left.shape)}."
+            )
+        products = float((forward * left).sum()), float((right * backward).sum())
+        scale = float(forward.norm() * left.norm() + right.norm() * backward.norm())
+        if not abs(products[0] - products[1]) <= ADJOINT_TOLERANCE * torch.finfo(left.dtype).eps * scale:
+            raise ValueError(
+                "`adjoint` must be the adjoint of `forward`, got <A x, y> = "
+                f"{products[0]:.6g} and <x, A^T y> = {products[1]:.6g} for random x and y."
+            )
+
+
+def identity() -> LinearOperator:
+    """Return the operator that measures the image itself, for denoising."""
+    return LinearOperator(lambda images: images, lambda measurements: measurements)
+
+
+def mask(kept: torch.Tensor) -> LinearOperator:
+    """
+    Return the operator that sets pixels to zero, for inpainting.
+
+    Args:
+        kept: Boolean tensor that broadcasts to images, such as (H, W), true where a pixel is measured.
+
+    Raises:
+        ValueError: for a tensor that is not boolean.
+    """
+    if not isinstance(kept, torch.Tensor) or kept.dtype != torch.bool:
+        got = kept.dtype if isinstance(kept, torch.Tensor) else type(kept).__name__
+        raise ValueError(f"`kept` must be a boolean tensor, true where a pixel is measured, got {got}.")
+    return LinearOperator(lambda images: images * kept, lambda measurements: measurements * kept)
+
+
+def downsample(factor: int) -> LinearOperator:
+    """
+    Return the operator that averages squares of `factor` x `factor` pixels, for super-resolution.
+
+    Raises:
+        ValueError: for a factor below 1.
+    """
+    check_whole("factor", factor)
+
+    def adjoint(measurements: torch.Tensor) -> torch.Tensor:
+        return functional.interpolate(measurements, scale_factor=factor, mode="nearest") / factor**2
+
+    return LinearOperator(lambda images: functional.avg_pool2d(images, factor), adjoint)
+
+
+def blur(kernel: torch.Tensor) -> LinearOperator:
+    """
+    Return the operator that correlates each channel with a kernel, for deblurring. Measurements are smaller than the
+    image, since only pixels whose whole neighborhood is known are measured.
+
+    Args:
+        kernel: Floating-point tensor (h, w), with the sum 1 for a blur.
+
+    Raises:
+        ValueError: for a tensor of another shape or dtype.
+    """
+    if not isinstance(kernel, torch.Tensor) or kernel.ndim != 2 or not kernel.is_floating_point():
+        got = f"{tuple(kernel.shape)} {kernel.dtype}" if isinstance(kernel, torch.Tensor) else type(kernel).__name__
+        raise ValueError(f"`kernel` must be a floating-point tensor (h, w), got {got}.")
+
+    def weights(images: torch.Tensor) -> torch.Tensor:
+        return kernel.to(images).expand(images.shape[1], 1, *kernel.shape)
+
+    return LinearOperator(
+        lambda images: functional.conv2d(images, weights(images), groups=images.shape[1]),
+        lambda measurements: functional.conv_transpose2d(
+            measurements, weights(measurements), groups=measurements.shape[1]
+        ),
+    )

@@ -1,0 +1,148 @@
+"""The page on other libraries, transformers' Trainer, and the examples for those who build on the model."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from conftest import ROOT, random_images, randomize, tiny_model
+from peft import PeftModel
+from transformers import Trainer, TrainingArguments
+
+from examples import (
+    autoregressive_latents,
+    denoise_and_inpaint,
+    odd_products,
+    per_sample_gradients,
+    reduced_precision,
+    score_folder,
+    variational_inference,
+)
+
+
+BY_HAND = ("torchao", "BitsAndBytesConfig")  # not in the dev extra, as the page says
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Run the code blocks of the page in a folder of their own, and return the folder and their names."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "integrations.md").read_text(), re.DOTALL)
+    executed = [block for block in blocks if not any(name in block for name in BY_HAND)]
+    assert (len(blocks), len(executed)) == (9, 7)
+    folder, names = tmp_path_factory.mktemp("page"), {"__name__": "page"}
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(executed[0], names)
+        randomize(names["model"]).save_pretrained("jet")  # a new flow would hide wrong exports
+        for block in executed[1:]:
+            exec(block, names)
+    return folder, names
+
+
+def test_trainer_evaluates_bits_per_dimension(page):
+    _, names = page
+    trainer, pixels = names["trainer"], names["pixels"]
+    with torch.no_grad():
+        expected = trainer.model(pixels, noise=torch.full(pixels.shape, 0.5)).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=0.1)
+    assert trainer.state.global_step == 2
+    arguments = dataclasses.replace(names["arguments"], label_names=None)
+    assert "eval_loss" not in Trainer(trainer.model, arguments, eval_dataset=names["rows"]).evaluate()
+
+
+def test_lora_adapts_the_named_layers_and_merges(page):
+    folder, names = page
+    adapted = names["adapted"]
+    trained = {name.split(".lora_")[0].rpartition(".")[2] for name, p in adapted.named_parameters() if p.requires_grad}
+    assert trained == {"qkv_proj", "fc1", "fc2"}
+    model, pixels = tiny_model(hidden_size=32, num_coupling_layers=2, patch_size=4), names["pixels"]
+    tuned = PeftModel.from_pretrained(model, folder / "adapter").eval()
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+        latents = tuned.encode(pixels)[0]
+        torch.testing.assert_close(tuned.decode(latents)[0], pixels, rtol=0, atol=1e-4)
+        torch.testing.assert_close(tuned.merge_and_unload().encode(pixels)[0], latents, rtol=0, atol=1e-4)
+    assert (folder / "merged" / "modeling_jet.py").exists()
+
+
+@torch.no_grad()
+def test_exports_score_other_batches_than_they_were_made_with(page):
+    _, names = page
+    model, pixels = names["Scorer"](names["model"]), names["pixels"]
+    expected = model(pixels, torch.full(pixels.shape, 0.5))
+    for bits in (names["bits"], torch.from_numpy(names["bits_of_onnx"])):
+        torch.testing.assert_close(bits, expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(names["latents"]), expected[1], rtol=0, atol=1e-5)
+    assert [output.name for output in names["session"].get_outputs()] == ["bits_per_dim", "latents"]
+    assert names["curvature"].shape == (1, 3, 8, 8) and names["larger"].config.image_size == 16
+
+
+def test_trainer_accumulates_the_gradients_of_labeled_batches(tmp_path):
+    """Two micro-batches give the gradient of one batch, whose loss is a mean, and classes need no `label_names`."""
+
+    class Recorder(Trainer):
+        def compute_loss(self, model, inputs, **kwargs):
+            inputs["noise"] = torch.full_like(inputs["pixel_values"], 0.5)
+            return super().compute_loss(model, inputs, **kwargs)
+
+    images, norms = random_images(8, tiny_model().config), []
+    rows = [{"pixel_values": image, "labels": i % 3} for i, image in enumerate(images)]
+    for accumulation in (1, 2):
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            prediction_loss_only=True,
+        )
+        trainer = Recorder(tiny_model(num_classes=3), arguments, train_dataset=rows, eval_dataset=rows)
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_a_folder_is_scored_in_order(capsys):
+    bits = score_folder.main(str(ROOT / "space" / "examples"), str(ROOT / "space" / "model"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == sorted(bits, key=bits.get) and len(lines) == 5
+    assert bits["4_smooth.png"] < bits["1_coffee.png"] < 8 < bits["5_static.png"]
+
+
+def test_the_largest_patch_finds_odd_products():
+    areas = odd_products.main(num_good=20, num_odd=3, model=str(ROOT / "space" / "model"))
+    assert areas["largest_patch"] > 0.95 and areas["largest_patch"] > areas["negative_log_likelihood"]
+
+
+def test_a_prior_denoises_and_fills_in_pixels():
+    results = denoise_and_inpaint.main(str(ROOT / "space" / "model"), steps=20)
+    assert results["denoised"] > results["noisy"] + 4 and results["filled in"] > results["mean of neighbors"] + 1
+
+
+def test_per_sample_gradients_equal_those_of_a_loop():
+    results = per_sample_gradients.main(batch_size=3)
+    assert results["difference"] < 1e-6 and 0 < results["agreement"] < 1
+
+
+def test_variational_inference_approaches_the_posterior():
+    results = variational_inference.main(steps=30)
+    assert 0 < results["gap"] < 0.7 * results["independent"] and results["mean_error"] < 0.25
+
+
+def test_a_causal_transformer_learns_the_latents():
+    results = autoregressive_latents.main(steps=8)
+    for before, after in results.values():
+        assert before > after + 0.2
+
+
+def test_narrow_conditioners_nearly_keep_scores_and_bytes():
+    (bits, error, kept), *others = reduced_precision.main(num_images=4).values()
+    assert error < 1e-5 and kept == 1
+    for narrow in others:  # whether a rounding differs in so few images is chance, so errors have no lower bound here
+        assert 0 < abs(narrow[0] - bits) < 0.02 and narrow[2] > 0.99
