@@ -230,7 +230,7 @@ class JetMLP(nn.Module):
     MLP of a transformer block.
 
     In training its activation is recomputed in the backward pass rather than kept, which saves a fifth of the memory
-    of a training step. Compiled graphs choose for themselves what they recompute.
+    of a training step. Compiled graphs, and those of torch_xla, choose for themselves what they recompute.
     """
 
     def __init__(self, config: JetConfig):
@@ -243,7 +243,8 @@ class JetMLP(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.fc1(hidden_states)
         needs_gradients = self.training and hidden_states.requires_grad
-        if needs_gradients and not torch.compiler.is_compiling() and allows_checkpointing():
+        is_compiled = torch.compiler.is_compiling() or hidden_states.device.type == "xla"
+        if needs_gradients and not is_compiled and allows_checkpointing():
             # The recomputation stops at the input of `fc2`, so that no product is computed twice.
             return checkpoint(self._activate_and_project, hidden_states, use_reentrant=False)
         return self._activate_and_project(hidden_states)
