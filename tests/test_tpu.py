@@ -26,7 +26,8 @@ XLA = torch.device("xla:0")
 
 @pytest.fixture(autouse=True)
 def no_accelerator(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("TPU_", "PJRT_", "XLA_", "ACCELERATE_", "USE_TORCH_XLA"))]:
+    prefixes = ("TPU_", "PJRT_", "XLA_", "ACCELERATE_", "USE_TORCH_XLA")
+    for name in [name for name in os.environ if name.startswith(prefixes)]:
         monkeypatch.delenv(name)
 
 
