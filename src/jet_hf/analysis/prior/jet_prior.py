@@ -1,6 +1,8 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """A model as the prior of images: density, score, denoising, restoration and posterior samples."""
 
+from typing import Any
+
 import torch
 
 from ...model.configuration_jet import JetConfig
@@ -336,7 +338,7 @@ class JetPrior:
 
     def _given(
         self, tiles: torch.Tensor, indices: list[int] | None = None, levels: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor | float | None]:
+    ) -> dict[str, Any]:
         """Return the conditional inputs of the model for tiles of these images, by default one tile of each."""
         where = _index(list(range(len(tiles))) if indices is None else indices, tiles)
         labels = no_labels(self.model, len(tiles)) if self.labels is None else self.labels[where]
