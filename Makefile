@@ -1,5 +1,5 @@
-# `make demo` trains, scores and samples on real photographs, `make test` checks everything, and `make check` checks the
-# essentials in less than a minute. All three create .venv first.
+# `make demo` trains, scores and samples on real photographs, `make test` checks everything but TPUs, and `make check`
+# checks the essentials in less than a minute. All three create .venv first. `make test-xla` checks the path of TPUs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 
@@ -7,7 +7,7 @@ VENV := .venv
 APT := $(and $(filter 0,$(shell id -u)),$(shell command -v apt-get))
 BROWSER := $(if $(APT),REQUIRE_BROWSER=1)
 
-.PHONY: demo test suite check lint style types chromium clean
+.PHONY: demo test suite check lint style types chromium test-xla clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python scripts/demo.py
@@ -49,9 +49,20 @@ $(VENV)/.peer: $(VENV)/.dev
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps jet-pytorch
 	touch $@
 
+# The checks of TPUs, on the CPU runtime of torch_xla. Its environment takes 8 GB, since torch 2.9 needs NVIDIA's
+# packages to be imported.
+test-xla: $(VENV)-xla/.installed
+	PJRT_DEVICE=CPU OMP_NUM_THREADS=1 $(VENV)-xla/bin/python -m pytest tests/xla
+
+$(VENV)-xla/.installed: pyproject.toml constraints-tpu.txt
+	$(PYTHON) -m venv $(VENV)-xla
+	$(VENV)-xla/bin/python -m pip install --quiet --constraint constraints-tpu.txt --editable ".[train]" \
+		torch_xla scikit-learn pytest
+	touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, got " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) demo build src/*.egg-info
+	rm -rf $(VENV) $(VENV)-xla demo build src/*.egg-info

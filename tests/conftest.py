@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import re
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,15 @@ ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
+# `make test-xla` runs this folder, in an environment of its own.
+collect_ignore = [] if find_spec("torch_xla") else ["xla"]
+
+
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="Kills in each loop of tests/test_kills.py.")
     parser.addoption("--codec-crops", type=int, default=128, help="Crops in the rate test of tests/test_codec.py.")
     parser.addoption("--codec-mutations", type=int, default=300, help="Damaged files in tests/test_codec.py.")
+    parser.addoption("--large-models", action="store_true", help="Run tests/test_large_models.py, in 9 GiB of memory.")
 
 
 # Long files start early, so that two processes finish at the same time.

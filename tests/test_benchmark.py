@@ -88,7 +88,7 @@ def test_memory_of_a_training_step(patch_size):
 @pytest.mark.parametrize("gradients", [True, False], ids=["training", "no_grad"])
 def test_couplings_share_a_graph(gradients):
     counts = []
-    for num_layers in (5, 10):
+    for num_layers in (8, 32):
         torch._dynamo.reset()
         model = tiny_model(num_coupling_layers=num_layers).train(gradients)
         counter = CompileCounter()

@@ -11,6 +11,7 @@ from conftest import tiny_config, tiny_model
 from torch import nn
 
 from jet_hf import JetForDensityEstimation
+from jet_hf.analysis.prior.operators import SMOOTHNESS, fit_smoothest
 from jet_hf.model.flow_jet import JetActNorm, JetInvertibleDense
 from jet_hf.prior import JetPrior, LinearOperator, blur, downsample, identity, mask
 
@@ -88,8 +89,9 @@ def test_tweedies_formula_serves_the_noise_levels_of_a_model_and_map_all_others(
     torch.testing.assert_close(JetPrior(model).denoise(noisy, levels), model.denoise(noisy, noise_std=levels))
 
 
-@pytest.mark.parametrize("space", ["image", "latent"])
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(
+    "name, space", [*((name, "image") for name in OPERATORS), ("mask", "latent"), ("blur", "latent")]
+)
 def test_restoration_with_an_affine_flow_is_the_mean_of_its_normal_posterior(name, space):
     model, operator = affine_model(), OPERATORS[name]
     measurements = operator.forward(noise(1, 1, 8, 8, dtype=torch.float64))
@@ -212,6 +214,17 @@ def coverage(starts: list[int], length: int) -> torch.Tensor:
         is_end = start in (0, length - 8)
         total[start : start + 8] += (1 + distance / 8) / 2 if is_end else distance / 8
     return total
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_restoration_starts_at_the_smoothest_images_that_fit(name):
+    operator, shape = OPERATORS[name], (1, 1, 8, 8)
+    measurements = operator.forward(noise(*shape, dtype=torch.float64))
+    measured = matrix_of(operator.forward, shape)
+    differences = torch.cat([matrix_of(lambda x, dim=dim: x.diff(dim=dim), shape) for dim in (2, 3)])
+    hessian = measured.T @ measured + SMOOTHNESS * differences.T @ differences
+    exact = torch.linalg.solve(hessian, measured.T @ measurements.flatten())
+    torch.testing.assert_close(fit_smoothest(measurements, operator).flatten(), exact, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import random_bytes, random_images, tiny_config, tiny_model
@@ -202,6 +203,18 @@ def test_bfloat16_conditioners_keep_permutations_and_a_float32_flow(saved):
     dequantized = inputs["pixel_values"] + inputs["noise"] / 127.5
     torch.testing.assert_close(images, dequantized, rtol=0, atol=1e-5)
     assert loaded.sample(2, context=inputs["context"]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_actnorm": True, "dequantization": "flow"}])
+def test_loading_draws_no_numbers_and_keeps_no_file_in_memory(tmp_path, fields):
+    model = tiny_model(num_coupling_layers=2, **fields)
+    model.save_pretrained(tmp_path)
+    state = torch.get_rng_state()
+    loaded = JetForDensityEstimation.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(torch.get_rng_state(), state), "weights that the file replaces were drawn"
+    mapped = {region.path for region in psutil.Process().memory_maps()}
+    assert str(tmp_path / "model.safetensors") not in mapped, "a tensor is a view of the file"
+    assert [name for name, _ in loaded.named_buffers()] == [name for name, _ in model.named_buffers()]
 
 
 NAMES = [
@@ -648,6 +661,25 @@ def test_couplings_compiled_by_inductor():
     model.compile_couplings()
     for name, value in model(**inputs).items():
         assert_close(value, expected[name])
+
+
+@torch.no_grad()
+def test_samples_of_any_temperature_seed_and_guidance_share_a_graph():
+    torch._dynamo.reset()
+    model = tiny_model(image_size=4, num_coupling_layers=2, coupling_kinds=["channels", "spatial"], num_classes=3)
+    model.compile_couplings(backend="eager")
+
+    def sample(temperature: float, seed: int, guidance_scale) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.tensor([0, seed % 3])
+        return model.sample(2, temperature, generator, labels=labels, guidance_scale=guidance_scale)
+
+    first = [sample(1.0, 0, scale) for scale in (None, 1.5)]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        again = [sample(0.7, 1, None), sample(0, 2, 2.0), sample(0.3, 3, (1.0, 4.0)), sample(1.0, 0, 0.5)]
+        assert torch.equal(sample(1.0, 0, 1.5), first[1])
+    torch._dynamo.reset()
+    assert len({tuple(images.flatten().tolist()) for images in (*first, *again)}) == 6
 
 
 # Code taken from the saved folder

@@ -45,7 +45,7 @@ PEAK_FLOPS = {
     r"V100": 125e12,
     r"TPU v4": 275e12,
     r"TPU v5( lite|e)": 197e12,
-    r"TPU v5p": 459e12,
+    r"TPU v5(p|$)": 459e12,
     r"TPU v6( lite|e)": 918e12,
 }
 LISTED_DEVICES = {"A100": r"\bA100", "H100": "H100"}

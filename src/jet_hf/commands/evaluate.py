@@ -40,6 +40,7 @@ from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 from ..utils.files import strict_json
 from ..utils.precision import resolve_precision
+from ..utils.xla import check_device
 
 
 EXPECTED_ERRORS = (StrictDataclassError, UndecodableImagesError)
@@ -50,6 +51,7 @@ def run(arguments: EvaluateArguments) -> None:
     source = open_source(arguments)
     check_outputs(arguments, source)
     accelerator = Accelerator(mixed_precision=resolve_precision(arguments.mixed_precision))
+    check_device(accelerator.device, accelerator.mixed_precision)
     check_results(arguments, load_config(arguments.model, "model"))
     model = JetForDensityEstimation.from_pretrained(arguments.model)
     processor = JetImageProcessor.from_pretrained(arguments.model)

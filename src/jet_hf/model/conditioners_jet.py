@@ -28,22 +28,23 @@ class Guidance(NamedTuple):
 
     Args:
         scales: Strengths at the layers next to the latents and next to the image, between which the others are
-            interpolated: 0 for the unguided prediction, 1 for the guided one.
+            interpolated: 0 for the unguided prediction, 1 for the guided one. `None` at one layer, see [`at`].
         rule: Name in `GUIDANCE_RULES`.
         attention_temperature: Temperature of self-attention in the unguided prediction.
         scale: Strength at one layer, see [`at`].
     """
 
-    scales: tuple[float, float]
+    scales: tuple[float, float] | None
     rule: str
     attention_temperature: float
     scale: torch.Tensor | None = None
 
     def at(self, depth: float, state: torch.Tensor) -> "Guidance":
         """Return the guidance of a layer, at a depth from 0 next to the image to 1 next to the latents."""
+        assert self.scales is not None
         first, last = self.scales
-        # As a tensor, the strength of each layer needs no compiled graph of its own.
-        return self._replace(scale=state.new_full((), last + depth * (first - last)))
+        # As a tensor, the strength of each layer and sample needs no compiled graph of its own, as numbers would.
+        return self._replace(scales=None, scale=state.new_full((), last + depth * (first - last)))
 
 
 class Conditioning(NamedTuple):
@@ -229,7 +230,7 @@ class JetMLP(nn.Module):
     MLP of a transformer block.
 
     In training its activation is recomputed in the backward pass rather than kept, which saves a fifth of the memory
-    of a training step. Compiled graphs choose for themselves what they recompute.
+    of a training step. Compiled graphs, and those of torch_xla, choose for themselves what they recompute.
     """
 
     def __init__(self, config: JetConfig):
@@ -242,7 +243,8 @@ class JetMLP(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.fc1(hidden_states)
         needs_gradients = self.training and hidden_states.requires_grad
-        if needs_gradients and not torch.compiler.is_compiling() and allows_checkpointing():
+        is_compiled = torch.compiler.is_compiling() or hidden_states.device.type == "xla"
+        if needs_gradients and not is_compiled and allows_checkpointing():
             # The recomputation stops at the input of `fc2`, so that no product is computed twice.
             return checkpoint(self._activate_and_project, hidden_states, use_reentrant=False)
         return self._activate_and_project(hidden_states)

@@ -294,9 +294,17 @@ class JetPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._check_permutations()
+        model._copy_buffers()
         if image_size is not None:
             model.set_image_size(image_size)
         return loaded
+
+    def _copy_buffers(self) -> None:
+        """Copy the loaded buffers. Each is a view of a memory-mapped file, which it would keep mapped as a whole."""
+        for module in self.modules():
+            if isinstance(module, (JetCoupling, JetActNorm)):
+                for name, buffer in list(module.named_buffers(recurse=False)):
+                    setattr(module, name, buffer.clone())
 
     @torch.no_grad()
     def set_image_size(self, image_size: int | tuple[int, int] | list[int]) -> None:
@@ -339,7 +347,8 @@ class JetPreTrainedModel(PreTrainedModel):
     def compile_couplings(self, **kwargs) -> None:
         """
         Compile the maps of the coupling layers and their conditioners in place. All layers share one graph, so that
-        the time to compile does not depend on the depth of the flow.
+        the time to compile does not depend on the depth of the flow. Temperatures of samples, seeds and strengths of
+        guidance share graphs too, but each `attention_temperature` needs its own.
 
         Args:
             kwargs: Arguments of `torch.compile`, such as `mode="max-autotune-no-cudagraphs"`.

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_model
+from safetensors.torch import load_file
 
 from ..arguments import TrainArguments
 from ..model.image_processing_jet import JetImageProcessor
 from ..utils.files import publish_folder, strict_json
+from ..utils.xla import to_host
 from .monitor import MetricsWindow
 from .trainer import Trainer
 
@@ -158,7 +159,8 @@ class Checkpointer:
 
     def _write_weights(self, models: list[torch.nn.Module], weights: list[dict], folder: str) -> None:
         if weights and self.trainer.ema and self.accelerator.is_main_process:
-            self.trainer.base_model.save_pretrained(Path(folder) / TRAINING_WEIGHTS)
+            state_dict = to_host(self.trainer.base_model.state_dict())
+            self.trainer.base_model.save_pretrained(Path(folder) / TRAINING_WEIGHTS, state_dict=state_dict)
             self.processor.save_pretrained(Path(folder) / TRAINING_WEIGHTS)
         weights.clear()
 
@@ -167,8 +169,7 @@ class Checkpointer:
             weights = Path(folder) / TRAINING_WEIGHTS
             # Without an average, and in earlier releases, they are those of the checkpoint's model.
             path = (weights if weights.exists() else Path(folder)) / "model.safetensors"
-            # They are read on the CPU: safetensors refuses an indexed CPU device such as cpu:0.
-            load_model(self.trainer.base_model, path, device="cpu")
+            self.trainer.base_model.load_state_dict(load_file(path))
         models.clear()
 
     def _check_grace(self, seconds: float) -> None:

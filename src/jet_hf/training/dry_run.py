@@ -20,9 +20,17 @@ from ..arguments import TrainArguments
 from ..data import Batch, BatchSharding, PixelSplit, train_batches
 from ..data.releases import RELEASES
 from ..model.configuration_jet import JetConfig, level_dtype
+from ..utils.xla import is_xla, memory_info
 from .fine_tuning import adapt_model, find_config, make_model
 from .launcher import Launcher
-from .setup import count_steps, find_data, load_data, make_accelerator, make_processor
+from .setup import (
+    count_steps,
+    enable_gradient_checkpointing,
+    find_data,
+    load_data,
+    make_accelerator,
+    make_processor,
+)
 from .trainer import Trainer
 
 
@@ -133,9 +141,11 @@ def most_memory(config: JetConfig, micro_batch_size: int) -> int:
 
 
 def device_memory(accelerator: Accelerator) -> int | None:
-    """Return the memory that one process can use: all of a GPU's, or its share of what a CPU has left; or `None`."""
+    """Return the memory that one process can use: that of a GPU or TPU, or its share of a CPU's; or `None`."""
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_properties(accelerator.device).total_memory
+    if is_xla(accelerator.device):
+        return memory_info(accelerator.device).get("bytes_limit")
     if accelerator.device.type == "cpu":
         return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return None
@@ -155,6 +165,8 @@ def describe_step(arguments: TrainArguments, estimate: CostEstimate, accelerator
     available = psutil.virtual_memory().available
     if accelerator.device.type == "cuda":
         num_images, available = max(1, num_images), torch.cuda.mem_get_info()[0]
+    elif is_xla(accelerator.device):
+        num_images, available = max(1, num_images), device_memory(accelerator) or available
     if num_images == 0:
         return "step: not measured, since one image would take a CPU minutes."
     needed = estimate.total_bytes - estimate.memory["activation"] * (1 - num_images / estimate.micro_batch_size)
@@ -181,10 +193,10 @@ def loader_throughput(arguments: TrainArguments, pixels: PixelSplit, seconds: fl
 
 
 def step_throughput(arguments: TrainArguments, config: JetConfig, num_images: int, accelerator: Accelerator) -> float:
-    """Return the images per second of the second training step with `num_images` in this process."""
+    """Return the images per second of a training step with `num_images` in this process, after those that compile."""
     model = adapt_model(make_model(arguments, config), config)
     if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_gradient_checkpointing(model, accelerator.device)
     pixels = torch.randint(config.num_levels, (num_images, *config.image_shape))
     pixels = pixels.to(getattr(torch, level_dtype(config.num_levels)))
     labels = None if config.num_classes is None else torch.zeros(num_images, dtype=torch.int64)
@@ -193,7 +205,9 @@ def step_throughput(arguments: TrainArguments, config: JetConfig, num_images: in
     trainer = Trainer(
         model, num_training_steps=100, accelerator=accelerator, noise_curriculum=arguments.noise_curriculum
     )
-    trainer.step([batch])
+    # Under torch_xla, the first update and the first learning rate other than 0 have graphs of their own.
+    for _ in range(3 if is_xla(accelerator.device) else 1):
+        trainer.step([batch])
     start = time.monotonic()
     trainer.step([batch])  # returns when the device has finished, since it reads the loss
     return num_images / (time.monotonic() - start)

@@ -10,19 +10,27 @@ import torch
 from accelerate import Accelerator
 
 from .. import __version__
+from ..utils.xla import device_kind, is_xla
 
 
 def describe_environment(accelerator: Accelerator) -> dict:
     """Return the versions of the software, the commit of jet_hf, and the devices, ready for JSON."""
-    is_cuda = accelerator.device.type == "cuda"
+    libraries = ["torch", "transformers", "accelerate", *(["torch_xla"] if is_xla(accelerator.device) else [])]
     return {
         "jet_hf": __version__,
         "commit": checkout_commit(Path(__file__).parents[3]),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "accelerate")},
-        "device": torch.cuda.get_device_name() if is_cuda else accelerator.device.type,
+        **{name: version(name) for name in libraries},
+        "device": device_name(accelerator.device),
         "num_processes": accelerator.num_processes,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, the kind of a TPU, or the type of another device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return device_kind(device) if is_xla(device) else device.type
 
 
 def checkout_commit(folder: Path) -> str | None:

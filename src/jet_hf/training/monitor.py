@@ -19,7 +19,8 @@ from ..analysis.cost import peak_flops, training_flops
 from ..arguments import TrainArguments
 from ..model.configuration_jet import JetConfig
 from ..utils.files import replace_file, replace_text, strict_json
-from .environment import describe_environment
+from ..utils.xla import is_xla, memory_info
+from .environment import describe_environment, device_name
 from .trackers import Trackers
 from .trainer import StepMetrics
 
@@ -134,8 +135,7 @@ class Monitor:
         self.has_curriculum = arguments.noise_curriculum > 0
         self.window = window
         self.flops_per_image, output_dir = training_flops(config), Path(arguments.output_dir)
-        is_cuda = accelerator.device.type == "cuda"
-        self.peak_flops = peak_flops(torch.cuda.get_device_name()) if is_cuda else None
+        self.peak_flops = peak_flops(device_name(accelerator.device))
         self.metrics = JsonLines(output_dir / "metrics.jsonl")
         self.evaluations = JsonLines(output_dir / "evaluations.jsonl")
         self.environments = JsonLines(output_dir / "environments.jsonl")
@@ -249,8 +249,10 @@ class Monitor:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory of this process on a GPU, or else its peak resident memory, in bytes."""
+    """Return the peak memory of this process on a GPU or TPU, or else its peak resident memory, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if is_xla(device) and (peak := memory_info(device).get("peak_bytes_used")):
+        return peak
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else size * 1024

@@ -37,6 +37,7 @@ from .setup import (
     RunData,
     count_micro_batches,
     count_steps,
+    enable_gradient_checkpointing,
     find_data,
     find_start,
     load_data,
@@ -221,7 +222,7 @@ def build_run(
     steps = range(start.step if start else 0, num_steps)
     batches = make_batches(arguments, data, processor, sharding, steps, accelerator.device)
     if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_gradient_checkpointing(model, accelerator.device)
     if arguments.torch_compile:
         model.compile_couplings()
     trainer = Trainer(

@@ -17,6 +17,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..analysis.evaluation import check_processes
 from ..arguments import TrainArguments
@@ -40,6 +41,7 @@ from ..model.configuration_jet import JetConfig
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation
 from ..utils.precision import resolve_precision
+from ..utils.xla import check_device, checkpoint_function, is_xla
 from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints
 from .launcher import Launcher, killable_join
 from .lock import LOCK_FILE
@@ -56,7 +58,8 @@ def make_accelerator(arguments: TrainArguments, launcher: Launcher | None = None
 
     Raises:
         ValueError: for a precision other than `no` and `bf16`, a tracker that is unknown, not installed or needs a
-            login, or processes that do not see each other.
+            login, processes that do not see each other, a device that [`check_device`] refuses, or `torch_compile`
+            under torch_xla.
         ConnectionError: if the launcher has ended.
     """
     precision = resolve_precision(arguments.mixed_precision)
@@ -82,6 +85,9 @@ def make_accelerator(arguments: TrainArguments, launcher: Launcher | None = None
             project_dir=arguments.output_dir,
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
+    check_device(accelerator.device, accelerator.mixed_precision)
+    if arguments.torch_compile and is_xla(accelerator.device):
+        raise ValueError("`torch_compile` must be false under torch_xla, which compiles every step itself, got True.")
     check_processes(accelerator)
     warn_of_lone_process(accelerator)
     on_main_process(lambda: check_logins([str(tracker) for tracker in accelerator.log_with]))
@@ -276,6 +282,15 @@ def count_micro_batches(arguments: TrainArguments, start: Checkpoint | None, num
             f"{images // number} images, no more than the {limit} in {start.path}."
         )
     return number
+
+
+def enable_gradient_checkpointing(model: JetForDensityEstimation, device: torch.device) -> None:
+    """Recompute the coupling layers of a model in the backward pass on a device."""
+    model.gradient_checkpointing_enable()
+    if is_xla(device):
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module._gradient_checkpointing_func = checkpoint_function()
 
 
 def make_batches(

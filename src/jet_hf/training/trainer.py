@@ -26,6 +26,7 @@ from ..model.modeling_jet import (
 )
 from ..model.validation_jet import check_not_negative, trusted_values
 from ..utils.noise import noise_levels, normal_noise, uniform_noise
+from ..utils.xla import run_recorded, to_host
 from .optim import FUSED_DEVICES, build_optimizer, build_scheduler, cosine_scale
 
 
@@ -262,12 +263,15 @@ class Trainer:
                 )
                 self.accelerator.backward(output.loss)
             losses.append(self._loss_and_terms(output))
+            # All micro-batches run the same graph under torch_xla, instead of being unrolled into one.
+            run_recorded(self.accelerator.device)
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         if isinstance(grad_norm, DTensor):  # under FSDP2
             grad_norm = grad_norm.full_tensor()
         means = torch.stack(losses).mean(dim=0)
         # All processes continue with the same numbers, and skip the same steps.
         reduced = self.accelerator.reduce(torch.cat([means, grad_norm.to(means)[None]]), "mean")
+        run_recorded(self.accelerator.device)
         # This is the only time in a step that the host waits for the device.
         loss, loss_prior, loss_log_det, norm = reduced.tolist()
         accepted = self.guard.accept(self.step_count + 1, loss, norm)
@@ -281,6 +285,7 @@ class Trainer:
         self.optimizer.zero_grad()
         if accepted and self._update_average is not None:
             self._update_average(list(self.ema.values()), list(self.base_model.parameters()), self.step_count)
+        run_recorded(self.accelerator.device)
         self.step_count += 1
         return StepMetrics(
             step=self.step_count,
@@ -400,4 +405,4 @@ class Trainer:
             # FSDP changes the class of the model, whose name and code would be saved with it.
             with torch.device("meta"):
                 model = JetForDensityEstimation(self.base_model.config)
-            model.save_pretrained(folder, state_dict=state_dict)
+            model.save_pretrained(folder, state_dict=to_host(state_dict))

@@ -38,7 +38,8 @@ class Interrupted(KeyboardInterrupt):
 
 def rank() -> int:
     """Return the rank of this process among those of its launcher; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
+    # torch_xla numbers the processes of a machine, and sets no RANK.
+    return int(os.environ.get("RANK") or os.environ.get("PJRT_LOCAL_PROCESS_RANK") or "0")
 
 
 def end_at_once_on_signals() -> None:

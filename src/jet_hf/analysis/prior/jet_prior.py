@@ -1,6 +1,8 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """A model as the prior of images: density, score, denoising, restoration and posterior samples."""
 
+from typing import Any
+
 import torch
 
 from ...model.configuration_jet import JetConfig
@@ -16,7 +18,7 @@ from ...model.validation_jet import (
 )
 from ..sampling import no_labels
 from .inference import Energy, Posterior, Restoration, minimize, sample
-from .operators import LinearOperator, identity
+from .operators import LinearOperator, fit_smoothest, identity
 from .tiling import Tiling
 
 
@@ -206,8 +208,8 @@ class JetPrior:
             num_steps: Number of Adam's steps, of one gradient each. Their size falls to zero along a cosine.
             step_size: Size of the first steps; by default a quarter of `sigma` and at least 4 gray levels in the space
                 of images, and 0.1 in that of latents.
-            start: First images (B, C, H, W). By default, `A^T y`, scaled to fit the measurements best, in the space
-                of images, and the image of the latent 0 in that of latents.
+            start: First images (B, C, H, W). By default, the smoothest ones that fit the measurements in the space of
+                images, see [`fit_smoothest`], and the image of the latent 0 in that of latents.
 
         Raises:
             ValueError: for an adjoint that is none, a sigma that is not positive, wrong shapes, non-finite values,
@@ -336,7 +338,7 @@ class JetPrior:
 
     def _given(
         self, tiles: torch.Tensor, indices: list[int] | None = None, levels: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor | float | None]:
+    ) -> dict[str, Any]:
         """Return the conditional inputs of the model for tiles of these images, by default one tile of each."""
         where = _index(list(range(len(tiles))) if indices is None else indices, tiles)
         labels = no_labels(self.model, len(tiles)) if self.labels is None else self.labels[where]
@@ -390,17 +392,15 @@ class JetPrior:
         return levels
 
     def _start(self, measurements: torch.Tensor, operator: LinearOperator, start: torch.Tensor | None) -> torch.Tensor:
-        """Return the given first images, or the multiple of `A^T y` that fits the measurements best."""
+        """Return the given first images, or the smoothest ones that fit the measurements."""
         backward = operator.adjoint(measurements)
         self._check_images("operator.adjoint(measurements)", backward)
-        if start is not None:
-            self._check_images("start", start)
-            if start.shape != backward.shape:
-                raise ValueError(f"`start` must have shape {tuple(backward.shape)}, got {tuple(start.shape)}.")
-            return start.detach()
-        forward = operator.forward(backward).flatten(1)
-        fit = (forward * measurements.flatten(1)).sum(dim=1) / forward.square().sum(dim=1).clamp(min=1e-30)
-        return (_per_image(fit) * backward).detach()
+        if start is None:
+            return fit_smoothest(measurements, operator)
+        self._check_images("start", start)
+        if start.shape != backward.shape:
+            raise ValueError(f"`start` must have shape {tuple(backward.shape)}, got {tuple(start.shape)}.")
+        return start.detach()
 
 
 def _misfit(

@@ -12,6 +12,9 @@ from ...model.validation_jet import check_whole
 
 # Largest difference of the two inner products, relative to the norms and to the precision of the dtype.
 ADJOINT_TOLERANCE = 10
+# Weight of the squared differences of neighboring pixels in the smoothest images, and steps to find these.
+SMOOTHNESS = 1e-2
+FIT_STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -120,3 +123,35 @@ def blur(kernel: torch.Tensor) -> LinearOperator:
             measurements, weights(measurements), groups=measurements.shape[1]
         ),
     )
+
+
+def fit_smoothest(measurements: torch.Tensor, operator: LinearOperator) -> torch.Tensor:
+    """
+    Return images (B, C, H, W) that fit measurements and are smooth where these say nothing: the minimum of
+    `|A x - y|^2 + SMOOTHNESS * |differences of neighboring pixels|^2`, by conjugate gradients.
+    """
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return (left * right).flatten(1).sum(dim=1)[:, None, None, None]
+
+    residual = operator.adjoint(measurements)
+    images, direction, size = torch.zeros_like(residual), residual, product(residual, residual)
+    tiny = torch.finfo(residual.dtype).tiny
+    for _ in range(FIT_STEPS):
+        curved = operator.adjoint(operator.forward(direction)) + SMOOTHNESS * _laplacian(direction)
+        length = size / product(direction, curved).clamp(min=tiny)
+        images = images + length * direction
+        residual = residual - length * curved
+        size, last_size = product(residual, residual), size
+        direction = residual + size / last_size.clamp(min=tiny) * direction
+    return images
+
+
+def _laplacian(images: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of half of the squared differences of neighboring pixels."""
+    result = torch.zeros_like(images)
+    for dim in (2, 3):
+        steps = images.diff(dim=dim)
+        first, last = steps.narrow(dim, 0, 1), steps.narrow(dim, steps.shape[dim] - 1, 1)
+        result -= torch.cat([first, steps.diff(dim=dim), -last], dim=dim)
+    return result
