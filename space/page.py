@@ -1,7 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Parts that the tabs share."""
 
-import json
 from collections.abc import Callable, Sequence
 
 import gradio as gr
@@ -10,6 +9,8 @@ from components import FileInput, ImageInput, file_input, image_input
 from endpoints import Service
 from jet_demo import FITS, Sampler
 from storage import Storage
+
+from jet_hf.utils.files import strict_json
 
 
 class Page:
@@ -66,7 +67,7 @@ class Page:
             fit: See [`Service.endpoint`].
             options: Further keyword arguments of `gr.on`.
         """
-        empty = {text: f"() => [{'null, ' * (len(outputs) - 1)}{json.dumps(text)}]" for text in ("", texts.NO_RESULT)}
+        empty = {text: f"() => [{'null, ' * (len(outputs) - 1)}{strict_json(text)}]" for text in ("", texts.NO_RESULT)}
         if replaced:
             gr.on(replaced, None, outputs=outputs, js=empty[""], api_visibility="private")
         event = gr.on(

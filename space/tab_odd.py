@@ -3,7 +3,6 @@
 
 import base64
 import io
-import json
 from html import escape
 
 import gradio as gr
@@ -14,6 +13,8 @@ from components import ChoiceInput, Named, png_image
 from jet_demo import FITS, JetDemo
 from page import Page
 from PIL import Image, ImageFilter, ImageOps
+
+from jet_hf.utils.files import strict_json
 
 
 NUM_NOISE_DRAWS = 4
@@ -102,7 +103,7 @@ def add_game(page: Page) -> None:
         [{"name": name, "bits": bits[name], "source": _source(pictures[name])} for name in pair] for pair in PAIRS
     ]
     gr.Markdown(f"## The game\n{texts.GAME_HELP}")
-    gr.HTML(f'<div class="jet-game" data-pairs="{escape(json.dumps(pairs))}"></div>', js_on_load=None)
+    gr.HTML(f'<div class="jet-game" data-pairs="{escape(strict_json(pairs))}"></div>', js_on_load=None)
 
 
 def bits_of(demo: JetDemo, image: Image.Image) -> float:

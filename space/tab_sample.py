@@ -1,7 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Tab that draws samples."""
 
-import json
 import math
 
 import gradio as gr
@@ -13,6 +12,7 @@ from page import Page
 from PIL import Image
 
 from jet_hf.analysis.sampling import image_grid
+from jet_hf.utils.files import strict_json
 
 
 # Number of intermediate images that a sampling run shows.
@@ -107,6 +107,6 @@ def add_sampling(page: Page) -> None:
         None,
         inputs=inputs,
         outputs=inputs,
-        js=f"(...values) => jetAddress.read(values, {json.dumps(list(page.samplers))})",
+        js=f"(...values) => jetAddress.read(values, {strict_json(list(page.samplers))})",
         api_visibility="private",
     )
