@@ -97,7 +97,8 @@ class JetPrior:
         self.weight = weight
         self.tile_batch_size = tile_batch_size
         self.tile_shape = (tile_shape[0], tile_shape[1])
-        self.stride = (tile_shape[0] // 2, tile_shape[1] // 2) if stride is None else (stride, stride)
+        halves = (max(tile_shape[0] // 2, 1), max(tile_shape[1] // 2, 1))
+        self.stride = halves if stride is None else (stride, stride)
 
     @property
     def config(self) -> JetConfig:
