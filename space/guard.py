@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import get_type_hints
 from urllib.parse import parse_qs
 from weakref import WeakValueDictionary
@@ -332,7 +333,9 @@ class RequestGuard:
 def _checked_place(event: object) -> list[int]:
     """Return the place of a click on a picture. Raise RequestError if there is none."""
     place = event.get("index") if isinstance(event, dict) else None
-    if not isinstance(place, list) or len(place) != 2 or not all(type(number) in (int, float) for number in place):
+    is_place = isinstance(place, list) and len(place) == 2
+    # NaN is in no interval.
+    if not is_place or not all(type(number) in (int, float) and -inf <= number <= inf for number in place):
         raise RequestError(422, "`event_data` must have the place of a click, two numbers, as its `index`.")
     return [int(min(max(number, 0), MAX_SIDE)) for number in place]
 

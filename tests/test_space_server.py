@@ -580,6 +580,7 @@ def test_requests_of_the_wrong_shape_are_answered_with_a_sentence(server):
         ("queue/join", json.dumps(click | {"session_hash": ["a"]}), 422),
         ("queue/join", json.dumps(click), 422),
         ("queue/join", json.dumps(click | {"event_data": {"index": [1, "2"]}}), 422),
+        ("queue/join", json.dumps(click | {"event_data": {"index": [1, float("nan")]}}), 422),
         ("cancel", b'{"fn_index": {}}', 422),
         ("upload", b"no form", 400),
     ):
