@@ -5,9 +5,9 @@ Restore a picture with a model as the prior: remove noise, and fill in missing p
     python -m examples.denoise_and_inpaint --model space/model
 
 Both are the same problem: find the image `x` that a linear operator `A` turned into the measurements `A x + noise`.
-The most probable image weighs the measurements against `log p(x)`, whose gradient a flow gives exactly. It is a local
-optimum, so that missing pixels start from the mean of their neighbors. Langevin sampling draws from
-`p(x | measurements)` instead, and says by how much the filled-in pixels could differ; a short chain says too little.
+The most probable image weighs the measurements against `log p(x)`, whose gradient a flow gives exactly. Langevin
+sampling draws from `p(x | measurements)` instead, and says by how much the filled-in pixels could differ; a short
+chain says too little.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main(
     operator, precision = mask(is_kept), 2 * GRAY_LEVEL
     measured = operator.forward(clean + precision * torch.randn(clean.shape, generator=generator))
     neighbors = mean_of_neighbors(measured, is_kept)
-    filled = prior.restore(measured, operator, precision, num_steps=steps, start=neighbors).images
+    filled = prior.restore(measured, operator, precision, num_steps=steps).images
     posterior = prior.sample_posterior(
         measured, operator, precision, num_steps=steps, start=filled, generator=generator
     )

@@ -87,7 +87,7 @@ def add_codec(page: Page) -> None:
         """Decompress a file of `compress`."""
         return page.demo.decompress(file)
 
-    image, file = page.image_input("image"), page.file_input("file", required=True)
+    image, file = page.image_input("image"), page.file_input("file")
     packed, picture, answer = gr.File(label="packed"), png_image("picture"), gr.JSON(label="result")
     publish(page, compress, [image], [packed, answer], fit=WHOLE)
     publish(page, decompress, [file], [picture, answer])

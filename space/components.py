@@ -110,13 +110,13 @@ class ClassMenu(gr.Dropdown, CheckedInput):
 
 
 class FileInput(gr.File, CheckedInput):
-    """Input of a file that is not an image. Its `storage` and `required` must be set: see `file_input`."""
+    """Input of a file that is not an image. Its `storage` and `optional` must be set: see `file_input`."""
 
     storage: Storage
-    required: bool
+    optional: bool
 
     def check(self, value) -> dict | None:
-        return None if value is None and not self.required else checked_upload(self, value)
+        return None if value is None and self.optional else checked_upload(self, value)
 
     def preprocess(self, payload) -> SentFile | None:
         return None if payload is None else SentFile(payload.path, self.label)
@@ -191,10 +191,10 @@ def image_input(label: str, storage: Storage, optional: bool = False, **options)
     return component
 
 
-def file_input(label: str, storage: Storage, required: bool = False, **options) -> FileInput:
+def file_input(label: str, storage: Storage, optional: bool = False, **options) -> FileInput:
     """Create a file input that accepts the uploads of `storage`. `options` are keyword arguments of `gr.File`."""
     component = FileInput(label=label, type="filepath", **options)
-    component.storage, component.required = storage, required
+    component.storage, component.optional = storage, optional
     return component
 
 

@@ -264,10 +264,10 @@ class JetDemo(Sampler):
             raise ValueError(f"the demo takes models of square images, got `image_size` {config.image_size}.")
         self.held_out = load_scores(self.model_id)
         if self.model.num_parameters() <= MAX_COPIED_PARAMETERS:
-            plain = copy.deepcopy(self.model)
-            undo_preparation(plain)
-            self.prior = JetPrior(plain)
             self.detector = load_detector(self.model_id)
+            plain = copy.deepcopy(self.model) if self.detector is None else self.detector.model
+            undo_preparation(plain)
+            self.prior = JetPrior(plain.to(self.model.jet.input_device))
             with contextlib.suppress(ValueError):  # the codec refuses some models
                 self.codec = Codec(self.model)
         # Averaging an image of 50 million pixels takes several hundred megabytes, hence one image at a time.
@@ -316,13 +316,12 @@ class JetDemo(Sampler):
             The `score` and the `p_value` by the name of the score, and the bits per dimension of each patch in excess
             of the reference images, float64 (S/p, S/p).
         """
-        images = [image.pixels.permute(1, 2, 0).numpy().squeeze()]
-        judgment = self.detector.judge(images)
+        judgment = self.detector.judge([self.picture(image)])
         table = {
             name: {"score": float(scores[0]), "p_value": float(judgment.p_values[name][0])}
             for name, scores in judgment.scores.items()
         }
-        return table, self.detector.heat_map(images)[0]
+        return table, judgment.heat_maps[0]
 
     def denoise(self, image: Fitted, sigma: float) -> Image.Image:
         """

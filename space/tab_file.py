@@ -38,7 +38,7 @@ def add_files(page: Page) -> None:
     gr.Markdown("## And back")
     with gr.Row():
         with gr.Column(min_width=280):
-            file = page.file_input("File of this demo", height=160, file_types=[".jet"])
+            file = page.file_input("File of this demo", optional=True, height=160, file_types=[".jet"])
         with gr.Column(min_width=280):
             restored = png_image("Decompressed picture", height=280)
             statement = gr.Markdown(texts.DECOMPRESSION_HINT)

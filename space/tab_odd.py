@@ -26,9 +26,7 @@ def variants(demo: JetDemo, examples: list[str]) -> dict[str, Image.Image]:
     """Return example images at the model's size, and pictures made of them, by their descriptions."""
     size = demo.model.config.image_size
     mode = "RGB" if demo.model.config.num_channels == 3 else "L"
-    coffee, temple, cat, smooth, static = (
-        demo.processor.post_process(demo.pixel_values(demo.load(path)))[0].convert(mode) for path in examples
-    )
+    coffee, temple, cat, smooth, static = (demo.picture(demo.load(path)).convert(mode) for path in examples)
     (sample,) = demo.sample(1, 1, 0)
     noise = np.random.default_rng(0).normal(0, 12, np.shape(cat))
     noisy = Image.fromarray(np.clip(np.asarray(cat) + noise, 0, 255).astype(np.uint8))
@@ -76,7 +74,7 @@ def add_anomaly(page: Page) -> None:
 
     def anomaly(image, fit):
         if image is None:
-            return None, texts.ANOMALY_HINT
+            return None, texts.SCORE_HINT
         table, excess = demo.judge(image)
         heat = overlay(demo.picture(image), excess, centered=True)
         return Named(heat, "jet-odd-patches.png"), texts.anomaly_table(table)

@@ -37,7 +37,7 @@ def draw(sampler: Sampler, num_images: int, temperature: float, seed: int, label
     layers, looks = sampler.model.config.num_coupling_layers, []
     name = f"{texts.slug(sampler.title)}-seed{seed}-t{temperature:g}"
     if label != ALL_CLASSES:
-        name += f"-{texts.slug(sampler.classes[label])}" if label < len(sampler.classes) else ""
+        name += f"-{texts.slug(sampler.classes[label])}"
     for done, images in sampler.sample_steps(num_images, temperature, seed, NUM_LOOKS, label):
         looks.append(images[0])
         grid, status = Named(enlarged_grid(images), f"{name}.png"), texts.sampling_status(done, layers)

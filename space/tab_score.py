@@ -12,17 +12,19 @@ from jet_demo import FITS, JetDemo, Score
 from page import Page
 
 
-# Example images of the first view, by the words in their file names.
-SHOWN = ("coffee", "smooth", "static")
 NUM_NOISE_DRAWS = 8
+
+
+def heat_map(score: Score, demo: JetDemo, title: str) -> Named:
+    """Return the map of a title out of `MAPS`, laid over the image."""
+    return Named(overlay(demo.picture(score.fitted), score.maps[title]), f"jet-{texts.slug(title)}.png")
 
 
 def pictures(score: Score, demo: JetDemo) -> tuple:
     """Return the pictures of a score: the model's input, its place among held-out images, and the maps."""
-    seen = demo.picture(score.fitted)
+    seen = Named(demo.picture(score.fitted), "jet-model-input.png")
     place = demo.held_out and histogram(demo.held_out.bits_per_dim, score.bits_per_dim)
-    maps = (Named(overlay(seen, values), f"jet-{texts.slug(title)}.png") for title, values in score.maps.items())
-    return Named(seen, "jet-model-input.png"), place, *maps
+    return seen, place, *(heat_map(score, demo, title) for title in jet_demo.MAPS)
 
 
 def add_scoring(page: Page) -> None:
@@ -37,21 +39,21 @@ def add_scoring(page: Page) -> None:
         progress(0.6, desc="drawing")
         return *pictures(result, demo), texts.score_summary(result, demo.model.config.image_size)
 
-    paths = {word: path for word in SHOWN for path in page.examples if word in Path(path).name}
+    paths = {word: path for word in texts.PICTURE_TITLES for path in page.examples if word in Path(path).name}
     scores = {word: demo.score(demo.load(path), NUM_NOISE_DRAWS) for word, path in paths.items()}
     gr.Markdown(texts.three_pictures(scores))
     with gr.Row():
         for word, result in scores.items():
             with gr.Column(min_width=240):
-                _, _, heat, *_ = pictures(result, demo)
-                png_image(texts.picture_title(word), chart=True, height=280, value=heat)
+                heat = heat_map(result, demo, jet_demo.MAPS[0])
+                png_image(texts.PICTURE_TITLES[word], chart=True, height=280, value=heat)
                 gr.Markdown(texts.picture_caption(result))
     gr.Markdown("## Score your own picture")
-    first = scores[SHOWN[0]]
+    example, first = next(iter(scores.items()))
     seen_value, place_value, *maps = pictures(first, demo)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            image = page.image_input("Image", optional=True, height=280, value=paths[SHOWN[0]])
+            image = page.image_input("Image", optional=True, height=280, value=paths[example])
             page.example_images(image)
             fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
             draws = NumberInput(1, jet_demo.MAX_NOISE_DRAWS, NUM_NOISE_DRAWS, step=1, precision=0, label="Noise draws")

@@ -52,7 +52,6 @@ ANOMALY_HELP = (
     "with those of a codec, with those of held-out images, and patch by patch. A **p-value** is the share of held-out "
     "images that are as odd: small ones are suspicious."
 )
-ANOMALY_HINT = "Upload, paste or choose an image."
 SCORE_TITLES = {
     "negative_log_likelihood": "bits per dimension",
     "complexity_corrected": "bits minus those of a codec",
@@ -68,6 +67,7 @@ GAME_HELP = (
 )
 # Formats of lossless files, by the names of `jet_hf.analysis.baselines`.
 FORMATS = {"jet": "this model", "png": "PNG", "webp": "WebP", "jpegls": "JPEG-LS", "jpegxl": "JPEG XL"}
+# Titles of the pictures of the first view, by the words in the names of their files.
 PICTURE_TITLES = {"coffee": "A photograph", "smooth": "A smooth picture", "static": "Static"}
 
 
@@ -106,11 +106,6 @@ def three_pictures(scores: dict[str, Score]) -> str:
         f"smooth picture, where it can guess the next value from the last, and {static} on static, where there is "
         "nothing to guess. The colors show where the bits go: edges are expensive, and plain areas are cheap."
     )
-
-
-def picture_title(word: str) -> str:
-    """Return the title of a picture of the first view."""
-    return PICTURE_TITLES[word]
 
 
 def picture_caption(score: Score) -> str:

@@ -28,6 +28,7 @@ from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
 from ..model.validation_jet import check_whole, trusted_values
 from ..utils.files import replace_text, strict_json
 from ..utils.noise import MASK, noise_levels, normal_noise, uniform_noise
+from .inference import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,8 @@ def score_images(
     batches = eval_batches(dataset, batch_size, process_index, num_processes, pin_memory=device.type == "cuda")
     scores = torch.zeros(num_images, dtype=torch.float64)
     combine = importance_weighted if _config_of(model).noise_std is None else mean_of_draws
-    was_training = model.training
-    model.eval()
     pending: list[tuple[Batch, torch.Tensor]] = []
-    try:
+    with evaluation_mode(model):
         for batch in tqdm(batches, unit="batch", disable=not progress or process_index > 0):
             draws = _score(model, batch.to(device, non_blocking=True), num_noise_samples, seed)
             pending.append((batch, draws))
@@ -157,8 +156,6 @@ def score_images(
             if len(pending) > 1:
                 _store_scores(scores, *pending.pop(0), combine)
         _store_scores(scores, *pending.pop(), combine)
-    finally:
-        model.train(was_training)
     if accelerator is not None and num_processes > 1:
         # Images of other processes are zero here. Not every device has float64; the scores are computed in float32.
         scores = accelerator.reduce(scores.to(device, torch.float32), "sum").cpu().double()

@@ -1,6 +1,6 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Faster inference on CPUs.
+Evaluation mode, and faster inference on CPUs.
 
 PyTorch's tanh GELU takes a good part of a flow's time on a CPU. oneDNN applies it to a matrix product while the result
 is in the cache. These layers exist at run time only: nothing of them is saved or travels to the Hub.
@@ -73,6 +73,19 @@ def prepared_for_inference(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         undo_preparation(model)
+
+
+@contextmanager
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+    """Put models into evaluation mode within this context."""
+    modes = [(model, model.training) for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, mode in modes:
+            model.train(mode)
 
 
 def _mlps(model: JetPreTrainedModel) -> list[JetMLP]:

@@ -180,14 +180,13 @@ def draw_worst(
         raise ValueError(f"`rank_by` must be one of {', '.join(judgment.scores)}, which are computed, got {score}.")
     order = np.argsort(-judgment.scores[score], kind="stable")[: arguments.num_heat_maps]
     images, names = PixelImages(pixels.dataset), image_names(source, pixels)
-    levels = [images[int(i)] for i in order]
-    stacked = torch.from_numpy(np.stack(levels).transpose(0, 3, 1, 2))
-    shown = detector.processor.post_process(scale_bytes(stacked, detector.model.config.num_levels), dequantized=False)
+    levels = torch.from_numpy(np.stack([images[int(i)] for i in order]).transpose(0, 3, 1, 2))
+    shown = detector.processor.post_process(scale_bytes(levels, detector.model.config.num_levels), dequantized=False)
     titles = [
         f"{Path(names[i]).name[-24:]}\n{judgment.scores[score][i]:.3g}, p {judgment.p_values[score][i]:.2g}"
         for i in order
     ]
-    plot_heat_maps(path, shown, detector.heat_map(levels), titles)
+    plot_heat_maps(path, shown, judgment.heat_maps[order], titles)
 
 
 def format_report(report: dict[str, Any]) -> str:

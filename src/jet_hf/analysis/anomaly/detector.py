@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from ...utils.noise import MASK, uniform_noise
 from ..baselines import available_codecs
 from ..density import PatchBits
 from ..fingerprint import fingerprint
-from ..inference import prepared_for_inference
+from ..inference import evaluation_mode, prepared_for_inference
 from . import scores as formulas
 
 
@@ -60,11 +59,13 @@ class Judgment(NamedTuple):
     Args:
         scores, p_values: Arrays (B,) by the name of the score.
         batch: Test of all images together.
+        heat_maps: See [`AnomalyDetector.heat_map`].
     """
 
     scores: dict[str, np.ndarray]
     p_values: dict[str, np.ndarray]
     batch: BatchTest
+    heat_maps: np.ndarray
 
 
 class AnomalyDetector:
@@ -223,10 +224,11 @@ class AnomalyDetector:
         return self._batch_test(self._measure(images, progress))
 
     def judge(self, images: Sequence[Any], progress: bool = False) -> Judgment:
-        """Return the results of [`score`], [`p_value`] and [`batch_test`] at the cost of one of them."""
+        """Return the results of [`score`], [`p_value`], [`batch_test`] and [`heat_map`] at the cost of one of them."""
         measured = self._measure(images, progress)
         scores = self._scores(measured)
-        return Judgment(scores, self._p_values(measured | scores), self._batch_test(measured))
+        p_values, batch = self._p_values(measured | scores), self._batch_test(measured)
+        return Judgment(scores, p_values, batch, measured[PATCHES] - self.mean_patch_bits)
 
     def heat_map(self, images: Sequence[Any]) -> np.ndarray:
         """
@@ -277,7 +279,7 @@ class AnomalyDetector:
         if len(images) == 0:
             raise ValueError("`images` must be at least one image, got none.")
         device, config = self.model.jet.input_device, self.model.config
-        with _evaluation_mode(self.model, self.background):
+        with evaluation_mode(*filter(None, (self.model, self.background))):
             for start in tqdm(range(0, len(images), self.batch_size), unit="batch", disable=not progress):
                 levels = self._read(images, range(start, min(start + self.batch_size, len(images))))
                 pixel_values = scale_bytes(torch.from_numpy(levels).to(device), config.num_levels)
@@ -444,19 +446,6 @@ class AnomalyDetector:
 
 def _load(name_or_path: str | os.PathLike) -> JetForDensityEstimation:
     return JetForDensityEstimation.from_pretrained(name_or_path).eval()
-
-
-@contextmanager
-def _evaluation_mode(*models: JetForDensityEstimation | None) -> Iterator[None]:
-    """Put models into evaluation mode within this context."""
-    modes = [(model, model.training) for model in models if model is not None]
-    try:
-        for model, _ in modes:
-            model.eval()
-        yield
-    finally:
-        for model, mode in modes:
-            model.train(mode)
 
 
 def check_model(config: JetConfig) -> None:

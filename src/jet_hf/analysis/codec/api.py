@@ -13,6 +13,7 @@ from ...model.modeling_jet import JetForDensityEstimation, scale_bytes
 from ...model.validation_jet import check_whole
 from ...utils.noise import uniform_noise
 from ..fingerprint import fingerprint
+from ..inference import evaluation_mode
 from ..sampling import no_labels
 from . import container
 from .container import FLOW, WEBP, Header
@@ -139,12 +140,8 @@ def score_tiles(levels: np.ndarray, model: JetForDensityEstimation, index: int) 
     indices = torch.arange(index, index + len(levels), device=device)
     labels = no_labels(model, len(levels))
     noise = uniform_noise(0, indices, tuple(pixels.shape[1:]))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         output = model(scale_bytes(pixels, model.config.num_levels), labels=labels, noise=noise)
-    finally:
-        model.train(was_training)
     return output.bits_per_dim.double().sum().item()
 
 
