@@ -28,12 +28,13 @@ OPERATIONS = ("encode", "decode", "train")
 # Each name is a library with its options. The contenders that run unless others are chosen:
 STANDARD = (
     *("jet_hf", "jet_hf-prepared", "jet_pytorch", "floor", "jet_hf-compiled", "jet_pytorch-compiled"),
-    *("jet_hf-bf16", "jet_hf-prepared-bf16", "floor-bf16"),
+    *("jet_hf-bf16", "jet_hf-prepared-bf16", "jet_pytorch-bf16", "floor-bf16"),
+    *("jet_hf-compiled-bf16", "jet_pytorch-compiled-bf16"),
 )
 CONTENDERS = (
     *STANDARD,
-    *("jet_hf-compiled-bf16", "jet_pytorch-bf16", "jet_pytorch-compiled-bf16", "jet_hf-checkpointed"),
-    *("jet_hf-compiled-checkpointed", "jet_hf-bf16-checkpointed", "jet_hf-compiled-bf16-checkpointed"),
+    *("jet_hf-checkpointed", "jet_hf-compiled-checkpointed"),
+    *("jet_hf-bf16-checkpointed", "jet_hf-compiled-bf16-checkpointed"),
 )
 HAS_PEER = all(map(find_spec, ("jet_pytorch", "einops")))
 
