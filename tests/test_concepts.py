@@ -4,6 +4,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+
 from jet_hf.model.configuration_jet import SPATIAL_COUPLINGS
 from jet_hf.model.flow_jet import channel_permutation, spatial_permutation
 
@@ -21,6 +22,6 @@ def drawn() -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", [*SPATIAL_COUPLINGS, "channels-0", "channels-1", "channels-2"])
 def test_a_drawn_split_is_that_of_the_model(drawn, name):
     is_channels = name.startswith("channels")
-    order = channel_permutation(0, 0, 12) if is_channels else spatial_permutation(name, 4, 4)
+    order = channel_permutation(0, 1, 12) if is_channels else spatial_permutation(name, 4, 4)
     first = set(order[: len(order) // 2].tolist())
     assert drawn[name] == ["first" if place in first else "second" for place in range(len(order))]
