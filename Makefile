@@ -13,7 +13,7 @@ BROWSER := $(if $(APT),REQUIRE_BROWSER=1)
 demo: $(VENV)/.demo
 	$(VENV)/bin/python scripts/demo.py
 
-# Warnings, such as a broken link or an unknown name, fail the build.
+# A warning, such as one of a broken link or an unknown name, fails the build.
 docs: $(VENV)/.docs
 	$(VENV)/bin/python -m mkdocs build --strict
 
