@@ -26,7 +26,7 @@ BY_HAND = ("torchao", "BitsAndBytesConfig")  # not in the dev extra, as the page
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """Run the code blocks of the page in a folder of their own, and return the folder and their names."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "integrations.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "integrations.md").read_text(), re.DOTALL)
     executed = [block for block in blocks if not any(name in block for name in BY_HAND)]
     assert (len(blocks), len(executed)) == (9, 7)
     folder, names = tmp_path_factory.mktemp("page"), {"__name__": "page"}
