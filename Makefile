@@ -65,4 +65,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(VENV)-xla demo build src/*.egg-info
+	rm -rf $(VENV) $(VENV)-xla demo build dist src/*.egg-info
