@@ -209,25 +209,19 @@ def run_command(words: list[str]) -> int:
         for word in words:
             assert not re.fullmatch(r"[();<>|&]+", word), f"`{word}` is not supported in a command"
         assert words[0] in RUNNERS, f"{words[0]} is not a command that can run here; mark the block as not run"
-        return RUNNERS[words[0]](words[1:])
+        try:
+            return RUNNERS[words[0]](words[1:]) or 0
+        except SystemExit as stop:
+            if isinstance(stop.code, str):  # Python prints the message and exits with 1
+                print(stop.code, file=sys.stderr)
+                return 1
+            return stop.code or 0
 
 
-def call(function: Callable[[], object]) -> int:
-    """Call the main function of a command, and return the exit code of its process."""
-    try:
-        function()
-    except SystemExit as stop:
-        if isinstance(stop.code, str):  # Python prints the message and exits with 1
-            print(stop.code, file=sys.stderr)
-            return 1
-        return stop.code or 0
-    return 0
-
-
-def run_python(words: list[str]) -> int:
+def run_python(words: list[str]) -> None:
     """Run `python -c CODE`, `python -m MODULE …` or `python SCRIPT …`."""
     if words[0] == "-c":
-        return call(lambda: exec(words[1], {"__name__": "__main__"}))
+        return exec(words[1], {"__name__": "__main__"})
     is_module = words[0] == "-m"
     program, *arguments = words[1:] if is_module else words
     if program == "scripts/launch.py":
@@ -239,32 +233,34 @@ def run_python(words: list[str]) -> int:
         for name, stand_in in STAND_INS.get(program, {}).items():
             stack.enter_context(mock.patch(name, stand_in))
         if is_module:
-            return call(lambda: runpy.run_module(program, run_name="__main__", alter_sys=True))
-        return call(lambda: runpy.run_path(program, run_name="__main__"))
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(program, run_name="__main__")
 
 
-def run_launcher(words: list[str]) -> int:
+def run_launcher(words: list[str]) -> None:
     """Check `accelerate launch` by its own parser and configuration file, and run the script as a single process."""
     assert words[0] == "launch", f"accelerate {words[0]} cannot run here; mark the block as not run"
     arguments = launch.launch_command_parser().parse_args(words[1:])
     launch._validate_launch_command(arguments)
     module = ["-m"] if arguments.module else []
-    return run_python([*module, arguments.training_script, *arguments.training_script_args])
+    run_python([*module, arguments.training_script, *arguments.training_script_args])
 
 
-def check_install(words: list[str]) -> int:
+def check_install(words: list[str]) -> None:
     """Check the extras and files of `pip install`, and install nothing."""
     parser = argparse.ArgumentParser("pip")
     parser.add_argument("command", choices=["install"])
-    parser.add_argument("-c", "--constraint", type=argparse.FileType())
+    parser.add_argument("-c", "--constraint", type=Path)
     for flag in (["-e", "--editable"], ["--no-deps"], ["-U", "--upgrade"], ["-q", "--quiet"]):
         parser.add_argument(*flag, action="store_true")
     parser.add_argument("packages", nargs="+")
-    for package in parser.parse_args(words).packages:
+    arguments = parser.parse_args(words)
+    assert arguments.constraint is None or arguments.constraint.exists(), f"{arguments.constraint} must exist"
+    for package in arguments.packages:
         requirement = Requirement(re.sub(r"^\.", "jet_hf", package))
         if requirement.name.replace("-", "_") == "jet_hf":
             assert requirement.extras <= EXTRAS.keys(), f"{package} must have extras of pyproject.toml"
-    return 0
 
 
 def run_process(name: str, words: list[str]) -> int:
@@ -278,7 +274,7 @@ STATEMENTS = DocTestStringParser(DocTestEvaluator(doctest.ELLIPSIS))
 EVALUATORS = {"python": PythonEvaluator(), "console": evaluate_console, "yaml": evaluate_yaml}
 RUNNERS = {
     "accelerate": run_launcher,
-    "jet-hf": lambda words: call(lambda: jet_hf_cli.main(words)),
+    "jet-hf": jet_hf_cli.main,
     "make": lambda words: run_process("make", ["--dry-run", *words]),
     "pip": check_install,
     "python": run_python,
@@ -334,7 +330,7 @@ def smaller(arguments):
             changes |= {"dataset_config": None, "image_column": None, "label_column": None, name: None}
             changes["dataset_path" if name == "dataset_name" else name] = ON_THE_HUB[values[name]]
     if isinstance(arguments, TrainArguments):
-        changes |= {"max_steps": 4 if arguments.extend else 2, "torch_compile": False, "push_to_hub": False}
+        changes |= {"max_steps": 4 if arguments.extend else 2, "torch_compile": False}
         if arguments.model_name_or_path is None:
             changes |= {name: LIMITS[name] for name in ("num_coupling_layers", "hidden_size", "num_attention_heads")}
         resume, given = arguments.resume_from_checkpoint, Path(arguments.output_dir, GIVEN)

@@ -45,6 +45,7 @@ def write_workplace(folder: Path) -> None:
     - `data/digits`: 6 digits of each class in `train` and 4 in `test`
     - `data/cifar10`: 20 pictures in `train` and 12 in `test`, of two classes, for the dataset on the Hub
     - `data/imagenet64_vandenoord/train_64x64.tar` and `valid_64x64.tar`, `imagenet21k/train/`: photographs
+    - The Hub is a stand-in, where `my-name` is logged in and may push to `my-name/...`; it has no other repositories
     - `jet.npz`, `model.safetensors`: checkpoints of big_vision and of jet-pytorch
     - `recipes`, `scripts`, `examples`, `Makefile`, `pyproject.toml` and `constraints*.txt` of the checkout, as links
     """

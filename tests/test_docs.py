@@ -1,12 +1,16 @@
 """Every code block of the documentation is executed: pages from top to bottom, and the examples of docstrings."""
 
+import importlib
+import os
 from contextlib import chdir
+from unittest import mock
 
 import pytest
 import torch
 from conftest import ROOT
 from doc_blocks import MARK, parse_docstrings, parse_page, reason_before
 from doc_workplace import copy_workplace, write_workplace
+from huggingface_hub import constants, hf_api
 
 
 # Its test looks into what its blocks compute.
@@ -17,12 +21,20 @@ MODULES = [path for path in sorted((ROOT / "src").rglob("*.py")) if "```python" 
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(running_hub, tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "workplace"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
+    variables = running_hub.environment("author") | {"ACCELERATE_USE_CPU": "true"}
+    with mock.patch.dict(os.environ, variables):
+        read_settings_of_hub()
         write_workplace(folder)
         yield folder
+    read_settings_of_hub()
+
+
+def read_settings_of_hub():
+    """Let the client of the Hub, which reads the environment when it is imported, read it again."""
+    importlib.reload(constants)
+    hf_api.api.endpoint = constants.ENDPOINT
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != RUN_BY_TEST_INTEGRATIONS])
