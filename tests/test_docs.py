@@ -14,7 +14,7 @@ from huggingface_hub import constants, hf_api
 
 
 # Its test looks into what its blocks compute.
-RUN_BY_TEST_INTEGRATIONS = "docs/integrations.md"
+RUN_BY_TEST_INTEGRATIONS = "docs/guides/integrations.md"
 PAGES = ["README.md", "CONTRIBUTING.md", "recipes/README.md"]
 PAGES += [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/**/*.md"))]
 MODULES = [path for path in sorted((ROOT / "src").rglob("*.py")) if "```python" in path.read_text()]
