@@ -70,4 +70,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(VENV)-xla demo site build src/*.egg-info
+	rm -rf $(VENV) $(VENV)-xla demo site build dist src/*.egg-info
