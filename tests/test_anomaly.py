@@ -145,6 +145,14 @@ def test_scores_depend_on_the_image_alone():
 
 
 def test_images_of_all_kinds_are_fitted_to_the_model_as_by_the_image_processor():
+def test_modules_keep_their_own_modes():
+    model = tiny_model().train()
+    model.jet.couplings[0].eval()  # such as a frozen part
+    modes = [module.training for module in model.modules()]
+    AnomalyDetector(model).fit(arrays(2, model.config))
+    assert [module.training for module in model.modules()] == modes and len(set(modes)) == 2
+
+
     model = new_model()
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
     fitted = JetImageProcessor(size=8).to_uint8(large)
