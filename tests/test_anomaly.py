@@ -293,6 +293,12 @@ def test_damaged_and_foreign_files_are_refused(fitted, change, message):
             AnomalyDetector.from_pretrained(folder, detector.background)
     finally:
         file.write_text(text)
+    "a map of another size": (
+        {"mean_patch_bits": [[0.0]]},
+        r"is damaged: `mean_patch_bits` must have the shape \(4, 4\), got \(1, 1\)",
+    ),
+    "no codecs": ({"codecs": []}, "is damaged: `codecs` must be <class 'list'>, got \\[\\]"),
+    "scores that are no names": ({"scores": [{}]}, "is damaged: `scores` must be <class 'list'>, got"),
 
 
 def test_detectors_refuse_wrong_arguments_and_images(fitted, tmp_path):
@@ -331,6 +337,11 @@ def test_detectors_refuse_wrong_arguments_and_images(fitted, tmp_path):
         ("this model has no classes", {"label": 1}),
         ("`batch_size` must be", {"batch_size": 0}),
     ):
+        (
+            lambda images: detector.score(images[0]),
+            r"`images` must be a list of images, .*, got an array of shape \(8, 8",
+        ),
+        (lambda images: detector.fit(Image.fromarray(images[0])), "`images` must be a list of images, .*, got Image"),
         with pytest.raises(ValueError, match=error):
             AnomalyDetector(model, **arguments)
     for error, fields in (
@@ -347,6 +358,9 @@ def test_detectors_refuse_wrong_arguments_and_images(fitted, tmp_path):
     assert np.isfinite(deep.score(arrays(2, deep.model.config))["latent_norm"]).all()
 
 
+        ("`scores` must be a list of at least one of .*, got 'latent_norm'", {"scores": "latent_norm"}),
+        (r"`scores` must be a list of at least one of .*, got \[\]", {"scores": []}),
+        ("`seed` must be a whole number of at least 0, got -1", {"seed": -1}),
 # The command
 
 

@@ -116,11 +116,13 @@ class AnomalyDetector:
         seed: int = 0,
     ):
         check_whole("batch_size", batch_size)
+        check_whole("seed", seed, low=0)
         config = model.config
         check_model(config)
         if background is not None:
             check_background(background.config, config)
         if label is not None:
+            check_whole("label", label, low=0)
             check_labels(torch.tensor([label]), config, 1)
         self.model, self.background = model, background
         self.processor = processor or JetImageProcessor(
@@ -163,6 +165,7 @@ class AnomalyDetector:
         Raises:
             ValueError: for fewer images, or what [`score`] refuses.
         """
+        check_several(images, self.model.config)
         if len(images) < 2:
             raise ValueError(f"`images` must be at least 2 reference images, got {len(images)}.")
         measured = self._measure(images, progress)
@@ -227,6 +230,9 @@ class AnomalyDetector:
         """Return the results of [`score`], [`p_value`], [`batch_test`] and [`heat_map`] at the cost of one of them."""
         measured = self._measure(images, progress)
         scores = self._scores(measured)
+        check_several(images, self.model.config)
+        if len(images) == 1:
+            raise ValueError("`images` must be at least two images for the test of a batch, got one.")
         p_values, batch = self._p_values(measured | scores), self._batch_test(measured)
         return Judgment(scores, p_values, batch, measured[PATCHES] - self.mean_patch_bits)
 
@@ -276,8 +282,7 @@ class AnomalyDetector:
         self, images: Sequence[Any], progress: bool = False
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor, PatchBits]]:
         """Yield the levels, the pixel values, the noise and the bits of each batch of images."""
-        if len(images) == 0:
-            raise ValueError("`images` must be at least one image, got none.")
+        check_several(images, self.model.config)
         device, config = self.model.jet.input_device, self.model.config
         with evaluation_mode(*filter(None, (self.model, self.background))):
             for start in tqdm(range(0, len(images), self.batch_size), unit="batch", disable=not progress):
@@ -427,11 +432,12 @@ class AnomalyDetector:
             path = cached_file(model_name_or_path, FILE)
         except OSError as error:
             raise ValueError(
-                f"{model_name_or_path} has no {FILE}: fit a detector with reference images, and save it there."
+                f"{model_name_or_path} has no {FILE}: fit a detector with reference images, and save it there{reason}."
             ) from error
         state = read_state(str(path))
         model = _load(model_name_or_path)
         for name, given in (("model", model), ("background", background)):
+            reason = "" if Path(model_name_or_path).is_dir() else f" ({error})"
             found = None if given is None else fingerprint(given).hex()
             if found != state[name]:
                 raise ValueError(f"`{name}` must be the one with the hash {state[name]} in {path}, got {found}.")
@@ -445,6 +451,8 @@ class AnomalyDetector:
 
 
 def _load(name_or_path: str | os.PathLike) -> JetForDensityEstimation:
+        if (shape := state["mean_patch_bits"].shape) != (grid_shape := model.config.grid_shape):
+            raise ValueError(f"{path} is damaged: `mean_patch_bits` must have the shape {grid_shape}, got {shape}.")
     return JetForDensityEstimation.from_pretrained(name_or_path).eval()
 
 
@@ -466,6 +474,22 @@ def check_background(background: JetConfig, config: JetConfig) -> None:
         check_model(background)
     except ValueError as error:
         raise ValueError(f"`background` cannot be used: {error}") from error
+def check_several(images: Any, config: JetConfig) -> None:
+    """
+    Check that images are a sequence of images, and not one image, whose rows would pass for gray images.
+
+    Raises:
+        ValueError: for no images, one image, or anything without a length.
+    """
+    shape, num_channels = tuple(getattr(images, "shape", ())), config.num_channels
+    has_channels = len(shape) == 3 and (shape[2] in (1, 3, 4) or shape[0] == num_channels > 1)
+    if not hasattr(images, "__len__") or isinstance(images, str) or len(shape) == 2 or has_channels:
+        got = f"an array of shape {shape}" if shape else type(images).__name__
+        raise ValueError(f"`images` must be a list of images, or an array (B, C, H, W) or (B, H, W, C), got {got}.")
+    if len(images) == 0:
+        raise ValueError("`images` must be at least one image, got none.")
+
+
     for name in ("image_shape", "num_levels"):
         if (value := getattr(background, name)) != (expected := getattr(config, name)):
             raise ValueError(f"`background` must have the model's {name} {expected}, got {value}.")
@@ -489,6 +513,8 @@ def _check_scores(names: Sequence[str] | None, config: JetConfig, has_background
         if name in problems:
             raise ValueError(f"the score `{name}` needs {problems[name]}.")
     return list(dict.fromkeys(names))
+    if isinstance(names, str) or not names:
+        raise ValueError(f"`scores` must be a list of at least one of {', '.join(ANOMALY_SCORES)}, got {names!r}.")
 
 
 def read_state(path: str) -> dict[str, Any]:
@@ -512,8 +538,9 @@ def read_state(path: str) -> dict[str, Any]:
     kinds: dict[str, Any] = {"model": str, "background": str | None, "label": int | None, "seed": int}
     kinds |= {"codecs": list, "scores": list, "reference": dict}
     for name, kind in kinds.items():
-        if not isinstance(state.get(name), kind):
-            raise ValueError(f"{path} is damaged: `{name}` must be {kind}, got {state.get(name)!r}.")
+        value = state.get(name)
+        if not isinstance(value, kind) or (kind is list and not (value and all(isinstance(x, str) for x in value))):
+            raise ValueError(f"{path} is damaged: `{name}` must be {kind}, got {value!r}.")
     names = {"negative_log_likelihood", *state["scores"]} - {"typicality"}
     reference = {name: _numbers(path, name, state["reference"].get(name), ndim=1) for name in sorted(names)}
     for name, values in reference.items():
