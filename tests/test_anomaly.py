@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from examples.photographs import load_photograph
 from jet_hf import JetForDensityEstimation, JetImageProcessor, anomaly
+from jet_hf.analysis.anomaly import detector as anomaly_detector
 from jet_hf.analysis.anomaly import metrics
 from jet_hf.analysis.anomaly.metrics import metrics_with_intervals
 from jet_hf.anomaly import AnomalyDetector
@@ -190,15 +191,33 @@ def test_p_values_count_reference_images_that_are_at_least_as_strange():
         assert (judgment.p_values[name] >= 1 / 10).all() and (judgment.p_values[name] <= 1).all()
 
 
-def test_a_batch_is_compared_with_bootstrapped_batches_of_its_size():
+def test_a_batch_is_compared_with_random_divisions_of_it_and_the_reference():
     config = tiny_config()
     detector = AnomalyDetector(new_model(), scores=["negative_log_likelihood"]).fit(arrays(200, config))
     bits = detector.reference_scores["negative_log_likelihood"]
     normal = detector.batch_test(arrays(16, config, seed=1))
     assert normal.p_value > 0.01 and normal.distance < normal.threshold
-    assert normal.threshold == pytest.approx(norm.ppf(0.995) * bits.std() / 4, rel=0.05)
+    expected = norm.ppf(0.995) * bits.std() * (1 / 16 + 1 / 200) ** 0.5
+    assert normal.threshold == pytest.approx(expected, rel=0.05)
     gray = detector.batch_test([np.full((8, 8, 3), 128, dtype=np.uint8)] * 16)
-    assert gray.p_value == 1e-4 and gray.distance > 10 * gray.threshold
+    assert gray.p_value == 1e-4 and gray.distance > 2 * gray.threshold
+    judgment = detector.judge(arrays(1, config, seed=1))
+    assert judgment.batch is None
+    with pytest.raises(ValueError, match="`images` must be at least two images for the test of a batch, got one"):
+        detector.batch_test(arrays(1, config))
+
+
+def test_batches_as_large_as_the_reference_are_rarely_called_untypical(monkeypatch):
+    """The p-values of batches of normal images are uniform, though the reference is a sample too."""
+    monkeypatch.setattr(anomaly_detector, "NUM_RESAMPLES", 199)
+    detector = AnomalyDetector(new_model(), scores=["negative_log_likelihood"], batch_size=2000)
+    bits = detector.score(arrays(200 * 20, detector.model.config))["negative_log_likelihood"].reshape(200, 2, 10)
+    p_values = []
+    for reference, batch in bits:
+        detector.reference = {"negative_log_likelihood": np.sort(reference)}
+        p_values.append(detector._batch_test({"negative_log_likelihood": batch}).p_value)
+    assert 0.01 <= np.mean(np.array(p_values) <= 0.05) <= 0.09
+    assert abs(np.mean(p_values) - 0.5) < 4 * (1 / 12 / 200) ** 0.5
 
 
 @pytest.fixture(scope="module")

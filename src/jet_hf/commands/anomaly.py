@@ -146,7 +146,7 @@ def describe(detector: AnomalyDetector, judgment: Judgment, is_normal: np.ndarra
     return {
         "num_reference_images": detector.num_reference_images,
         "num_images": len(values),
-        "batch_test": judgment.batch._asdict(),
+        "batch_test": None if judgment.batch is None else judgment.batch._asdict(),
         "scores": scores,
         "versions": {name: version(name) for name in ("scikit-learn", "scipy", "pillow")},
     }
@@ -190,7 +190,7 @@ def draw_worst(
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Return a table of the scores, and a line on the images as a batch."""
+    """Return a table of the scores, and a line on several images as a batch."""
     scores = report["scores"]
     metrics = [name for name in METRICS if name in next(iter(scores.values()))]
     titles = ["reference", "images", "share p <= 0.05", *(METRICS[name] for name in metrics)]
@@ -199,10 +199,12 @@ def format_report(report: dict[str, Any]) -> str:
         cells = [f"{row['reference_mean']:.3f}", f"{row['mean']:.3f}", f"{row['share_of_p_values_up_to_0.05']:.3f}"]
         cells += ["{value:.3f} ({low:.3f} to {high:.3f})".format(**row[metric]) for metric in metrics]
         lines.append([name, *cells])
-    batch = report["batch_test"]
+    table, batch = markdown_table(lines, left=1), report["batch_test"]
+    if batch is None:
+        return table
     verdict = "an untypical" if batch["distance"] > batch["threshold"] else "a typical"
     return (
-        f"{markdown_table(lines, left=1)}\n\nAs a batch, the {report['num_images']} images are {verdict} one: their "
-        f"mean is {batch['distance']:.3f} bits per dimension from that of the reference, and 99 % of batches of "
-        f"reference images are within {batch['threshold']:.3f} (p = {batch['p_value']:.2g})."
+        f"{table}\n\nAs a batch, the {report['num_images']} images are {verdict} one: their mean is "
+        f"{batch['distance']:.3f} bits per dimension from that of the reference, and 99 % of batches of normal images "
+        f"are within {batch['threshold']:.3f} (p = {batch['p_value']:.2g})."
     )

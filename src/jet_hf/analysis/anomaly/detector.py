@@ -33,7 +33,7 @@ FORMAT = 1
 PATCHES = "patch_bits"  # name of the bits of patches among the scores of images
 # Share of batches of normal images that exceed the threshold of the test of a batch.
 LEVEL = 0.01
-# Batches that the bootstrap of [`AnomalyDetector.batch_test`] draws.
+# Permutations that [`AnomalyDetector.batch_test`] draws.
 NUM_RESAMPLES = 9999
 
 
@@ -43,8 +43,8 @@ class BatchTest(NamedTuple):
 
     Args:
         distance: Distance of the batch's mean bits per dimension from the mean of the reference images.
-        threshold: Distance that one in a hundred batches of as many reference images exceeds.
-        p_value: Probability of at least this distance among batches of reference images.
+        threshold: Distance that one in a hundred random divisions of both into batch and reference exceeds.
+        p_value: Share of the random divisions with at least this distance.
     """
 
     distance: float
@@ -58,13 +58,13 @@ class Judgment(NamedTuple):
 
     Args:
         scores, p_values: Arrays (B,) by the name of the score.
-        batch: Test of all images together.
+        batch: Test of all images together; `None` for a single image, whose test is the p-value of typicality.
         heat_maps: See [`AnomalyDetector.heat_map`].
     """
 
     scores: dict[str, np.ndarray]
     p_values: dict[str, np.ndarray]
-    batch: BatchTest
+    batch: BatchTest | None
     heat_maps: np.ndarray
 
 
@@ -215,25 +215,32 @@ class AnomalyDetector:
     def batch_test(self, images: Sequence[Any], progress: bool = False) -> BatchTest:
         """
         Test whether a batch of images is typical as a whole (Nalisnick et al., 2019): compare the distance of its mean
-        bits per dimension from the mean of the reference images with those of bootstrapped batches of as many
-        reference images. A batch shows smaller deviations than a single image.
+        bits per dimension from the mean of the reference images with that after random permutations of all of them. A
+        batch shows smaller deviations than a single image.
+
+        If the images come from the same distribution as the reference images, the probability of a p-value of at most
+        t is at most t, for any number of either. Batches that are bootstrapped from the reference images, as in the
+        paper, take their mean for that of the distribution, so that batches as large as the reference are called
+        untypical too often.
 
         Args:
-            images, progress: See [`score`].
+            images: At least two images, see [`score`].
+            progress: See [`score`].
 
         Raises:
-            ValueError: without [`fit`], or for what [`score`] refuses.
+            ValueError: without [`fit`], for a single image, or for what [`score`] refuses.
         """
+        check_several(images, self.model.config)
+        if len(images) == 1:
+            raise ValueError("`images` must be at least two images for the test of a batch, got one.")
         return self._batch_test(self._measure(images, progress))
 
     def judge(self, images: Sequence[Any], progress: bool = False) -> Judgment:
         """Return the results of [`score`], [`p_value`], [`batch_test`] and [`heat_map`] at the cost of one of them."""
         measured = self._measure(images, progress)
         scores = self._scores(measured)
-        check_several(images, self.model.config)
-        if len(images) == 1:
-            raise ValueError("`images` must be at least two images for the test of a batch, got one.")
-        p_values, batch = self._p_values(measured | scores), self._batch_test(measured)
+        p_values = self._p_values(measured | scores)
+        batch = self._batch_test(measured) if len(images) > 1 else None
         return Judgment(scores, p_values, batch, measured[PATCHES] - self.mean_patch_bits)
 
     def heat_map(self, images: Sequence[Any]) -> np.ndarray:
@@ -349,22 +356,21 @@ class AnomalyDetector:
 
     def _batch_test(self, measured: dict[str, np.ndarray]) -> BatchTest:
         try:
-            from scipy.stats import monte_carlo_test
+            from scipy.stats import permutation_test
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "the test of a batch needs scipy, of the extra `anomaly`.", name="scipy"
             ) from error
         bits = self._fitted("the test of a batch")["negative_log_likelihood"]
-        batch, mean = measured["negative_log_likelihood"], bits.mean()
-        rng = np.random.default_rng(self.seed)
-        result = monte_carlo_test(
-            batch,
-            lambda size: rng.choice(bits, size),
-            lambda batches, axis: np.abs(batches.mean(axis=axis) - mean),
+        batch = measured["negative_log_likelihood"]
+        result = permutation_test(
+            (batch, bits),
+            lambda batch, reference, axis: np.abs(batch.mean(axis=axis) - reference.mean(axis=axis)),
             vectorized=True,
             n_resamples=NUM_RESAMPLES,
-            batch=max(1, 10_000_000 // len(batch)),
+            batch=max(1, 10_000_000 // (len(batch) + len(bits))),
             alternative="greater",
+            rng=np.random.default_rng(self.seed),
         )
         threshold = np.quantile(result.null_distribution, 1 - LEVEL)
         return BatchTest(float(result.statistic), float(threshold), float(result.pvalue))
@@ -431,13 +437,13 @@ class AnomalyDetector:
         try:
             path = cached_file(model_name_or_path, FILE)
         except OSError as error:
+            reason = "" if Path(model_name_or_path).is_dir() else f" ({error})"
             raise ValueError(
                 f"{model_name_or_path} has no {FILE}: fit a detector with reference images, and save it there{reason}."
             ) from error
         state = read_state(str(path))
         model = _load(model_name_or_path)
         for name, given in (("model", model), ("background", background)):
-            reason = "" if Path(model_name_or_path).is_dir() else f" ({error})"
             found = None if given is None else fingerprint(given).hex()
             if found != state[name]:
                 raise ValueError(f"`{name}` must be the one with the hash {state[name]} in {path}, got {found}.")
@@ -445,14 +451,14 @@ class AnomalyDetector:
             raise ValueError(f"{path} needs the codec {missing[0]}, which the package imagecodecs brings.")
         processor = JetImageProcessor.from_pretrained(model_name_or_path)
         detector = cls(model, background, processor, state["scores"], state["label"], batch_size, state["seed"])
+        if (shape := state["mean_patch_bits"].shape) != (grid_shape := model.config.grid_shape):
+            raise ValueError(f"{path} is damaged: `mean_patch_bits` must have the shape {grid_shape}, got {shape}.")
         for name in ("codecs", "reference", "mean_patch_bits"):
             setattr(detector, name, state[name])
         return detector
 
 
 def _load(name_or_path: str | os.PathLike) -> JetForDensityEstimation:
-        if (shape := state["mean_patch_bits"].shape) != (grid_shape := model.config.grid_shape):
-            raise ValueError(f"{path} is damaged: `mean_patch_bits` must have the shape {grid_shape}, got {shape}.")
     return JetForDensityEstimation.from_pretrained(name_or_path).eval()
 
 
@@ -468,12 +474,6 @@ def check_model(config: JetConfig) -> None:
         raise ValueError(f"`context_size` must be None for anomaly scores, got {config.context_size}.")
 
 
-def check_background(background: JetConfig, config: JetConfig) -> None:
-    """Raise ValueError for a background model that cannot score the images of a model."""
-    try:
-        check_model(background)
-    except ValueError as error:
-        raise ValueError(f"`background` cannot be used: {error}") from error
 def check_several(images: Any, config: JetConfig) -> None:
     """
     Check that images are a sequence of images, and not one image, whose rows would pass for gray images.
@@ -490,6 +490,12 @@ def check_several(images: Any, config: JetConfig) -> None:
         raise ValueError("`images` must be at least one image, got none.")
 
 
+def check_background(background: JetConfig, config: JetConfig) -> None:
+    """Raise ValueError for a background model that cannot score the images of a model."""
+    try:
+        check_model(background)
+    except ValueError as error:
+        raise ValueError(f"`background` cannot be used: {error}") from error
     for name in ("image_shape", "num_levels"):
         if (value := getattr(background, name)) != (expected := getattr(config, name)):
             raise ValueError(f"`background` must have the model's {name} {expected}, got {value}.")
@@ -507,14 +513,14 @@ def _check_scores(names: Sequence[str] | None, config: JetConfig, has_background
         )
     if names is None:
         return [name for name in ANOMALY_SCORES if name not in problems]
+    if isinstance(names, str) or not names:
+        raise ValueError(f"`scores` must be a list of at least one of {', '.join(ANOMALY_SCORES)}, got {names!r}.")
     for name in names:
         if name not in ANOMALY_SCORES:
             raise ValueError(f"`scores` must contain only {', '.join(ANOMALY_SCORES)}, got {name!r}.")
         if name in problems:
             raise ValueError(f"the score `{name}` needs {problems[name]}.")
     return list(dict.fromkeys(names))
-    if isinstance(names, str) or not names:
-        raise ValueError(f"`scores` must be a list of at least one of {', '.join(ANOMALY_SCORES)}, got {names!r}.")
 
 
 def read_state(path: str) -> dict[str, Any]:
