@@ -89,7 +89,7 @@ def test_a_sweep_on_jobs_of_the_hub_has_a_job_for_each_run(tmp_path):
     grid.write_text("config: recipes/cifar10.yaml\nseeds: [0]\ngrid: {learning_rate: [0.001, 0.002]}\n")
     variables = {"REPOSITORY": "https://github.com/NAME/jet_hf", "BUCKET": "NAME/jet"}
     process = start("hf_jobs.sh", "sweep", "--grid", grid, programs=str(tmp_path), **variables)
-    jobs = [line.split("\0")[:-1] for line in process.communicate(timeout=120)[0].splitlines()]
+    jobs = [line.split("\0")[:-1] for line in process.communicate(timeout=300)[0].splitlines()]
     assert process.returncode == 0 and len(jobs) == 2
     for rate, job in zip((0.001, 0.002), jobs, strict=True):
         assert job[:2] == ["jobs", "run"] and job[-1] == variables["REPOSITORY"]
@@ -101,7 +101,7 @@ def test_a_sweep_on_jobs_of_the_hub_has_a_job_for_each_run(tmp_path):
         assert (arguments.learning_rate, arguments.resume_from_checkpoint) == (rate, "latest")
         assert arguments.output_dir.startswith("/runs/sweep/rates/") and arguments.dataset_name == "uoft-cs/cifar10"
     wrong = start("hf_jobs.sh", "sweep", "--grid", grid, "--seed", "0", programs=str(tmp_path), **variables)
-    output = wrong.communicate(timeout=120)[0]
+    output = wrong.communicate(timeout=300)[0]
     assert wrong.returncode == 2 and "--seed" in output and "jobs" not in output
 
 
