@@ -21,10 +21,7 @@ from space_server import find_chromium
 from jet_hf.cli import COMMANDS
 
 
-MODULES = [
-    "jet_hf",
-    *(f"jet_hf.{name}" for name in ("anomaly", "codec", "data", "hub", "importers", "prior", "training")),
-]
+MODULES = ["jet_hf", *(f"jet_hf.{name}" for name in ("anomaly", "codec", "data", "hub", "importers", "prior", "training"))]
 
 
 def build_site(folder, **options) -> None:
