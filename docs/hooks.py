@@ -4,6 +4,7 @@
 import contextlib
 import io
 import os
+import re
 from unittest import mock
 
 import jet_hf_cli  # noqa: F401  # first, so that importing jet_hf does not import torch
@@ -11,14 +12,16 @@ from jet_hf.cli import COMMANDS, run
 
 
 PAGE = "reference/commands.md"
-COLUMNS = "88"  # argparse wraps its texts to two columns less than the terminal has
+# A flag or argument with its text, on the same line or on the next, and the title of a group of them.
+FLAG, GROUP = re.compile(r"^  (\S.*?)(?:\n {24}| {2,})(\S.*)$", re.MULTILINE), re.compile(r"^(\S.*):$", re.MULTILINE)
+SPECIAL = re.compile(r"[*_<[]")
 
 
 def help_text(*words: str) -> str:
-    """Return what `jet-hf` prints for these words and `--help`."""
+    """Return what `jet-hf` prints for these words and `--help`, with each text on one line."""
     text = io.StringIO()
     with (
-        mock.patch.dict(os.environ, COLUMNS=COLUMNS),
+        mock.patch.dict(os.environ, COLUMNS="10000"),
         contextlib.redirect_stdout(text),
         contextlib.suppress(SystemExit),
     ):
@@ -26,9 +29,15 @@ def help_text(*words: str) -> str:
     return text.getvalue()
 
 
+def help_page(name: str) -> str:
+    """Return the help of a command as Markdown, whose lists wrap on screens of any width."""
+    description, _, flags = help_text(name).partition("\noptions:\n")
+    flags = FLAG.sub(lambda match: f"- `{match[1]}`: " + SPECIAL.sub(r"\\\g<0>", match[2]), flags)
+    return f"\n## jet-hf {name}\n\n```text\n{description}```\n\n" + GROUP.sub(r"**\1**\n", flags)
+
+
 def on_page_markdown(markdown: str, page, **kwargs) -> str:
     """Append the help of each command to its page, and leave other pages as they are."""
     if page.file.src_uri != PAGE:
         return markdown
-    texts = {"jet-hf": help_text()} | {f"jet-hf {name}": help_text(name) for name in COMMANDS}
-    return markdown + "".join(f"\n## {title}\n\n```text\n{text}```\n" for title, text in texts.items())
+    return markdown + f"\n```text\n{help_text()}```\n" + "".join(map(help_page, COMMANDS))

@@ -43,4 +43,4 @@ def test_the_notebook_runs(notebook, tmp_path, monkeypatch, capsys):
     assert re.search(r"^step +4  \d\.\d{3} bits per dimension$", output, re.MULTILINE)
     assert "bytes equal: True, largest error" in output and "bytes equal: True\n" in output
     size, png, raw = map(int, re.search(r"Jet (\d+) bytes, PNG (\d+) bytes, raw (\d+) bytes", output).groups())
-    assert 0.7 * raw < size < raw == 9 * 32 * 32 * 3 and png < raw
+    assert 0.5 * raw < size < raw == 9 * 32 * 32 * 3 and png < raw
