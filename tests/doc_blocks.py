@@ -47,7 +47,7 @@ from jet_hf.training.checkpoints import list_checkpoints
 from reproduction.sweep import run_sweep as RUN_SWEEP
 
 
-MARK = re.compile(r"<!--\s*not run\b(.*?)-->", re.DOTALL)
+MARK = re.compile(r"^ *<!--\s*not run\b(.*?)-->", re.DOTALL | re.MULTILINE)
 # Languages of blocks that hold no code to run.
 DATA = ("bibtex", "csv", "json", "mermaid", "text", "toml")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
