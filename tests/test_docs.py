@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 from doc_blocks import MARK, parse_docstrings, parse_page, reason_before
 from doc_workplace import copy_workplace, write_workplace
@@ -61,3 +62,66 @@ def test_a_mark_gives_the_reason_for_which_the_block_after_it_is_not_run(page):
     for mark in MARK.finditer(text):
         assert mark[1].startswith(": ") and reason_before(text, mark.end() + 1), mark[0]
         assert text[mark.end() :].lstrip("\n ").startswith("```"), mark[0]
+
+
+WRONG = {
+    "exception": "```python\n1 / 0\n```",
+    "result": "```python\n>>> 1 + 1\n3\n```",
+    "flag": "```console\n$ jet-hf sample --modle runs/photos\n```",
+    "value": "```console\n$ jet-hf evaluate --model runs/photos --dataset photos --batch_size many\n```",
+    "model": "```console\n$ jet-hf sample --model runs/none\n```",
+    "recipe": "```console\n$ accelerate launch scripts/train.py --config recipes/none.yaml\n```",
+    "release": "```console\n$ jet-hf train --dataset_path photos --dataset_release imagenet\n```",
+    "launcher": "```console\n$ accelerate launch --num_process 2 scripts/train.py\n```",
+    "launcher's file": "```console\n$ accelerate launch --config_file none.yaml scripts/train.py\n```",
+    "script": "```console\n$ python scripts/none.py\n```",
+    "long program": "```console\n$ python -m examples.restoration --num_step 3\n```",
+    "long program's output": "```console\n$ python -m examples.restoration\nwrote restoration\n```",
+    "table": "```console\n$ python scripts/sweep.py --table none --config recipes/photographs.yaml\n```",
+    "contender": "```console\n$ python scripts/benchmark.py --contenders jet_hf none\n```",
+    "output": "```console\n$ python -c \"print('1.25')\"\n1.26\n```",
+    "end of the output": "```console\n$ python -c \"print('1\\n2')\"\n1\n```",
+    "extra": '```console\n$ pip install -c constraints.txt ".[none]"\n```',
+    "constraints": "```console\n$ pip install -c none.txt .\n```",
+    "target": "```console\n$ make none\n```",
+    "second command": "```console\n$ make clean && make none\n```",
+    "unknown command": "```console\n$ sbatch recipes/slurm.sh\n```",
+    "pipe": "```console\n$ ls | head\n```",
+    "no command": "```console\nls\n```",
+    "empty reason": "<!-- not run: -->\n```console\n$ sbatch recipes/slurm.sh\n```",
+    "far mark": "<!-- not run: Slurm -->\n\n```console\n$ sbatch recipes/slurm.sh\n```",
+    "language": "```bash\nls\n```",
+    "title": '```python title="example.py"\n1 / 0\n```',
+    "list": "- Text\n\n  ```python\n  1 / 0\n  ```",
+    "text": "```text\n$ ls\n```",
+    "no language": "```\nls\n```",
+    "yaml": "```yaml\na: b: c\n```",
+}
+RIGHT = {
+    "any output": "```console\n$ python -c \"print('took 3 s'); print('wrote a')\"\ntook ... s\nwrote a\n```",
+    "error": "```console\n$ jet-hf sample --model runs/none\nerror: ...\n```",
+    "names": "```python\na = 1\n```\n\n```python\n>>> a\n1\n```",
+    "lines": '```console\n$ python -c "\nprint(1)" \\\n    a b  # two arguments\n1\n```',
+    "variable": "```console\n$ A=2 python -c \"import os; print(os.environ['A'])\" > a.txt\n$ cat a.txt\n2\n```",
+    "mark": "<!-- not run: Slurm -->\n```console\n$ sbatch recipes/slurm.sh\n```",
+    "data": "```text\n1 / 0\n```",
+}
+
+
+def run(text, folder):
+    page = folder / "page.md"
+    page.write_text(text)
+    for example in parse_page(page):
+        example.evaluate()
+
+
+@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
+def test_a_wrong_block_fails(text, workplace, tmp_path):
+    with chdir(workplace), pytest.raises((AssertionError, ZeroDivisionError, OSError, yaml.YAMLError)):
+        run(text, tmp_path)
+
+
+@pytest.mark.parametrize("text", RIGHT.values(), ids=RIGHT)
+def test_a_right_block_passes(text, workplace, tmp_path):
+    with chdir(workplace):
+        run(text, tmp_path)
