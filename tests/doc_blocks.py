@@ -47,7 +47,7 @@ from jet_hf.training.checkpoints import list_checkpoints
 from reproduction.sweep import run_sweep as RUN_SWEEP
 
 
-MARK = re.compile(r"<!--\s*not run\b(.*?)-->", re.DOTALL)
+MARK = re.compile(r"^ *<!--\s*not run\b(.*?)-->", re.DOTALL | re.MULTILINE)
 # Languages of blocks that hold no code to run.
 DATA = ("bibtex", "csv", "json", "mermaid", "text", "toml")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -155,6 +155,7 @@ def check(command: Command) -> None:
         AssertionError: if it fails, is unknown, or prints another output. A command may fail if its expected output
             is that of an error.
     """
+    __tracebackhide__ = True
     expected = "\n".join(command.output).strip()
     stdout, stderr = io.StringIO(), io.StringIO()
     try:
@@ -295,7 +296,7 @@ LIMITS = {
     **{"train_batch_size": 8, "gradient_accumulation_steps": 2, "logging_steps": 1, "num_samples": 4},
     **{"save_steps": 2, "eval_steps": 2, "sample_steps": 2},
     **{"preprocessing_num_workers": 1, "dataloader_num_workers": 0, "num_proc": 1, "num_shards": 2},
-    **{"samples": 16, "num_noise_samples": 2, "bayes_noise_samples": 1, "random_crops_per_image": 8, "max_images": 16},
+    **{"samples": 16, "num_noise_samples": 2, "random_crops_per_image": 8, "max_images": 16},
 }
 # Folders that stand for datasets of the Hub.
 ON_THE_HUB = {"uoft-cs/cifar10": "data/cifar10", "ILSVRC/imagenet-1k": "photos"}

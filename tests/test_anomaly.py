@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from examples.photographs import load_photograph
 from jet_hf import JetForDensityEstimation, JetImageProcessor, anomaly
+from jet_hf.analysis.anomaly import detector as anomaly_detector
 from jet_hf.analysis.anomaly import metrics
 from jet_hf.analysis.anomaly.metrics import metrics_with_intervals
 from jet_hf.anomaly import AnomalyDetector
@@ -144,6 +145,14 @@ def test_scores_depend_on_the_image_alone():
     assert not np.allclose(other_seed["negative_log_likelihood"], expected["negative_log_likelihood"], rtol=1e-5)
 
 
+def test_modules_keep_their_own_modes():
+    model = tiny_model().train()
+    model.jet.couplings[0].eval()  # such as a frozen part
+    modes = [module.training for module in model.modules()]
+    AnomalyDetector(model).fit(arrays(2, model.config))
+    assert [module.training for module in model.modules()] == modes and len(set(modes)) == 2
+
+
 def test_images_of_all_kinds_are_fitted_to_the_model_as_by_the_image_processor():
     model = new_model()
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
@@ -182,15 +191,33 @@ def test_p_values_count_reference_images_that_are_at_least_as_strange():
         assert (judgment.p_values[name] >= 1 / 10).all() and (judgment.p_values[name] <= 1).all()
 
 
-def test_a_batch_is_compared_with_bootstrapped_batches_of_its_size():
+def test_a_batch_is_compared_with_random_divisions_of_it_and_the_reference():
     config = tiny_config()
     detector = AnomalyDetector(new_model(), scores=["negative_log_likelihood"]).fit(arrays(200, config))
     bits = detector.reference_scores["negative_log_likelihood"]
     normal = detector.batch_test(arrays(16, config, seed=1))
     assert normal.p_value > 0.01 and normal.distance < normal.threshold
-    assert normal.threshold == pytest.approx(norm.ppf(0.995) * bits.std() / 4, rel=0.05)
+    expected = norm.ppf(0.995) * bits.std() * (1 / 16 + 1 / 200) ** 0.5
+    assert normal.threshold == pytest.approx(expected, rel=0.05)
     gray = detector.batch_test([np.full((8, 8, 3), 128, dtype=np.uint8)] * 16)
-    assert gray.p_value == 1e-4 and gray.distance > 10 * gray.threshold
+    assert gray.p_value == 1e-4 and gray.distance > 2 * gray.threshold
+    judgment = detector.judge(arrays(1, config, seed=1))
+    assert judgment.batch is None
+    with pytest.raises(ValueError, match="`images` must be at least two images for the test of a batch, got one"):
+        detector.batch_test(arrays(1, config))
+
+
+def test_batches_as_large_as_the_reference_are_rarely_called_untypical(monkeypatch):
+    """The p-values of batches of normal images are uniform, though the reference is a sample too."""
+    monkeypatch.setattr(anomaly_detector, "NUM_RESAMPLES", 199)
+    detector = AnomalyDetector(new_model(), scores=["negative_log_likelihood"], batch_size=2000)
+    bits = detector.score(arrays(200 * 20, detector.model.config))["negative_log_likelihood"].reshape(200, 2, 10)
+    p_values = []
+    for reference, batch in bits:
+        detector.reference = {"negative_log_likelihood": np.sort(reference)}
+        p_values.append(detector._batch_test({"negative_log_likelihood": batch}).p_value)
+    assert 0.01 <= np.mean(np.array(p_values) <= 0.05) <= 0.09
+    assert abs(np.mean(p_values) - 0.5) < 4 * (1 / 12 / 200) ** 0.5
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +244,8 @@ def test_metrics_are_those_of_separated_and_of_equal_scores():
     equal = metrics_with_intervals(low, low)
     assert equal["auroc"]["value"] == 0.5 and equal["auroc"]["low"] < 0.5 < equal["auroc"]["high"]
     assert metrics_with_intervals(high, low)["fpr_at_95_tpr"]["value"] == 1
+    # Of equal scores, 48 of 50 normal images reach the threshold that 48 of 50 anomalies reach.
+    assert equal["fpr_at_95_tpr"]["value"] == 48 / 50
     with pytest.raises(ValueError, match="at least 2 anomalous images to measure detection, got 1"):
         metrics_with_intervals(low, high[:1])
 
@@ -264,6 +293,12 @@ DAMAGES = {
     "not sorted": ({"reference": {"latent_norm": [2, 1, *range(3, 10)]}}, "latent_norm must be in ascending order"),
     "other images": ({"reference": {"latent_norm": [1, 2]}}, "all scores must be of the same images, at least 2"),
     "no map": ({"mean_patch_bits": "none"}, "is damaged: `mean_patch_bits` must hold finite numbers"),
+    "a map of another size": (
+        {"mean_patch_bits": [[0.0]]},
+        r"is damaged: `mean_patch_bits` must have the shape \(4, 4\), got \(1, 1\)",
+    ),
+    "no codecs": ({"codecs": []}, "is damaged: `codecs` must be <class 'list'>, got \\[\\]"),
+    "scores that are no names": ({"scores": [{}]}, "is damaged: `scores` must be <class 'list'>, got"),
     "another model": ({"model": "0" * 16}, "`model` must be the one with the hash 0000000000000000 in "),
     "a codec": ({"codecs": ["png", "jpeg9"]}, "needs the codec jpeg9, which the package imagecodecs brings"),
 }
@@ -302,6 +337,11 @@ def test_detectors_refuse_wrong_arguments_and_images(fitted, tmp_path):
         (lambda _: detector.score([]), "`images` must be at least one image, got none"),
         (lambda _: detector.score([images[0], np.full((8, 8, 3), np.nan)]), r"`images\[1\]` cannot be scored: .*nan"),
         (lambda _: detector.score([np.zeros((8, 8, 3, 2))]), r"`images\[0\]` cannot be scored"),
+        (
+            lambda images: detector.score(images[0]),
+            r"`images` must be a list of images, .*, got an array of shape \(8, 8",
+        ),
+        (lambda images: detector.fit(Image.fromarray(images[0])), "`images` must be a list of images, .*, got Image"),
     ):
         with pytest.raises(ValueError, match=words):
             call(images)
@@ -318,6 +358,9 @@ def test_detectors_refuse_wrong_arguments_and_images(fitted, tmp_path):
         ),
         ("the score `likelihood_ratio` needs a background model", {"scores": ["likelihood_ratio"]}),
         ("`scores` must contain only negative_log_likelihood, .*, got 'nll'", {"scores": ["nll"]}),
+        ("`scores` must be a list of at least one of .*, got 'latent_norm'", {"scores": "latent_norm"}),
+        (r"`scores` must be a list of at least one of .*, got \[\]", {"scores": []}),
+        ("`seed` must be a whole number of at least 0, got -1", {"seed": -1}),
         ("this model has no classes", {"label": 1}),
         ("`batch_size` must be", {"batch_size": 0}),
     ):
@@ -356,6 +399,12 @@ def data(tmp_path_factory):
         (root / folder).mkdir(parents=True)
         for i in range(count):
             Image.fromarray(rng.integers(0, high, (8, 8, 3), dtype=np.uint8)).save(root / folder / f"{i}.png")
+    for name, files in (("other", ("report.json", "notes.txt")), ("partly", ("metadata.csv",))):
+        (root / name).mkdir()
+        for file in files:
+            (root / name / file).write_text("file_name,state\n0.png,fine\n2.png,fine\n")
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(root / "partly" / f"{i}.png")
     return root
 
 
@@ -436,6 +485,16 @@ BAD_CALLS = {
         ["--rank_by", "likelihood_ratio"],
         "`rank_by` must be one of negative_log.*, which are computed",
     ),
+    "output with other files": (
+        ["-o", "{data}/other"],
+        "/other must hold nothing but an earlier report, got notes.txt",
+    ),
+    "output below a file": (["-o", "{data}/model/config.json/report"], "Not a directory|File exists"),
+    "missing images": (["--images", "{data}/imagse"], "`dataset_path` .*/imagse does not exist"),
+    "missing labels": (
+        ["--images", "{data}/partly", "--normal_label", "fine", "--label_column", "state"],
+        "`normal_label` needs a label of every image in the column 'state', but 1 of 3 have none, such as 1.png",
+    ),
     "unused column": (["--label_column", "label"], "`label_column` must be given with `normal_label`"),
     "rank": (["--scores", "latent_norm", "--rank_by", "typicality"], "`rank_by` must be one of `scores` latent_norm"),
     "a split": (["--reference_split", "test"], "test"),
@@ -443,7 +502,8 @@ BAD_CALLS = {
 
 
 @pytest.mark.parametrize("flags, message", BAD_CALLS.values(), ids=BAD_CALLS)
-def test_bad_calls_are_one_sentence_and_write_nothing(data, tmp_path, flags, message):
+def test_bad_calls_are_one_sentence_before_the_scoring_and_write_nothing(data, tmp_path, monkeypatch, flags, message):
+    monkeypatch.setattr(AnomalyDetector, "judge", None)
     (data / "model" / "anomaly.json").unlink(missing_ok=True)
     flags = ["-o", tmp_path / "report", *(flag.format(data=data) for flag in flags)]
     if flags[2:]:
@@ -462,6 +522,26 @@ def test_a_call_that_fails_late_leaves_no_part_of_a_report(data, tmp_path, monke
     with pytest.raises(OSError, match="no space left"):
         run_command(data, "--reference", data / "reference", "--scores", "latent_norm", "-o", tmp_path / "report")
     assert not list(tmp_path.iterdir())
+
+
+def test_names_of_files_are_written_and_drawn_as_they_are(data, tmp_path):
+    names = [r"$\frac$.png", "a,b.png", 'two\nlines "quoted".png', "größe €.png", "=1+1.png"]
+    (tmp_path / "images").mkdir()
+    for i, name in enumerate(names):
+        Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / "images" / name)
+    flags = ["--reference", data / "reference", "--images", tmp_path / "images", "--scores", "latent_norm"]
+    run_command(data, *flags, "-o", tmp_path / "report")
+    with (tmp_path / "report" / "scores.csv").open(encoding="utf-8", newline="") as file:
+        assert sorted(row["file"] for row in csv.DictReader(file)) == sorted(names)
+
+
+def test_a_single_image_is_no_batch(data, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "0.png")
+    flags = ["--reference", data / "reference", "--images", tmp_path / "images", "--scores", "latent_norm"]
+    run_command(data, *flags, "-o", tmp_path / "report")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["batch_test"] is None and "| latent_norm |" in err and "As a batch" not in err
 
 
 # The background model

@@ -377,6 +377,16 @@ def test_sources_that_name_no_dataset_are_refused():
             DataSource(**fields)
 
 
+def test_a_missing_path_that_may_be_a_name_of_the_hub_is_named_as_both(monkeypatch):
+    def fail(*_, **__):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'photos/new' doesn't exist on the Hub.")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    message = "^there is no path photos/new, and no dataset of this name can be opened on the Hub: .* doesn't exist"
+    with pytest.raises(ValueError, match=message):
+        open_split(DataSource.at("photos/new"), "train")
+
+
 BINARY = datasets.Value("binary")
 
 

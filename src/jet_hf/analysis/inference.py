@@ -77,15 +77,15 @@ def prepared_for_inference(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(*models: nn.Module) -> Iterator[None]:
-    """Put models into evaluation mode within this context."""
-    modes = [(model, model.training) for model in models]
+    """Put models into evaluation mode within this context. Afterwards each of their modules has its earlier mode."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
             model.eval()
         yield
     finally:
-        for model, mode in modes:
-            model.train(mode)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _mlps(model: JetPreTrainedModel) -> list[JetMLP]:

@@ -11,12 +11,13 @@ import datasets
 import numpy as np
 import torch
 
-from ..analysis.anomaly.detector import AnomalyDetector, Judgment, check_model
+from ..analysis.anomaly.detector import FILE, AnomalyDetector, Judgment, check_model
 from ..analysis.anomaly.metrics import METRICS, metrics_with_intervals
 from ..analysis.anomaly.pictures import plot_heat_maps, plot_histograms
-from ..analysis.evaluation import describe_data, image_names
+from ..analysis.evaluation import check_writable, describe_data, image_names
 from ..arguments import AnomalyArguments
 from ..data import DataSource, PixelImages, PixelSplit, label_column_of, load_pixels, open_split, split_to_score
+from ..data.scan import name_some
 from ..hub import load_config
 from ..model.image_processing_jet import JetImageProcessor
 from ..model.modeling_jet import JetForDensityEstimation, scale_bytes
@@ -26,7 +27,7 @@ from .evaluate import EXPECTED_ERRORS as EXPECTED_ERRORS
 from .evaluate import read_options
 
 
-REPORT = "report.json"
+REPORT, SCORES, HISTOGRAMS, WORST = "report.json", "scores.csv", "histograms.png", "worst.png"
 
 
 def run(arguments: AnomalyArguments) -> None:
@@ -39,13 +40,45 @@ def run(arguments: AnomalyArguments) -> None:
     }
     for name, source in sources.items():
         source.check_output(output, "output", name)
-    check_is_free(output, replaces=REPORT)
+    check_outputs(arguments, output)
     check_model(load_config(arguments.model, "model"))
+    with new_folder(output, replaces=REPORT) as folder:
+        detector, report = write_report(arguments, sources, folder)
+    if arguments.save_reference:
+        detector.save_pretrained(arguments.model)
+    print(strict_json(report, indent=2))
+    print(format_report(report), file=sys.stderr)
+
+
+def check_outputs(arguments: AnomalyArguments, output: Path) -> None:
+    """
+    Check before the scoring that its results can be written.
+
+    Raises:
+        FileExistsError: if the report would replace anything but an earlier report.
+        ValueError: if the reference cannot be saved with the model.
+    """
+    check_is_free(output, replaces=REPORT)
+    if output.is_dir():
+        others = {file.name for file in output.iterdir()} - {REPORT, SCORES, HISTOGRAMS, WORST}
+        if others:
+            raise FileExistsError(f"{output} must hold nothing but an earlier report, got {min(others)}.")
+    if arguments.save_reference:
+        if not Path(arguments.model).is_dir():
+            raise ValueError(f"`save_reference` needs a model in a folder, got `model` {arguments.model}.")
+        check_writable(Path(arguments.model) / FILE, "save_reference")
+
+
+def write_report(
+    arguments: AnomalyArguments, sources: dict[str, DataSource], folder: Path
+) -> tuple[AnomalyDetector, dict[str, Any]]:
+    """Score images, write the files of the report to a folder, and return the fitted detector and the report."""
     background = load_background(arguments)
     if arguments.reference is None:
         detector = AnomalyDetector.from_pretrained(arguments.model, background, arguments.batch_size)
     else:
         detector = new_detector(arguments, background)
+    score = score_of_worst(arguments, detector)
     for model in filter(None, (detector.model, background)):
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     options = read_options(arguments, detector.model.config, num_classes=None)
@@ -63,21 +96,33 @@ def run(arguments: AnomalyArguments) -> None:
     report |= {"images": describe_data(source, split, pixels), "normal_label": arguments.normal_label}
     report |= {"seed": detector.seed, "label": detector.label, "codecs": detector.codecs}
     report |= describe(detector, judgment, is_normal)
-    with new_folder(output, replaces=REPORT) as folder:
-        write_scores(folder / "scores.csv", image_names(source, pixels), judgment, is_normal)
-        groups = {"reference": detector.reference_scores}
-        if is_normal is None:
-            groups["images"] = judgment.scores
-        else:
-            for title, rows in (("normal images", is_normal), ("anomalies", ~is_normal)):
-                groups[title] = {name: values[rows] for name, values in judgment.scores.items()}
-        plot_histograms(folder / "histograms.png", groups)
-        draw_worst(folder / "worst.png", arguments, detector, judgment, source, pixels)
-        (folder / REPORT).write_text(strict_json(report, indent=2) + "\n", encoding="utf-8")
-    if arguments.save_reference:
-        detector.save_pretrained(arguments.model)
-    print(strict_json(report, indent=2))
-    print(format_report(report), file=sys.stderr)
+    names = image_names(source, pixels)
+    write_scores(folder / SCORES, names, judgment, is_normal)
+    groups = {"reference": detector.reference_scores}
+    if is_normal is None:
+        groups["images"] = judgment.scores
+    else:
+        for title, rows in (("normal images", is_normal), ("anomalies", ~is_normal)):
+            groups[title] = {name: values[rows] for name, values in judgment.scores.items()}
+    plot_histograms(folder / HISTOGRAMS, groups)
+    order = np.argsort(-judgment.scores[score], kind="stable")[: arguments.num_heat_maps]
+    draw_heat_maps(folder / WORST, detector, judgment, pixels, names, score, order)
+    (folder / REPORT).write_text(strict_json(report, indent=2) + "\n", encoding="utf-8")
+    return detector, report
+
+
+def score_of_worst(arguments: AnomalyArguments, detector: AnomalyDetector) -> str:
+    """
+    Return the score that orders the heat maps.
+
+    Raises:
+        ValueError: for one that is not computed.
+    """
+    preferred = "complexity_corrected" if "complexity_corrected" in detector.scores else detector.scores[0]
+    score = arguments.rank_by or preferred
+    if score not in detector.scores:
+        raise ValueError(f"`rank_by` must be one of {', '.join(detector.scores)}, which are computed, got {score}.")
+    return score
 
 
 def load_background(arguments: AnomalyArguments) -> JetForDensityEstimation | None:
@@ -106,7 +151,7 @@ def find_normal(arguments: AnomalyArguments, source: DataSource, split: str, pix
     Return which images are normal, a boolean array (B,), or `None` without a `normal_label`.
 
     Raises:
-        ValueError: for data without labels, and if the label is that of no image, of all or of a single one.
+        ValueError: for data or images without labels, and if the label is that of no image, of all or of a single one.
     """
     if arguments.normal_label is None:
         return None
@@ -119,14 +164,21 @@ def find_normal(arguments: AnomalyArguments, source: DataSource, split: str, pix
     rows = np.arange(len(pixels.dataset)) if pixels.rows is None else pixels.rows
     values, feature = dataset.select_columns([column])[:][column], dataset.features[column]
     if isinstance(feature, datasets.ClassLabel):
-        values = [None if value is None else feature.names[value] for value in values]
+        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
+    if missing := [row for row in rows if values[row] in (None, "")]:
+        name = image_names(source, pixels)[list(rows).index(missing[0])]
+        raise ValueError(
+            f"`normal_label` needs a label of every image in the column {column!r}, but {len(missing)} of {len(rows)} "
+            f"have none, such as {name}."
+        )
     labels = np.array([str(values[row]) for row in rows])
     is_normal = labels == arguments.normal_label
     if min(is_normal.sum(), (~is_normal).sum()) < 2:
+        found = sorted(set(labels))
         raise ValueError(
             f"`normal_label` must be the label of at least two images, and at least two must have another one: got "
             f"{arguments.normal_label!r} for {is_normal.sum()} of {len(labels)} images with the labels "
-            f"{', '.join(sorted(set(labels)))}."
+            f"{name_some(found, len(found))}."
         )
     return is_normal
 
@@ -146,7 +198,7 @@ def describe(detector: AnomalyDetector, judgment: Judgment, is_normal: np.ndarra
     return {
         "num_reference_images": detector.num_reference_images,
         "num_images": len(values),
-        "batch_test": judgment.batch._asdict(),
+        "batch_test": None if judgment.batch is None else judgment.batch._asdict(),
         "scores": scores,
         "versions": {name: version(name) for name in ("scikit-learn", "scipy", "pillow")},
     }
@@ -165,32 +217,28 @@ def write_scores(path: Path, names: list[str], judgment: Judgment, is_normal: np
         writer.writerows(zip(*columns.values(), strict=True))
 
 
-def draw_worst(
+def draw_heat_maps(
     path: Path,
-    arguments: AnomalyArguments,
     detector: AnomalyDetector,
     judgment: Judgment,
-    source: DataSource,
     pixels: PixelSplit,
+    names: list[str],
+    score: str,
+    rows: np.ndarray,
 ) -> None:
-    """Draw heat maps over the strangest images by one of the scores."""
-    preferred = "complexity_corrected" if "complexity_corrected" in judgment.scores else detector.scores[0]
-    score = arguments.rank_by or preferred
-    if score not in judgment.scores:
-        raise ValueError(f"`rank_by` must be one of {', '.join(judgment.scores)}, which are computed, got {score}.")
-    order = np.argsort(-judgment.scores[score], kind="stable")[: arguments.num_heat_maps]
-    images, names = PixelImages(pixels.dataset), image_names(source, pixels)
-    levels = torch.from_numpy(np.stack([images[int(i)] for i in order]).transpose(0, 3, 1, 2))
+    """Draw heat maps over the images of these rows, with their values of a score."""
+    images = PixelImages(pixels.dataset)
+    levels = torch.from_numpy(np.stack([images[int(i)] for i in rows]).transpose(0, 3, 1, 2))
     shown = detector.processor.post_process(scale_bytes(levels, detector.model.config.num_levels), dequantized=False)
     titles = [
         f"{Path(names[i]).name[-24:]}\n{judgment.scores[score][i]:.3g}, p {judgment.p_values[score][i]:.2g}"
-        for i in order
+        for i in rows
     ]
-    plot_heat_maps(path, shown, judgment.heat_maps[order], titles)
+    plot_heat_maps(path, shown, judgment.heat_maps[rows], titles)
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Return a table of the scores, and a line on the images as a batch."""
+    """Return a table of the scores, and a line on several images as a batch."""
     scores = report["scores"]
     metrics = [name for name in METRICS if name in next(iter(scores.values()))]
     titles = ["reference", "images", "share p <= 0.05", *(METRICS[name] for name in metrics)]
@@ -199,10 +247,12 @@ def format_report(report: dict[str, Any]) -> str:
         cells = [f"{row['reference_mean']:.3f}", f"{row['mean']:.3f}", f"{row['share_of_p_values_up_to_0.05']:.3f}"]
         cells += ["{value:.3f} ({low:.3f} to {high:.3f})".format(**row[metric]) for metric in metrics]
         lines.append([name, *cells])
-    batch = report["batch_test"]
+    table, batch = markdown_table(lines, left=1), report["batch_test"]
+    if batch is None:
+        return table
     verdict = "an untypical" if batch["distance"] > batch["threshold"] else "a typical"
     return (
-        f"{markdown_table(lines, left=1)}\n\nAs a batch, the {report['num_images']} images are {verdict} one: their "
-        f"mean is {batch['distance']:.3f} bits per dimension from that of the reference, and 99 % of batches of "
-        f"reference images are within {batch['threshold']:.3f} (p = {batch['p_value']:.2g})."
+        f"{table}\n\nAs a batch, the {report['num_images']} images are {verdict} one: their mean is "
+        f"{batch['distance']:.3f} bits per dimension from that of the reference, and 99 % of batches of normal images "
+        f"are within {batch['threshold']:.3f} (p = {batch['p_value']:.2g})."
     )

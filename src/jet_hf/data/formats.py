@@ -187,7 +187,15 @@ class HubDataset(LoadedDataset):
     """A dataset on the Hub."""
 
     def __init__(self, source: "DataSource"):
-        super().__init__(str(source.name), source)
+        name = str(source.name)
+        try:
+            super().__init__(name, source)
+        except (ValueError, OSError) as error:
+            if Path(name).exists():
+                raise
+            raise ValueError(
+                f"there is no path {name}, and no dataset of this name can be opened on the Hub: {error}"
+            ) from error
 
     def files(self, split: str) -> Iterator[StoredFile]:
         builder = self.builder()

@@ -33,7 +33,7 @@ FORMAT = 1
 PATCHES = "patch_bits"  # name of the bits of patches among the scores of images
 # Share of batches of normal images that exceed the threshold of the test of a batch.
 LEVEL = 0.01
-# Batches that the bootstrap of [`AnomalyDetector.batch_test`] draws.
+# Permutations that [`AnomalyDetector.batch_test`] draws.
 NUM_RESAMPLES = 9999
 
 
@@ -43,8 +43,8 @@ class BatchTest(NamedTuple):
 
     Args:
         distance: Distance of the batch's mean bits per dimension from the mean of the reference images.
-        threshold: Distance that one in a hundred batches of as many reference images exceeds.
-        p_value: Probability of at least this distance among batches of reference images.
+        threshold: Distance that one in a hundred random divisions of both into batch and reference exceeds.
+        p_value: Share of the random divisions with at least this distance.
     """
 
     distance: float
@@ -58,13 +58,13 @@ class Judgment(NamedTuple):
 
     Args:
         scores, p_values: Arrays (B,) by the name of the score.
-        batch: Test of all images together.
+        batch: Test of all images together; `None` for a single image, whose test is the p-value of typicality.
         heat_maps: See [`AnomalyDetector.heat_map`].
     """
 
     scores: dict[str, np.ndarray]
     p_values: dict[str, np.ndarray]
-    batch: BatchTest
+    batch: BatchTest | None
     heat_maps: np.ndarray
 
 
@@ -116,11 +116,13 @@ class AnomalyDetector:
         seed: int = 0,
     ):
         check_whole("batch_size", batch_size)
+        check_whole("seed", seed, low=0)
         config = model.config
         check_model(config)
         if background is not None:
             check_background(background.config, config)
         if label is not None:
+            check_whole("label", label, low=0)
             check_labels(torch.tensor([label]), config, 1)
         self.model, self.background = model, background
         self.processor = processor or JetImageProcessor(
@@ -163,6 +165,7 @@ class AnomalyDetector:
         Raises:
             ValueError: for fewer images, or what [`score`] refuses.
         """
+        check_several(images, self.model.config)
         if len(images) < 2:
             raise ValueError(f"`images` must be at least 2 reference images, got {len(images)}.")
         measured = self._measure(images, progress)
@@ -212,22 +215,32 @@ class AnomalyDetector:
     def batch_test(self, images: Sequence[Any], progress: bool = False) -> BatchTest:
         """
         Test whether a batch of images is typical as a whole (Nalisnick et al., 2019): compare the distance of its mean
-        bits per dimension from the mean of the reference images with those of bootstrapped batches of as many
-        reference images. A batch shows smaller deviations than a single image.
+        bits per dimension from the mean of the reference images with that after random permutations of all of them. A
+        batch shows smaller deviations than a single image.
+
+        If the images come from the same distribution as the reference images, the probability of a p-value of at most
+        t is at most t, for any number of either. Batches that are bootstrapped from the reference images, as in the
+        paper, take their mean for that of the distribution, so that batches as large as the reference are called
+        untypical too often.
 
         Args:
-            images, progress: See [`score`].
+            images: At least two images, see [`score`].
+            progress: See [`score`].
 
         Raises:
-            ValueError: without [`fit`], or for what [`score`] refuses.
+            ValueError: without [`fit`], for a single image, or for what [`score`] refuses.
         """
+        check_several(images, self.model.config)
+        if len(images) == 1:
+            raise ValueError("`images` must be at least two images for the test of a batch, got one.")
         return self._batch_test(self._measure(images, progress))
 
     def judge(self, images: Sequence[Any], progress: bool = False) -> Judgment:
         """Return the results of [`score`], [`p_value`], [`batch_test`] and [`heat_map`] at the cost of one of them."""
         measured = self._measure(images, progress)
         scores = self._scores(measured)
-        p_values, batch = self._p_values(measured | scores), self._batch_test(measured)
+        p_values = self._p_values(measured | scores)
+        batch = self._batch_test(measured) if len(images) > 1 else None
         return Judgment(scores, p_values, batch, measured[PATCHES] - self.mean_patch_bits)
 
     def heat_map(self, images: Sequence[Any]) -> np.ndarray:
@@ -276,8 +289,7 @@ class AnomalyDetector:
         self, images: Sequence[Any], progress: bool = False
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor, PatchBits]]:
         """Yield the levels, the pixel values, the noise and the bits of each batch of images."""
-        if len(images) == 0:
-            raise ValueError("`images` must be at least one image, got none.")
+        check_several(images, self.model.config)
         device, config = self.model.jet.input_device, self.model.config
         with evaluation_mode(*filter(None, (self.model, self.background))):
             for start in tqdm(range(0, len(images), self.batch_size), unit="batch", disable=not progress):
@@ -344,22 +356,21 @@ class AnomalyDetector:
 
     def _batch_test(self, measured: dict[str, np.ndarray]) -> BatchTest:
         try:
-            from scipy.stats import monte_carlo_test
+            from scipy.stats import permutation_test
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "the test of a batch needs scipy, of the extra `anomaly`.", name="scipy"
             ) from error
         bits = self._fitted("the test of a batch")["negative_log_likelihood"]
-        batch, mean = measured["negative_log_likelihood"], bits.mean()
-        rng = np.random.default_rng(self.seed)
-        result = monte_carlo_test(
-            batch,
-            lambda size: rng.choice(bits, size),
-            lambda batches, axis: np.abs(batches.mean(axis=axis) - mean),
+        batch = measured["negative_log_likelihood"]
+        result = permutation_test(
+            (batch, bits),
+            lambda batch, reference, axis: np.abs(batch.mean(axis=axis) - reference.mean(axis=axis)),
             vectorized=True,
             n_resamples=NUM_RESAMPLES,
-            batch=max(1, 10_000_000 // len(batch)),
+            batch=max(1, 10_000_000 // (len(batch) + len(bits))),
             alternative="greater",
+            rng=np.random.default_rng(self.seed),
         )
         threshold = np.quantile(result.null_distribution, 1 - LEVEL)
         return BatchTest(float(result.statistic), float(threshold), float(result.pvalue))
@@ -426,8 +437,9 @@ class AnomalyDetector:
         try:
             path = cached_file(model_name_or_path, FILE)
         except OSError as error:
+            reason = "" if Path(model_name_or_path).is_dir() else f" ({error})"
             raise ValueError(
-                f"{model_name_or_path} has no {FILE}: fit a detector with reference images, and save it there."
+                f"{model_name_or_path} has no {FILE}: fit a detector with reference images, and save it there{reason}."
             ) from error
         state = read_state(str(path))
         model = _load(model_name_or_path)
@@ -439,6 +451,8 @@ class AnomalyDetector:
             raise ValueError(f"{path} needs the codec {missing[0]}, which the package imagecodecs brings.")
         processor = JetImageProcessor.from_pretrained(model_name_or_path)
         detector = cls(model, background, processor, state["scores"], state["label"], batch_size, state["seed"])
+        if (shape := state["mean_patch_bits"].shape) != (grid_shape := model.config.grid_shape):
+            raise ValueError(f"{path} is damaged: `mean_patch_bits` must have the shape {grid_shape}, got {shape}.")
         for name in ("codecs", "reference", "mean_patch_bits"):
             setattr(detector, name, state[name])
         return detector
@@ -458,6 +472,22 @@ def check_model(config: JetConfig) -> None:
     config.check_bits_per_dim()
     if config.context_size is not None:
         raise ValueError(f"`context_size` must be None for anomaly scores, got {config.context_size}.")
+
+
+def check_several(images: Any, config: JetConfig) -> None:
+    """
+    Check that images are a sequence of images, and not one image, whose rows would pass for gray images.
+
+    Raises:
+        ValueError: for no images, one image, or anything without a length.
+    """
+    shape, num_channels = tuple(getattr(images, "shape", ())), config.num_channels
+    has_channels = len(shape) == 3 and (shape[2] in (1, 3, 4) or shape[0] == num_channels > 1)
+    if not hasattr(images, "__len__") or isinstance(images, str) or len(shape) == 2 or has_channels:
+        got = f"an array of shape {shape}" if shape else type(images).__name__
+        raise ValueError(f"`images` must be a list of images, or an array (B, C, H, W) or (B, H, W, C), got {got}.")
+    if len(images) == 0:
+        raise ValueError("`images` must be at least one image, got none.")
 
 
 def check_background(background: JetConfig, config: JetConfig) -> None:
@@ -483,6 +513,8 @@ def _check_scores(names: Sequence[str] | None, config: JetConfig, has_background
         )
     if names is None:
         return [name for name in ANOMALY_SCORES if name not in problems]
+    if isinstance(names, str) or not names:
+        raise ValueError(f"`scores` must be a list of at least one of {', '.join(ANOMALY_SCORES)}, got {names!r}.")
     for name in names:
         if name not in ANOMALY_SCORES:
             raise ValueError(f"`scores` must contain only {', '.join(ANOMALY_SCORES)}, got {name!r}.")
@@ -512,8 +544,9 @@ def read_state(path: str) -> dict[str, Any]:
     kinds: dict[str, Any] = {"model": str, "background": str | None, "label": int | None, "seed": int}
     kinds |= {"codecs": list, "scores": list, "reference": dict}
     for name, kind in kinds.items():
-        if not isinstance(state.get(name), kind):
-            raise ValueError(f"{path} is damaged: `{name}` must be {kind}, got {state.get(name)!r}.")
+        value = state.get(name)
+        if not isinstance(value, kind) or (kind is list and not (value and all(isinstance(x, str) for x in value))):
+            raise ValueError(f"{path} is damaged: `{name}` must be {kind}, got {value!r}.")
     names = {"negative_log_likelihood", *state["scores"]} - {"typicality"}
     reference = {name: _numbers(path, name, state["reference"].get(name), ndim=1) for name in sorted(names)}
     for name, values in reference.items():

@@ -65,6 +65,6 @@ def plot_heat_maps(path: Path, images: Sequence[Image.Image], maps: np.ndarray, 
         colors = laid_over.imshow(
             excess, cmap="coolwarm", alpha=0.6, extent=extent, vmin=-limit, vmax=limit, interpolation="nearest"
         )
-        plain.set_title(title, fontsize=7, loc="left")
+        plain.set_title(title, fontsize=7, loc="left", parse_math=False)  # names of files may contain "$"
     figure.colorbar(colors, ax=axes, label="bits per dimension of a patch\nin excess of the reference", shrink=0.8)
     _save(path, figure)
