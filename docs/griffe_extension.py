@@ -9,7 +9,7 @@ import griffe
 
 
 REFERENCE = re.compile(r"\[`([\w.]+)`\](?![\[(])")
-TYPE = re.compile(r"`([^`]+)`(?:, \*optional\*(?:, defaults to (.+))?)?")
+TYPE = re.compile(r"(`[^`]+`(?: or `[^`]+`)*)(?:, \*optional\*(?:, defaults to (.+))?)?")
 logger = griffe.get_logger("jet_hf")
 
 
@@ -66,7 +66,8 @@ def split_type(parameter: griffe.DocstringParameter, docstring: griffe.Docstring
     if not isinstance(parameter.annotation, str):
         return
     if match := TYPE.fullmatch(parameter.annotation):
-        parameter.annotation = griffe.parse_docstring_annotation(match[1], docstring)
+        names = match[1].replace("`", "").replace(" or ", " | ")
+        parameter.annotation = griffe.parse_docstring_annotation(names, docstring)
         if "*optional*" in match[0]:
             parameter.value = (match[2] or "None").replace("`", "")
     else:

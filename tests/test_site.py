@@ -16,6 +16,7 @@ from conftest import ROOT
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
+from pymdownx.snippets import SnippetMissingError
 from space_server import find_chromium
 
 from jet_hf.cli import COMMANDS
@@ -140,7 +141,7 @@ def test_a_mistake_fails_the_build(tmp_path, mistake):
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "index.md").write_text(f"# Start\n\n{mistake}\n")
-    with pytest.raises((Abort, SystemExit)):
+    with pytest.raises((Abort, SnippetMissingError)):
         build_site(tmp_path / "site", docs_dir=str(docs), nav=[{"Start": "index.md"}])
 
 
@@ -153,7 +154,7 @@ class First:
 
     Args:
         size (`int`, *optional*, defaults to 4): Its size.
-        scale (`float`, *optional*): Its scale.
+        scale (`float` or `int`, *optional*): Its scale.
         shape (`Tensor` of shape `(4,)`): Its shape.
         name: Its name.
     """
@@ -186,7 +187,7 @@ def test_docstrings_in_the_style_of_transformers(tmp_path, caplog):
     read = {item.name: (str(item.annotation), item.default, item.description) for item in section.value}
     assert read == {
         "size": ("int", "4", "Its size."),
-        "scale": ("float", "None", "Its scale."),
+        "scale": ("float | int", "None", "Its scale."),
         "shape": ("Tensor of shape (4,)", None, "Its shape."),
         "name": ("str", None, "Its name."),
     }

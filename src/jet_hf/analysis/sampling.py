@@ -217,7 +217,7 @@ def decode_steps(
 
     Yields:
         The number of coupling layers inverted so far, and the state in the shape of images, float32 (B, C, S, S): at
-        first 0 and the latents, at last the result of [`JetModel.decode`].
+            first 0 and the latents, at last the result of [`JetModel.decode`].
 
     Raises:
         ValueError: if `num_steps` is below 1, or for latents that [`JetModel.decode`] refuses.

@@ -130,7 +130,7 @@ class JetConfig(PreTrainedConfig):
             Seed of the channel permutations. The same seed gives the same permutations on every machine.
 
     Raises:
-        `StrictDataclassFieldValidationError`, `StrictDataclassClassValidationError`: for a field of the wrong type, or
+        StrictDataclassFieldValidationError, StrictDataclassClassValidationError: for a field of the wrong type, or
             an invalid value. The message names the field and the value.
 
     Example:

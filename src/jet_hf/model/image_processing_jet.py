@@ -328,7 +328,7 @@ class JetImageProcessor(PilBackend):
     another number of channels, and filters other than `BOX`.
 
     Args:
-        size (`dict[str, int]` or `int`, *optional*, defaults to `{"height": 64, "width": 64}`):
+        size (`dict[str, int]` or `int`, *optional*, defaults to 64):
             Size of the model's images.
         num_channels (`int`, *optional*, defaults to 3):
             Number of channels of the model's images.

@@ -924,7 +924,7 @@ class JetForDensityEstimation(JetPreTrainedModel):
 
         Returns:
             pixel_values: float32 tensor (B, C, S, S), dequantized (unless denoised) and not clipped, for
-            [`JetImageProcessor.post_process`].
+                [`JetImageProcessor.post_process`].
 
         Raises:
             ValueError: for a number or temperature out of range, conditional inputs that are missing or unexpected, or
