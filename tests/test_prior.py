@@ -154,6 +154,54 @@ def test_langevin_samples_depend_on_the_generator_only():
 
 
 def test_an_image_of_the_models_size_is_one_tile():
+def test_a_chain_tells_whether_it_has_mixed():
+    """Under N(0, I) the posterior has the standard deviation `1 / sqrt(1 + 1 / sigma^2)`."""
+    prior, noisy = JetPrior(new_model()), noise(2, 3, 8, 8)
+    exact = (1 + SIGMA**-2) ** -0.5
+
+    def draw(**options):
+        return prior.sample_posterior(noisy, identity(), SIGMA, generator=torch.Generator().manual_seed(0), **options)
+
+    long = draw(num_steps=800, step_size=0.3)
+    assert long.mixed.all() and abs(float(long.std.mean()) / exact - 1) < 0.02
+    short = draw(num_steps=100, step_size=0.01)
+    assert (short.r_hat > 1.5).all() and not short.mixed.any() and float(short.std.mean()) < 0.5 * exact
+    assert draw(num_steps=4).r_hat.isnan().all()
+    # The statistics of the quarters add up to those of all counted steps.
+    few = draw(num_steps=13, num_samples=10)
+    torch.testing.assert_close(few.mean, few.samples.mean(dim=0))
+    torch.testing.assert_close(few.std, few.samples.std(dim=0))
+
+
+def test_results_have_no_graph_and_need_none():
+    model, measurements = tiny_model(), noise(1, 3, 8, 12)
+    prior, operator = JetPrior(model), mask(torch.arange(12) % 3 > 0)
+    generator = torch.Generator()
+    calls = (
+        lambda images: prior.score(images),
+        lambda images: prior.denoise(images, SIGMA, num_steps=3),
+        lambda images: prior.restore(images, operator, torch.tensor([SIGMA]), num_steps=3).images,
+        lambda images: prior.restore(images[..., :8].contiguous(), identity(), SIGMA, "latent", num_steps=3).images,
+        lambda images: prior.sample_posterior(images, operator, SIGMA, 3, generator=generator.manual_seed(0)).mean,
+    )
+    for call in calls:
+        expected = call(measurements)
+        of_graph = call(measurements.clone().requires_grad_() * 1)
+        with torch.inference_mode():
+            inferred = call(measurements.clone())
+        assert torch.equal(expected, of_graph) and torch.equal(expected, inferred) and not of_graph.requires_grad
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_measurements_may_be_numbers_of_any_shape():
+    weights = noise(3, 8, 8) / noise(3, 8, 8).norm()
+    operator = LinearOperator(lambda x: (x * weights).sum((1, 2, 3)), lambda y: y[:, None, None, None] * weights)
+    measurements = torch.tensor([1.0, -2.0])
+    found = JetPrior(new_model()).restore(measurements, operator, SIGMA, num_steps=300, step_size=0.2).images
+    exact = operator.adjoint(measurements / (weights.square().sum() + SIGMA**2))
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-3)
+
+
     model, images = tiny_model(num_classes=4), noise(5, 3, 8, 8)
     labels = torch.tensor([0, 1, 2, 3, 4])
     prior = JetPrior(model, labels, tile_batch_size=2)
