@@ -5,6 +5,7 @@ import sys
 import types
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, tiny_model
@@ -153,7 +154,6 @@ def test_langevin_samples_depend_on_the_generator_only():
     assert len(first.samples.unique(dim=0)) == 3
 
 
-def test_an_image_of_the_models_size_is_one_tile():
 def test_a_chain_tells_whether_it_has_mixed():
     """Under N(0, I) the posterior has the standard deviation `1 / sqrt(1 + 1 / sigma^2)`."""
     prior, noisy = JetPrior(new_model()), noise(2, 3, 8, 8)
@@ -202,6 +202,7 @@ def test_measurements_may_be_numbers_of_any_shape():
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-3)
 
 
+def test_an_image_of_the_models_size_is_one_tile():
     model, images = tiny_model(num_classes=4), noise(5, 3, 8, 8)
     labels = torch.tensor([0, 1, 2, 3, 4])
     prior = JetPrior(model, labels, tile_batch_size=2)
@@ -297,6 +298,26 @@ GOOD = {"measurements": torch.zeros(1, 3, 8, 8), "operator": identity(), "sigma"
         ({"sigma": 0}, "`sigma` must be a positive number"),
         ({"sigma": float("nan")}, "`sigma` must be a positive number"),
         ({"sigma": torch.ones(2)}, "`sigma` must be a positive number"),
+        ({"sigma": 1e-20}, "`sigma` must be a positive number .*, got 1e-20"),
+        ({"sigma": torch.tensor(1j)}, "`sigma` must be a positive number"),
+        ({"measurements": torch.tensor(0.5)}, "`measurements` must be a tensor .batch_size, .... got .."),
+        (
+            {"measurements": torch.zeros(0, 3, 8, 8)},
+            "`measurements` must be a tensor .batch_size, .... got .0, 3, 8, 8.",
+        ),
+        (
+            {"operator": LinearOperator(lambda x: x + 0j, lambda y: y)},
+            "`forward` must return a tensor of torch.float32",
+        ),
+        (
+            {"operator": LinearOperator(lambda x: x, lambda y: y.tolist())},
+            "`adjoint` must return a tensor .* got list",
+        ),
+        ({"measurements": torch.full((1, 3, 8, 8), 1e38)}, "must be finite at the first images"),
+        (
+            {"operator": LinearOperator(lambda x: x[:1] + x[1:], lambda y: torch.cat([y, y]))},
+            "`measurements` must be those of as many images, 1, got 2",
+        ),
         ({"measurements": torch.full((1, 3, 8, 8), float("nan"))}, "`measurements` must be finite"),
         ({"measurements": torch.zeros(1, 3, 8, 8).byte()}, "`measurements` must be a tensor of torch.float32"),
         ({"measurements": torch.zeros(3, 8, 8)}, "must be a tensor .batch_size, 3, height, width., got .3, 8, 8."),
@@ -330,6 +351,7 @@ def test_bad_arguments_of_priors_operators_and_samplers_are_refused():
         (lambda: JetPrior(model, weight=-1), "`weight` must be zero or a positive number"),
         (lambda: JetPrior(model, stride=9), "`stride` must be at most 8, the size of a tile, got 9"),
         (lambda: JetPrior(model, labels=torch.zeros(1).long()), "this model has no classes"),
+        (lambda: JetPrior(tiny_model(num_classes=2), labels=1), "`labels` must be an int64 tensor .*, got int"),
         (lambda: JetPrior(tiny_model(num_classes=2), torch.tensor([0, 1])).score(images), "as many as `labels`, 2"),
         (lambda: prior.score(torch.full_like(images, float("inf"))), "`images` must be finite"),
         (lambda: prior.denoise(images, SIGMA, method="wiener"), "`method` must be one of"),
@@ -404,8 +426,10 @@ def test_a_prior_and_a_denoiser_for_deepinv_have_its_scale_and_its_signatures(de
     denoiser = DeepinvDenoiser(JetPrior(new_model(noise_std=0.6)))
     assert isinstance(denoiser, deepinv.models.Denoiser)
     exact = (0.64 * (2 * images - 1) + 1) / 2
-    for sigma in (0.3, torch.tensor(0.3), torch.full((2, 1, 1, 1), 0.3)):
+    for sigma in (0.3, torch.tensor(0.3), torch.full((2, 1, 1, 1), 0.3), [0.3], np.full(2, 0.3)):
         torch.testing.assert_close(denoiser(images, sigma), exact)
+    with pytest.raises(ValueError, match=r"`sigma` must be a positive number or a tensor \(2,\) of them, got tensor"):
+        denoiser(images, torch.full((3,), 0.3))
 
 
 def test_a_missing_deepinv_is_named(monkeypatch, fresh_adapter):

@@ -185,6 +185,8 @@ def _reduction(within: torch.Tensor, between: torch.Tensor, count: int, num_part
 def _evaluate(energy: Energy, point: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     value, gradient = energy(point)
     if not math.isfinite(float(value.sum() + gradient.abs().sum())):
+        if step == 0:
+            raise ValueError("the objective and its gradient must be finite at the first images, got NaN or infinity.")
         raise ValueError(
             f"`step_size` must be smaller: the objective or its gradient became NaN or infinite at step {step}."
         )
