@@ -1,5 +1,6 @@
 # `make demo` trains, scores and samples on real photographs, `make test` checks everything but TPUs, and `make check`
-# checks the essentials in less than a minute. All three create .venv first. `make test-xla` checks the path of TPUs.
+# checks the essentials in less than a minute. `make docs` builds the site. All four create .venv first. `make test-xla`
+# checks the path of TPUs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 
@@ -7,10 +8,14 @@ VENV := .venv
 APT := $(and $(filter 0,$(shell id -u)),$(shell command -v apt-get))
 BROWSER := $(if $(APT),REQUIRE_BROWSER=1)
 
-.PHONY: demo test suite check lint style types chromium test-xla clean
+.PHONY: demo docs test suite check lint style types chromium test-xla clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python scripts/demo.py
+
+# A warning, such as one of a broken link or an unknown name, fails the build.
+docs: $(VENV)/.docs
+	$(VENV)/bin/python -m mkdocs build --strict
 
 # One thread in each of two processes: sums keep their order, and the cores are not oversubscribed.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -65,4 +70,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(VENV)-xla demo build src/*.egg-info
+	rm -rf $(VENV) $(VENV)-xla demo site build dist src/*.egg-info

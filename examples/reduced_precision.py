@@ -6,7 +6,7 @@ What narrower conditioners cost: bits per dimension, and the error of decoding w
 
 Each row scores crops of a held-out photograph with the model of the browser demo, encodes them and decodes their
 latents. The flow's state is float32 in all rows. `--quantized` adds rows that need the packages torchao and
-bitsandbytes. The table in `docs/integrations.md` is that of the default number of images with `--quantized`.
+bitsandbytes. The table in `docs/guides/integrations.md` is that of the default number of images with `--quantized`.
 """
 
 import argparse

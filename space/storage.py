@@ -3,11 +3,21 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+
+try:
+    import fcntl
+except ImportError:  # on Windows, the folder of a killed server stays
+    fcntl = None
+
+PREFIX = "jet-demo-"
 
 
 class QuotaError(ValueError):
@@ -43,9 +53,31 @@ class StoredUpload:
     real_path: str
 
 
+def lock_folder(folder: Path) -> int:
+    """Lock a folder until this process ends, and return its descriptor. Raise OSError if another one has the lock."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def delete_abandoned(parent: Path) -> None:
+    """Delete the folders of servers that were killed: nobody holds their locks."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            descriptor = lock_folder(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+
 class Storage:
     """
-    Private folder of the server, which is deleted when the server ends, and the register of its uploads.
+    Private folder of the server, and the register of its uploads.
+
+    The folder is deleted when the server ends, or, if it is killed, when the next one starts.
 
     Args:
         seconds: Age at which files are deleted.
@@ -54,11 +86,14 @@ class Storage:
 
     def __init__(self, seconds: float, quota: Quota):
         self.seconds, self.quota = seconds, quota
-        parent = os.environ.get("GRADIO_TEMP_DIR")
-        if parent is not None:
-            os.makedirs(parent, exist_ok=True)
-        self._directory = tempfile.TemporaryDirectory(prefix="jet-demo-", dir=parent, ignore_cleanup_errors=True)
+        parent = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
+        parent.mkdir(parents=True, exist_ok=True)
+        self._directory = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent, ignore_cleanup_errors=True)
         self.folder = Path(self._directory.name).resolve()
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks, on which no folder is abandoned
+                weakref.finalize(self, os.close, lock_folder(self.folder))
+            delete_abandoned(parent)
         self.uploads: dict[str, StoredUpload] = {}
         self.permanent: dict[str, str] = {}
 

@@ -10,7 +10,12 @@ import yaml
 
 
 # Token -> (user, role of the token). A user owns the namespace of the same name.
-TOKENS = {"writer": ("jet", "write"), "reader": ("jet", "read"), "stranger": ("someone", "write")}
+TOKENS = {
+    "writer": ("jet", "write"),
+    "reader": ("jet", "read"),
+    "stranger": ("someone", "write"),
+    "author": ("my-name", "write"),  # of the documentation
+}
 REPO = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[\w.-]+/[\w.-]+)"
 FILE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[\w.-]+/[\w.-]+)"
 ROUTES = [

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-import re
+from contextlib import chdir
 
 import pytest
 import torch
 from conftest import ROOT, random_images, randomize, tiny_model
+from doc_blocks import parse_page
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
@@ -24,24 +25,18 @@ from examples import (
 from jet_hf.analysis.anomaly import metrics
 
 
-BY_HAND = ("torchao", "BitsAndBytesConfig")  # not in the dev extra, as the page says
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """Run the code blocks of the page in a folder of their own, and return the folder and their names."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "integrations.md").read_text(), re.DOTALL)
-    executed = [block for block in blocks if not any(name in block for name in BY_HAND)]
-    assert (len(blocks), len(executed)) == (9, 7)
-    folder, names = tmp_path_factory.mktemp("page"), {"__name__": "page"}
+    document, folder = parse_page(ROOT / "docs" / "guides" / "integrations.md"), tmp_path_factory.mktemp("page")
     torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        exec(executed[0], names)
-        randomize(names["model"]).save_pretrained("jet")  # a new flow would hide wrong exports
-        for block in executed[1:]:
-            exec(block, names)
-    return folder, names
+    first, *others = document
+    with chdir(folder):
+        first.evaluate()
+        randomize(document.namespace["model"]).save_pretrained("jet")  # a new flow would hide wrong exports
+        for example in others:
+            example.evaluate()
+    return folder, document.namespace
 
 
 def test_trainer_evaluates_bits_per_dimension(page):

@@ -69,11 +69,40 @@ def test_a_job_of_the_hub_resumes_a_run_in_a_bucket(tmp_path):
     shell, option, script, *arguments = shlex.split(job["command"])
     assert (shell, option, arguments[0]) == ("bash", "-c", variables["REPOSITORY"])
     assert parse_arguments(arguments[1:]).max_steps == 9 and arguments[-2:] == ["--resume_from_checkpoint", "latest"]
-    program, launcher, *rest = shlex.split(script.rpartition("exec ")[2])
+    assert_launches(script.rpartition("exec ")[2].replace('"$@"', shlex.join(arguments[1:])), arguments[1:])
+
+
+def assert_launches(command: str, training_arguments: list[str]) -> None:
+    """Read a command of a job with the parser of the launcher, from which the training gets these arguments."""
+    program, launcher, *rest = shlex.split(command)
     assert (program, launcher) == ("python", "scripts/launch.py")
-    parsed = launch.launch_command_parser().parse_args([*rest[:-1], *arguments[1:]])
-    assert parsed.training_script == "scripts/train.py" and parsed.training_script_args == arguments[1:]
+    parsed = launch.launch_command_parser().parse_args(rest)
+    assert parsed.training_script == "scripts/train.py" and parsed.training_script_args == training_arguments
     assert (ROOT / parsed.config_file).is_file()
+
+
+def test_a_sweep_on_jobs_of_the_hub_has_a_job_for_each_run(tmp_path):
+    program = tmp_path / "hf"
+    program.write_text("#!/bin/bash\nprintf '%s\\0' \"$@\"; echo\n")
+    program.chmod(0o755)
+    grid = tmp_path / "rates.yaml"
+    grid.write_text("config: recipes/cifar10.yaml\nseeds: [0]\ngrid: {learning_rate: [0.001, 0.002]}\n")
+    variables = {"REPOSITORY": "https://github.com/NAME/jet_hf", "BUCKET": "NAME/jet"}
+    process = start("hf_jobs.sh", "sweep", "--grid", grid, programs=str(tmp_path), **variables)
+    jobs = [line.split("\0")[:-1] for line in process.communicate(timeout=120)[0].splitlines()]
+    assert process.returncode == 0 and len(jobs) == 2
+    for rate, job in zip((0.001, 0.002), jobs, strict=True):
+        assert job[:2] == ["jobs", "run"] and job[-1] == variables["REPOSITORY"]
+        command = job[-2].rpartition("exec ")[2]
+        words = shlex.split(command)
+        training_arguments = words[words.index("scripts/train.py") + 1 :]
+        assert_launches(command, training_arguments)
+        arguments = parse_arguments(training_arguments)
+        assert (arguments.learning_rate, arguments.resume_from_checkpoint) == (rate, "latest")
+        assert arguments.output_dir.startswith("/runs/sweep/rates/") and arguments.dataset_name == "uoft-cs/cifar10"
+    wrong = start("hf_jobs.sh", "sweep", "--grid", grid, "--seed", "0", programs=str(tmp_path), **variables)
+    output = wrong.communicate(timeout=120)[0]
+    assert wrong.returncode == 2 and "--seed" in output and "jobs" not in output
 
 
 def test_a_launcher_that_starts_one_process_instead_of_several_is_reported(monkeypatch, caplog):

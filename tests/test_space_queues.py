@@ -233,6 +233,19 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
     assert not folder.exists()
 
 
+def test_folders_of_killed_servers_are_deleted(tmp_path):
+    running = Storage(1000, Quota())
+    parent = running.folder.parent
+    (parent / "jet-demo-killed" / "uploads").mkdir(parents=True)
+    (parent / "jet-demo-killed" / "uploads" / "a.png").write_bytes(b"upload")
+    (tmp_path / "elsewhere").mkdir()
+    (parent / "jet-demo-link").symlink_to(tmp_path / "elsewhere")
+    (parent / "jet-demo-notes.txt").write_text("no folder")
+    started = Storage(1000, Quota())
+    left = {"jet-demo-link", "jet-demo-notes.txt", running.folder.name, started.folder.name}
+    assert {path.name for path in parent.iterdir()} == left and (tmp_path / "elsewhere").exists()
+
+
 def test_gradio_still_keeps_files_and_results_that_the_demo_forgets():
     page = app.build_app(JetDemo(SPACE / "model")).queue()
     page.upload_file_set.update(["gone.png", "there.png"])

@@ -7,6 +7,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from conftest import FIXTURES, random_bytes, tiny_config, tiny_model
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from jet_hf import JetForDensityEstimation
 from jet_hf.data import Batch
@@ -66,6 +69,63 @@ def test_parity_of_forty_steps_of_the_original_trainer(tmp_path, within):
     within(
         "training_trajectory_16px: final parameters, relative", ((ours - theirs).norm() / theirs.norm()).item(), 1e-5
     )
+
+
+class Shapes(TorchDispatchMode):
+    """Record operators with the shapes of their results."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.seen.append((str(func), [tuple(x.shape) for x in tree_leaves(result) if isinstance(x, torch.Tensor)]))
+        return result
+
+
+class Reads(TorchFunctionMode):
+    """Record the functions that read values, for which the host would wait for an accelerator."""
+
+    NAMES = {"tolist", "item", "numpy", "cpu", "nonzero", "__bool__", "__float__", "__int__", "__index__"}
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in self.NAMES:
+            self.seen.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "fields, options",
+    [
+        ({}, {}),
+        ({"use_actnorm": True, "use_invertible_dense": True, "num_classes": 3}, {"ema_decay": 0.9}),
+        ({"dequantization": "flow", "dequantization_num_coupling_layers": 2}, {"random_flip": True}),
+        ({"backbone": "cnn", "num_groups": 2}, {"noise_curriculum": 64.0, "mutation_rate": 0.1}),
+        ({"noise_std": [0.05, 0.4]}, {"ema_decay": 0.9}),
+    ],
+    ids=["plain", "glow", "dequantization", "cnn", "noise"],
+)
+def test_a_step_reads_nothing_but_its_metrics_and_keeps_its_shapes(fields, options):
+    config = tiny_config(num_coupling_layers=2, **fields)
+    trainer = Trainer(JetForDensityEstimation(config), num_training_steps=8, label_dropout=0.0, **options)
+    steps = []
+    for i in range(3):
+        labels = torch.arange(4) % 3 if config.num_classes else None
+        batch = Batch(random_bytes(4, config), torch.arange(4) + 4 * i, labels)
+        with Reads() as reads, Shapes() as shapes:
+            trainer.step([batch])
+        steps.append((reads.seen, shapes.seen))
+    # The first step makes the state of the optimizer and initializes ActNorm. Labels are dropped on the host.
+    expected = ["__bool__", "tolist"] if config.num_classes else ["tolist"]
+    assert steps[1] == steps[2] == (expected, steps[1][1])
+    with Reads() as reads:
+        trainer.base_model(scale_bytes(batch.pixels), labels=batch.labels)  # values of unknown origin are checked
+    assert reads.seen
 
 
 def test_weight_decay_does_not_depend_on_the_learning_rate():

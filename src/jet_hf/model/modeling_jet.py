@@ -64,6 +64,7 @@ from .validation_jet import (
     check_step_noise,
     check_values,
     check_whole,
+    skips_values,
 )
 
 
@@ -625,8 +626,8 @@ class JetModel(JetPreTrainedModel):
         check_images("pixel_values", pixel_values, self.config, self.state_dtype)
         check_values("pixel_values", pixel_values)
         conditioning = self.condition(pixel_values.shape[0], context, labels, context_mask, noise_std)
-        # The trainer initializes a compiled or sharded model before its first step.
-        if self.config.use_actnorm and self.training and not torch.compiler.is_compiling():
+        # The trainer initializes a model before its first step.
+        if self.config.use_actnorm and self.training and not skips_values(pixel_values):
             self._initialize_actnorm_once(pixel_values, conditioning)
         return self._transform(pixel_values, conditioning, inverse=False)
 
@@ -726,7 +727,7 @@ class JetModel(JetPreTrainedModel):
         initialize_actnorm(self.couplings, self.patchify(pixel_values), conditioning)
 
     def _initialize_actnorm_once(self, pixel_values: torch.Tensor, conditioning: Conditioning) -> None:
-        if pixel_values.is_meta or self.actnorm_initialized:
+        if self.actnorm_initialized:
             return
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed and torch.distributed.get_world_size() > 1:

@@ -34,8 +34,9 @@ _values_are_trusted = ContextVar("values_are_trusted", default=False)
 @contextmanager
 def trusted_values() -> Iterator[None]:
     """
-    Skip the checks of values, but not those of shapes and dtypes, for inputs that the caller made itself. On an
-    accelerator, reading a value waits for all work that was queued before.
+    Skip the checks of values, but not those of shapes and dtypes, for inputs that the caller made itself, and the
+    initialization of ActNorm, which the caller made before. On an accelerator, reading a value waits for all work that
+    was queued before.
     """
     token = _values_are_trusted.set(True)
     try:
@@ -44,7 +45,8 @@ def trusted_values() -> Iterator[None]:
         _values_are_trusted.reset(token)
 
 
-def _skips_values(values: torch.Tensor) -> bool:
+def skips_values(values: torch.Tensor) -> bool:
+    """Return whether no values are read: in recorded graphs, on "meta", and within [`trusted_values`]."""
     # Compiled, exported and traced graphs contain no checks, and tensors on "meta" have no values.
     is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return is_recorded or values.is_meta or _values_are_trusted.get()
@@ -126,7 +128,7 @@ def check_images(
 
 def check_values(name: str, values: torch.Tensor) -> None:
     """Raise ValueError for NaN or infinite values."""
-    if not _skips_values(values):
+    if not skips_values(values):
         _check_finite(name, *_extremes(values))
 
 
@@ -157,7 +159,7 @@ def check_quantized_images(
     narrower = (other for other in NARROWER_DTYPES.get(dtype, ()) if scale * torch.finfo(other).eps <= 1)
     check_images(name, pixel_values, config, dtype, tuple(narrower))
     values = pixel_values.to(dtype)
-    if not _skips_values(values):
+    if not skips_values(values):
         tolerance = scale * torch.finfo(pixel_values.dtype).eps
         tolerance = min(max(LEVEL_TOLERANCE, tolerance), MAX_LEVEL_TOLERANCE)
         _check_grid(name, values.detach(), config.num_levels, tolerance)
@@ -256,7 +258,7 @@ def check_noise(noise: torch.Tensor, pixel_values: torch.Tensor, is_normal: bool
         )
     if is_normal:
         check_values("noise", noise)
-    elif not _skips_values(noise):
+    elif not skips_values(noise):
         smallest, largest = _extremes(noise)
         if not (smallest >= 0 and largest < 1):
             raise ValueError(f"`noise` must lie in [0, 1), got values from {smallest:g} to {largest:g}.")
@@ -289,7 +291,7 @@ def check_context_mask(context_mask: torch.Tensor | None, context: torch.Tensor 
     if not is_valid or context_mask.shape != context.shape[:2]:
         expected = f"a boolean tensor of shape {tuple(context.shape[:2])}"
         raise ValueError(f"`context_mask` must be {expected}, got {_describe(context_mask)}.")
-    if not _skips_values(context_mask) and not _extremes(context_mask.int().amax(dim=1))[0]:
+    if not skips_values(context_mask) and not _extremes(context_mask.int().amax(dim=1))[0]:
         raise ValueError("`context_mask` must keep at least one token of the context of each image.")
 
 
@@ -307,7 +309,7 @@ def check_labels(labels: torch.Tensor | None, config: JetConfig, batch_size: int
         )
     if not isinstance(labels, torch.Tensor) or labels.shape != (batch_size,) or labels.dtype != torch.int64:
         raise ValueError(f"`labels` must be {expected}, got {_describe(labels)}.")
-    if not _skips_values(labels):
+    if not skips_values(labels):
         smallest, largest = _extremes(labels)
         if not 0 <= smallest <= largest <= config.num_classes:
             raise ValueError(
@@ -333,7 +335,7 @@ def check_noise_std(noise_std: float | torch.Tensor | None, config: JetConfig, b
         smallest = largest = noise_std if is_number(noise_std) else float("nan")
     elif not noise_std.is_floating_point() or noise_std.shape != (batch_size,):
         raise ValueError(f"`noise_std` must be {_expected_levels(config, batch_size)}, got {_describe(noise_std)}.")
-    elif _skips_values(noise_std):
+    elif skips_values(noise_std):
         return
     else:
         smallest, largest = _extremes(noise_std)

@@ -217,6 +217,7 @@ class Trainer:
         self.mutation_rate = mutation_rate
         self._fall = cosine_scale(max(1, round(noise_curriculum_ratio * num_training_steps)), warmup_steps=0)
         self.step_count = 0
+        self._may_need_initialization = model.config.use_actnorm
         self.guard = guard or UpdateGuard()
         self.base_model = model
         if model.config.use_actnorm and self.accelerator.is_fsdp2:
@@ -252,8 +253,10 @@ class Trainer:
         self.model.train()
         noise_scale = self.noise_scale
         batches = [self._prepare_batch(batch) for batch in batches]
-        if self.base_model.config.use_actnorm and not self.base_model.jet.actnorm_initialized:
-            self._initialize_actnorm(batches)
+        if self._may_need_initialization:
+            if not self.base_model.jet.actnorm_initialized:
+                self._initialize_actnorm(batches)
+            self._may_need_initialization = False
         losses = []
         for i, batch in enumerate(batches):
             drawn = self._draw_noise(batch) if noise is None else noise[i]
