@@ -76,6 +76,8 @@ def main(
         print(f"{name:20} {value:5.2f} dB")
     error, expected = ((posterior.mean - clean).square().mean().sqrt(), posterior.std.square().mean().sqrt())
     print(f"error of the mean sample: {error / GRAY_LEVEL:.1f} gray levels; expected: {expected / GRAY_LEVEL:.1f}")
+    # Near 1, the expected error is right. A short chain has seen a small part of the distribution, and expects less.
+    print(f"R-hat of the chain: {posterior.r_hat.item():.1f}")
     return results
 
 

@@ -1,6 +1,7 @@
 """The page on other libraries, transformers' Trainer, and the examples for those who build on the model."""
 
 import dataclasses
+import json
 from contextlib import chdir
 
 import pytest
@@ -11,14 +12,17 @@ from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
 from examples import (
+    anomaly_table,
     autoregressive_latents,
     denoise_and_inpaint,
     odd_products,
     per_sample_gradients,
     reduced_precision,
+    restoration,
     score_folder,
     variational_inference,
 )
+from jet_hf.analysis.anomaly import metrics
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,45 @@ def test_the_largest_patch_finds_odd_products():
 def test_a_prior_denoises_and_fills_in_pixels():
     results = denoise_and_inpaint.main(str(ROOT / "space" / "model"), steps=20)
     assert results["denoised"] > results["noisy"] + 4 and results["filled in"] > results["mean of neighbors"] + 1
+
+
+def test_the_table_of_restorations_has_every_task_and_method(tmp_path, monkeypatch):
+    monkeypatch.setattr(restoration, "CROP_SIZE", 32)
+    flags = ["--num_crops", "1", "--num_steps", "3", "--sigmas", "25", "--langevin_steps", "8"]
+    restoration.main(["--model", str(ROOT / "space" / "model"), "--output_dir", str(tmp_path / "table"), *flags])
+    results = json.loads((tmp_path / "table" / "results.json").read_text())
+    methods = {task: list(rows) for task, rows in results.items()}
+    assert methods == {
+        "noise 25": ["noisy", "TV", "wavelet", "non-local means", "flow"],
+        "inpainting": ["biharmonic", "flow"],
+        "super-resolution x 2": ["bicubic", "flow"],
+    }
+    assert all(len(row["psnr"]) == 2 and row["seconds"] >= 0 for rows in results.values() for row in rows.values())
+    noisy, *better = (sum(row["psnr"]) for row in results["noise 25"].values())
+    assert min(better) > noisy + 2
+    assert len((tmp_path / "table" / "table.md").read_text().splitlines()) == 2 + 9
+    assert all((tmp_path / "table" / f"{name}.png").exists() for name in ("denoising", "inpainting"))
+
+
+def test_the_tables_of_anomaly_scores_have_every_kind_of_image_and_method(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "NUM_RESAMPLES", 5)
+    monkeypatch.setattr(anomaly_table, "REDUCTIONS", (4,))
+    monkeypatch.setattr(anomaly_table, "NUM_CLASSES", 2)
+    monkeypatch.setattr(anomaly_table, "GridSearchCV", lambda estimator, *_, **__: estimator)
+    flags = {"num_normal": 16, "num_odd": 8, "background_steps": 1, "digits_steps": 1}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    anomaly_table.main(["--output_dir", str(tmp_path / "tables"), *words])
+    results = json.loads((tmp_path / "tables" / "results.json").read_text())
+    photographs, digits = results["photographs"], results["digits"]
+    assert len(photographs) == 1 + 15 and photographs["normal crops"]["share of p-values up to 0.05"].keys() == set(
+        anomaly_table.TITLES
+    )
+    constant, noise = photographs["constant colors"], photographs["uniform noise"]
+    assert constant["negative_log_likelihood"]["auroc"]["value"] < 0.7 < 0.95 < noise["latent_norm"]["auroc"]["value"]
+    assert constant["complexity_corrected"]["auroc"]["value"] > 0.95 and 0 < noise["p of a batch"] < 0.01
+    assert len(digits) == 6 + 3 and all(0 <= area <= 1 for areas in digits.values() for area in areas)
+    lines = (tmp_path / "tables" / "tables.md").read_text().splitlines()
+    assert len(lines) == (2 + 16) + 1 + (2 + 9) and (tmp_path / "tables" / "heat_maps.png").exists()
 
 
 def test_per_sample_gradients_equal_those_of_a_loop():

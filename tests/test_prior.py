@@ -5,6 +5,7 @@ import sys
 import types
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, tiny_model
@@ -153,6 +154,54 @@ def test_langevin_samples_depend_on_the_generator_only():
     assert len(first.samples.unique(dim=0)) == 3
 
 
+def test_a_chain_tells_whether_it_has_mixed():
+    """Under N(0, I) the posterior has the standard deviation `1 / sqrt(1 + 1 / sigma^2)`."""
+    prior, noisy = JetPrior(new_model()), noise(2, 3, 8, 8)
+    exact = (1 + SIGMA**-2) ** -0.5
+
+    def draw(**options):
+        return prior.sample_posterior(noisy, identity(), SIGMA, generator=torch.Generator().manual_seed(0), **options)
+
+    long = draw(num_steps=800, step_size=0.3)
+    assert long.mixed.all() and abs(float(long.std.mean()) / exact - 1) < 0.02
+    short = draw(num_steps=100, step_size=0.01)
+    assert (short.r_hat > 1.5).all() and not short.mixed.any() and float(short.std.mean()) < 0.5 * exact
+    assert draw(num_steps=4).r_hat.isnan().all()
+    # The statistics of the quarters add up to those of all counted steps.
+    few = draw(num_steps=13, num_samples=10)
+    torch.testing.assert_close(few.mean, few.samples.mean(dim=0))
+    torch.testing.assert_close(few.std, few.samples.std(dim=0))
+
+
+def test_results_have_no_graph_and_need_none():
+    model, measurements = tiny_model(), noise(1, 3, 8, 12)
+    prior, operator = JetPrior(model), mask(torch.arange(12) % 3 > 0)
+    generator = torch.Generator()
+    calls = (
+        lambda images: prior.score(images),
+        lambda images: prior.denoise(images, SIGMA, num_steps=3),
+        lambda images: prior.restore(images, operator, torch.tensor([SIGMA]), num_steps=3).images,
+        lambda images: prior.restore(images[..., :8].contiguous(), identity(), SIGMA, "latent", num_steps=3).images,
+        lambda images: prior.sample_posterior(images, operator, SIGMA, 3, generator=generator.manual_seed(0)).mean,
+    )
+    for call in calls:
+        expected = call(measurements)
+        of_graph = call(measurements.clone().requires_grad_() * 1)
+        with torch.inference_mode():
+            inferred = call(measurements.clone())
+        assert torch.equal(expected, of_graph) and torch.equal(expected, inferred) and not of_graph.requires_grad
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_measurements_may_be_numbers_of_any_shape():
+    weights = noise(3, 8, 8) / noise(3, 8, 8).norm()
+    operator = LinearOperator(lambda x: (x * weights).sum((1, 2, 3)), lambda y: y[:, None, None, None] * weights)
+    measurements = torch.tensor([1.0, -2.0])
+    found = JetPrior(new_model()).restore(measurements, operator, SIGMA, num_steps=300, step_size=0.2).images
+    exact = operator.adjoint(measurements / (weights.square().sum() + SIGMA**2))
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-3)
+
+
 def test_an_image_of_the_models_size_is_one_tile():
     model, images = tiny_model(num_classes=4), noise(5, 3, 8, 8)
     labels = torch.tensor([0, 1, 2, 3, 4])
@@ -249,6 +298,26 @@ GOOD = {"measurements": torch.zeros(1, 3, 8, 8), "operator": identity(), "sigma"
         ({"sigma": 0}, "`sigma` must be a positive number"),
         ({"sigma": float("nan")}, "`sigma` must be a positive number"),
         ({"sigma": torch.ones(2)}, "`sigma` must be a positive number"),
+        ({"sigma": 1e-20}, "`sigma` must be a positive number .*, got 1e-20"),
+        ({"sigma": torch.tensor(1j)}, "`sigma` must be a positive number"),
+        ({"measurements": torch.tensor(0.5)}, "`measurements` must be a tensor .batch_size, .... got .."),
+        (
+            {"measurements": torch.zeros(0, 3, 8, 8)},
+            "`measurements` must be a tensor .batch_size, .... got .0, 3, 8, 8.",
+        ),
+        (
+            {"operator": LinearOperator(lambda x: x + 0j, lambda y: y)},
+            "`forward` must return a tensor of torch.float32",
+        ),
+        (
+            {"operator": LinearOperator(lambda x: x, lambda y: y.tolist())},
+            "`adjoint` must return a tensor .* got list",
+        ),
+        ({"measurements": torch.full((1, 3, 8, 8), 1e38)}, "must be finite at the first images"),
+        (
+            {"operator": LinearOperator(lambda x: x[:1] + x[1:], lambda y: torch.cat([y, y]))},
+            "`measurements` must be those of as many images, 1, got 2",
+        ),
         ({"measurements": torch.full((1, 3, 8, 8), float("nan"))}, "`measurements` must be finite"),
         ({"measurements": torch.zeros(1, 3, 8, 8).byte()}, "`measurements` must be a tensor of torch.float32"),
         ({"measurements": torch.zeros(3, 8, 8)}, "must be a tensor .batch_size, 3, height, width., got .3, 8, 8."),
@@ -282,6 +351,7 @@ def test_bad_arguments_of_priors_operators_and_samplers_are_refused():
         (lambda: JetPrior(model, weight=-1), "`weight` must be zero or a positive number"),
         (lambda: JetPrior(model, stride=9), "`stride` must be at most 8, the size of a tile, got 9"),
         (lambda: JetPrior(model, labels=torch.zeros(1).long()), "this model has no classes"),
+        (lambda: JetPrior(tiny_model(num_classes=2), labels=1), "`labels` must be an int64 tensor .*, got int"),
         (lambda: JetPrior(tiny_model(num_classes=2), torch.tensor([0, 1])).score(images), "as many as `labels`, 2"),
         (lambda: prior.score(torch.full_like(images, float("inf"))), "`images` must be finite"),
         (lambda: prior.denoise(images, SIGMA, method="wiener"), "`method` must be one of"),
@@ -356,8 +426,10 @@ def test_a_prior_and_a_denoiser_for_deepinv_have_its_scale_and_its_signatures(de
     denoiser = DeepinvDenoiser(JetPrior(new_model(noise_std=0.6)))
     assert isinstance(denoiser, deepinv.models.Denoiser)
     exact = (0.64 * (2 * images - 1) + 1) / 2
-    for sigma in (0.3, torch.tensor(0.3), torch.full((2, 1, 1, 1), 0.3)):
+    for sigma in (0.3, torch.tensor(0.3), torch.full((2, 1, 1, 1), 0.3), [0.3], np.full(2, 0.3)):
         torch.testing.assert_close(denoiser(images, sigma), exact)
+    with pytest.raises(ValueError, match=r"`sigma` must be a positive number or a tensor \(2,\) of them, got tensor"):
+        denoiser(images, torch.full((3,), 0.3))
 
 
 def test_a_missing_deepinv_is_named(monkeypatch, fresh_adapter):

@@ -66,8 +66,8 @@ def _to_unit(images: torch.Tensor) -> torch.Tensor:
     return (images + 1) / 2
 
 
-def _to_sigma(sigma: float | torch.Tensor, images: torch.Tensor) -> float | torch.Tensor:
-    """Return noise levels on the model's scale, numbers or tensors (B,). deepinv gives tensors of several shapes."""
-    if not isinstance(sigma, torch.Tensor):
-        return 2 * sigma
-    return 2 * (sigma.reshape(()) if sigma.numel() == 1 else sigma.reshape(len(images)))
+def _to_sigma(sigma: float | torch.Tensor | list[float], images: torch.Tensor) -> torch.Tensor:
+    """Return noise levels on the model's scale, a tensor () or (B,). deepinv gives numbers, lists and tensors."""
+    levels = 2 * torch.as_tensor(sigma, dtype=images.dtype, device=images.device)
+    shape = {1: (), len(images): (len(images),)}.get(levels.numel(), levels.shape)
+    return levels.reshape(shape)

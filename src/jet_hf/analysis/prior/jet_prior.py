@@ -1,7 +1,9 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """A model as the prior of images: density, score, denoising, restoration and posterior samples."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -30,13 +32,29 @@ STEP_PER_SIGMA = 0.25
 SMALLEST_STEP = 4 / 127.5
 LATENT_STEP = 0.1
 
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+def _outside_of_graphs(method: Callable[P, T]) -> Callable[P, T]:
+    """
+    Let a method compute its own gradients within `torch.inference_mode`, and give results without a graph, which would
+    hold every step of a minimization, and gradients that leave out the density.
+    """
+
+    @wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return wrapped
+
 
 class JetPrior:
     """
     Prior of images (B, C, H, W) on the model's scale, in which gray levels are `u / 127.5 - 1`.
 
     Noise levels `sigma` are standard deviations on this scale: noise of 25 gray levels is `25 / 127.5`. They are
-    numbers, or tensors (B,) of one for each image.
+    numbers, or tensors (B,) of one for each image. No gradients flow through the results, except for [`log_prob`].
 
     Images of the model's size have the model's log-density. Larger ones have the sum of the weighted log-densities of
     overlapping tiles, see [`Tiling`], as in EPLL (Zoran and Weiss, 2011). No more than `tile_batch_size` tiles are in
@@ -91,7 +109,7 @@ class JetPrior:
             if stride > min(tile_shape):
                 raise ValueError(f"`stride` must be at most {min(tile_shape)}, the size of a tile, got {stride}.")
         if labels is not None:
-            check_labels(labels, config, len(labels))
+            check_labels(labels, config, labels.numel() if isinstance(labels, torch.Tensor) else 1)
         self.model = model
         self.labels = labels
         self.weight = weight
@@ -127,6 +145,7 @@ class JetPrior:
             total = total.index_add(0, _index(indices, images), weights * values)
         return total
 
+    @_outside_of_graphs
     def score(self, images: torch.Tensor) -> torch.Tensor:
         """
         Return the gradient of [`log_prob`] with respect to the images.
@@ -143,6 +162,7 @@ class JetPrior:
         self._check_images("images", images)
         return self._log_prob_and_score(images)[1]
 
+    @_outside_of_graphs
     def denoise(
         self, noisy: torch.Tensor, sigma: float | torch.Tensor, method: str | None = None, **options
     ) -> torch.Tensor:
@@ -183,6 +203,7 @@ class JetPrior:
         _, score = self._log_prob_and_score(noisy, levels)
         return noisy + _per_image(levels) ** 2 * score / self._tiling(noisy).coverage(noisy)
 
+    @_outside_of_graphs
     def restore(
         self,
         measurements: torch.Tensor,
@@ -229,16 +250,13 @@ class JetPrior:
                 f"`space` must be 'image' for images larger than the model's {self.tile_shape}, got 'latent' for "
                 f"{tuple(start_image.shape[2:])}: overlapping tiles have no common latent."
             )
-        with torch.no_grad():
-            latents = (
-                torch.zeros_like(start_image) if start is None else self.model.encode(start, **self._given(start))[0]
-            )
+        latents = torch.zeros_like(start_image) if start is None else self.model.encode(start, **self._given(start))[0]
         sizes = _step_sizes(step_size, torch.full_like(levels, LATENT_STEP))
         found = minimize(self._latent_energy(measurements, operator, levels), latents, num_steps, sizes)
-        with torch.no_grad():
-            images, _ = self.model.decode(found.images, **self._given(latents))
+        images, _ = self.model.decode(found.images, **self._given(latents))
         return Restoration(images, found.objective, found.gradient_norm)
 
+    @_outside_of_graphs
     def sample_posterior(
         self,
         measurements: torch.Tensor,
@@ -385,6 +403,8 @@ class JetPrior:
         if not isinstance(measurements, torch.Tensor) or measurements.dtype != self.model.jet.state_dtype:
             got = measurements.dtype if isinstance(measurements, torch.Tensor) else type(measurements).__name__
             raise ValueError(f"`measurements` must be a tensor of {self.model.jet.state_dtype}, got {got}.")
+        if measurements.ndim == 0 or not measurements.numel():
+            raise ValueError(f"`measurements` must be a tensor (batch_size, ...), got {tuple(measurements.shape)}.")
         check_values("measurements", measurements)
         if not isinstance(operator, LinearOperator):
             raise ValueError(f"`operator` must be a LinearOperator, got {type(operator).__name__}.")
@@ -396,6 +416,11 @@ class JetPrior:
         """Return the given first images, or the smoothest ones that fit the measurements."""
         backward = operator.adjoint(measurements)
         self._check_images("operator.adjoint(measurements)", backward)
+        if len(backward) != len(measurements):
+            raise ValueError(
+                f"`measurements` must be those of as many images, {len(measurements)}, got {len(backward)} of "
+                "`operator.adjoint(measurements)`."
+            )
         if start is None:
             return fit_smoothest(measurements, operator)
         self._check_images("start", start)
@@ -409,18 +434,20 @@ def _misfit(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `|A x - y|^2 / (2 sigma^2)` (B,) and its gradient (B, C, H, W)."""
     residual = operator.forward(images) - measurements
-    value = residual.square().flatten(1).sum(dim=1) / (2 * levels**2)
+    value = residual.square().reshape(len(residual), -1).sum(dim=1) / (2 * levels**2)
     return value, operator.adjoint(residual) / _per_image(levels) ** 2
 
 
 def _check_sigma(sigma: float | torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Return noise levels (B,) in the dtype of the images; raise ValueError unless they are positive numbers."""
     values = sigma if isinstance(sigma, torch.Tensor) else torch.tensor(sigma if is_number(sigma) else float("nan"))
-    is_valid = values.ndim == 0 or values.shape == (len(images),)
-    if not is_valid or not bool(((values > 0) & (values < float("inf"))).all()):
+    is_valid = not values.is_complex() and (values.ndim == 0 or values.shape == (len(images),))
+    levels = values.detach().to(images) if is_valid else images.new_zeros(())
+    # Below this, squares are not normal numbers.
+    if not bool(((levels > torch.finfo(images.dtype).tiny ** 0.5) & (levels < float("inf"))).all()):
         expected = f"a positive number or a tensor ({len(images)},) of them"
         raise ValueError(f"`sigma` must be {expected}, got {sigma!r}.")
-    return values.to(images).expand(len(images))
+    return levels.expand(len(images))
 
 
 def _step_sizes(step_size: float | None, default: torch.Tensor) -> torch.Tensor:

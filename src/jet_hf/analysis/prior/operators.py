@@ -38,7 +38,8 @@ class LinearOperator:
             measurements: Tensor (B, ...), of which only shape, dtype and device matter.
 
         Raises:
-            ValueError: if the inner products differ, or if the measurements do not have the shape of `forward`.
+            ValueError: if the inner products differ, or if the measurements do not have the shape of `forward`, or if
+                a function returns anything but tensors of their dtype.
         """
         generator = torch.Generator().manual_seed(0)
 
@@ -46,9 +47,17 @@ class LinearOperator:
             return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
         left = draw(measurements)
+
+        def check_dtype(name: str, result: object) -> None:
+            if not isinstance(result, torch.Tensor) or result.dtype != left.dtype:
+                got = result.dtype if isinstance(result, torch.Tensor) else type(result).__name__
+                raise ValueError(f"`{name}` must return a tensor of {left.dtype}, got {got}.")
+
         backward = self.adjoint(left)
+        check_dtype("adjoint", backward)
         right = draw(backward)
         forward = self.forward(right)
+        check_dtype("forward", forward)
         if forward.shape != left.shape:
             raise ValueError(
                 f"`measurements` must have the shape {tuple(forward.shape)} that `forward` gives images of shape "
