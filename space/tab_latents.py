@@ -8,7 +8,7 @@ import jet_demo
 import texts
 from components import ChoiceInput, Named, NumberField, NumberInput, png_gallery, png_image
 from jet_demo import FITS, MAX_SEED, MAX_TRUNCATION, Fitted
-from page import Page
+from page import Page, Refresh
 from PIL import Image
 from uploads import UnreadableImageError, missing
 
@@ -81,12 +81,13 @@ def add_reconstruction(page: Page) -> None:
     for component in (outputs[0], outputs[-1]):
         component.select(patch_at, None, patch, show_progress="hidden", api_visibility="private")
     page.refreshes(
-        [mix.change, noise.change, truncation.change, patch.change, seed.change],
-        reconstruct,
-        [image, other, fit, mix, noise, truncation, seed, patch],
-        [*outputs, statement],
-        replaced=[image.change, other.change, fit.change],
-        show_progress="hidden",
+        Refresh(
+            reconstruct,
+            [image, other, fit, mix, noise, truncation, seed, patch],
+            [*outputs, statement],
+            live=[mix, noise, truncation, patch],
+            options={"show_progress": "hidden"},
+        )
     )
 
 
@@ -131,19 +132,13 @@ def add_interpolation(page: Page) -> None:
     fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
     gr.Markdown("## Path through the latent space")
     gallery = png_gallery("Path through the latent space", height=320, show_label=False, value=images)
-    replaced = [image_a.change, image_b.change, fit.change]
     page.refreshes(
-        [steps.change],
-        walk,
-        [image_a, image_b, steps, fit],
-        [animation, gallery, walk_status],
-        replaced=replaced,
-    )
-    page.refreshes(
-        [position.change],
-        step_to,
-        [image_a, image_b, position, fit],
-        [shown, position_status],
-        replaced=replaced,
-        show_progress="hidden",
+        Refresh(
+            step_to,
+            [image_a, image_b, position, fit],
+            [shown, position_status],
+            live=[position],
+            options={"show_progress": "hidden"},
+        ),
+        Refresh(walk, [image_a, image_b, steps, fit], [animation, gallery, walk_status], live=[steps]),
     )

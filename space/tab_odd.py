@@ -11,7 +11,7 @@ import texts
 from charts import overlay
 from components import ChoiceInput, Named, png_image
 from jet_demo import FITS, JetDemo
-from page import Page
+from page import Page, Refresh
 from PIL import Image, ImageFilter, ImageOps
 
 from jet_hf.utils.files import strict_json
@@ -90,7 +90,7 @@ def add_anomaly(page: Page) -> None:
         with gr.Column(min_width=320, elem_classes=["results"]):
             scores = gr.Markdown(table)
             heat = png_image("Bits of patches in excess of held-out images", chart=True, height=280, value=first)
-    page.refreshes([], anomaly, [image, fit], [heat, scores], replaced=[image.change, fit.change])
+    page.refreshes(Refresh(anomaly, [image, fit], [heat, scores]))
 
 
 def add_game(page: Page) -> None:

@@ -9,7 +9,7 @@ import texts
 from charts import histogram, overlay
 from components import ChoiceInput, Named, NumberInput, png_image
 from jet_demo import FITS, JetDemo, Score
-from page import Page
+from page import Page, Refresh
 
 
 NUM_NOISE_DRAWS = 8
@@ -76,11 +76,5 @@ def add_scoring(page: Page) -> None:
             for title, value in zip(jet_demo.MAPS, maps, strict=True)
         ]
     gr.Markdown(texts.LIKELIHOOD_HELP)
-    page.refreshes(
-        [draws.change],
-        score,
-        [image, draws, fit],
-        [seen, place, *heat, summary],
-        replaced=[image.change, fit.change],
-        show_progress_on=[summary],
-    )
+    outputs = [seen, place, *heat, summary]
+    page.refreshes(Refresh(score, [image, draws, fit], outputs, live=[draws], options={"show_progress_on": [summary]}))
