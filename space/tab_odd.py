@@ -87,7 +87,7 @@ def add_anomaly(page: Page) -> None:
             image = page.image_input("Image", optional=True, height=240, value=smooth)
             page.example_images(image)
             fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
-        with gr.Column(min_width=320, elem_classes=["results"]):
+        with gr.Column(min_width=320):
             scores = gr.Markdown(table)
             heat = png_image("Bits of patches in excess of held-out images", chart=True, height=280, value=first)
     page.refreshes(Refresh(anomaly, [image, fit], [heat, scores]))

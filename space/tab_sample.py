@@ -68,9 +68,9 @@ def add_sampling(page: Page) -> None:
 
     title, sampler = next(iter(page.samplers.items()))
     *_, (first, path, singles, status_text) = draw(sampler, NUM_IMAGES, 1, 0, ALL_CLASSES)
+    gr.Markdown(texts.SAMPLING_HELP)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            gr.Markdown(texts.SAMPLING_HELP)
             model = ChoiceMenu(list(page.samplers), value=title, label="Model", visible=len(page.samplers) > 1)
             choices = class_choices(sampler)
             label = ClassMenu(choices, value=ALL_CLASSES, label="Class", visible=len(choices) > 1)
