@@ -26,7 +26,12 @@ def heat_maps(maps: Sequence[np.ndarray], titles: Sequence[str] = ("",)) -> Imag
     return _to_image(figure)
 
 
-def overlay(image: Image.Image, values: np.ndarray, centered: bool = False) -> Image.Image:
+def overlay(
+    image: Image.Image,
+    values: np.ndarray,
+    centered: bool = False,
+    limits: tuple[float | None, float | None] = (None, None),
+) -> Image.Image:
     """
     Lay a map of bits per dimension, of shape (S/p, S/p), over its image, with a color bar.
 
@@ -34,16 +39,20 @@ def overlay(image: Image.Image, values: np.ndarray, centered: bool = False) -> I
         image: The image.
         values: Bits per dimension of the patches.
         centered: Whether zero is in the middle of the colors, for differences.
+        limits: Values of the first and the last color, by default the smallest and the largest.
     """
     figure = Figure(figsize=(4.4, 3.6))
     axes = figure.subplots()
     extent = (0, image.width, image.height, 0)
     axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
-    limit = abs(values).max()
-    colors = {"cmap": "coolwarm", "vmin": -limit, "vmax": limit} if centered else {"cmap": "inferno"}
+    if centered:
+        limits = (-abs(values).max(), abs(values).max())
+    colors = {"cmap": "coolwarm" if centered else "inferno", "vmin": limits[0], "vmax": limits[1]}
     heat = axes.imshow(values, interpolation="nearest", alpha=0.6, extent=extent, **colors)
     axes.axis("off")
     bar = figure.colorbar(heat, ax=axes, fraction=0.046, pad=0.04)
+    bar.solids.set_alpha(1)  # the same colors on white and on black
+    bar.set_label("bits per dimension", color=INK, fontsize=12)
     bar.ax.tick_params(colors=INK, labelsize=12)
     bar.outline.set_visible(False)
     return _to_image(figure)

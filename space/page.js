@@ -27,6 +27,12 @@ const jetAddress = {
     return false;
   },
 
+  // An earlier address may have the values of that time, which the page no longer shows.
+  goBack() {
+    this.openTab();
+    if (this.values) this.write(this.values);
+  },
+
   choose(event) {
     const tab = event.target.closest?.("button[role=tab]");
     if (!tab || this.silent) return;
@@ -48,9 +54,27 @@ const jetAddress = {
   },
 
   write(values) {
+    this.values = values;
     const query = this.query();
     this.names.forEach((name, i) => query.set(name, values[i] ?? ""));
     this.put(query, "replaceState");
+  },
+};
+
+const jetResults = {
+  // For each function, the inputs that its last results belong to, without those that move in small steps.
+  inputs: {},
+
+  // Files are compared by their paths.
+  read: (places, values) => JSON.stringify(places.map((place) => values[place]?.path ?? values[place])),
+
+  start(name, places, values) {
+    this.inputs[name] = this.read(places, values);
+    return values;
+  },
+
+  isOld(name, places, values) {
+    return name in this.inputs && this.inputs[name] !== this.read(places, values);
   },
 };
 
@@ -134,7 +158,7 @@ function jetMoveBetweenTabs(event) {
 
 document.addEventListener("keydown", jetMoveBetweenTabs);
 document.addEventListener("click", (event) => jetAddress.choose(event), true);
-addEventListener("popstate", () => jetAddress.openTab());
+addEventListener("popstate", () => jetAddress.goBack());
 // Gradio adds the parts of the page when it needs them, and the tabs react some time after they appear.
 const jetOpening = setInterval(() => jetAddress.openTab() && clearInterval(jetOpening), 100);
 const jetUpdate = () => {

@@ -2,6 +2,7 @@
 """Parts that the tabs share."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import gradio as gr
 import texts
@@ -11,6 +12,37 @@ from jet_demo import FITS, Sampler
 from storage import Storage
 
 from jet_hf.utils.files import strict_json
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """
+    Function of the model that runs whenever one of its inputs changes.
+
+    Args:
+        function: The function.
+        inputs, outputs: Its components. The last output is a text.
+        live: Inputs that move in small steps, such as sliders. Results stay until those of the next step arrive. A
+            change of any other input removes them at once, because they are not of the new one.
+        fit: See [`Service.endpoint`].
+        options: Further keyword arguments of `gr.on`.
+    """
+
+    function: Callable
+    inputs: Sequence[gr.components.Component]
+    outputs: Sequence[gr.components.Component]
+    live: Sequence[gr.components.Component] = ()
+    fit: str = FITS[0]
+    options: dict = field(default_factory=dict)
+
+    @property
+    def places(self) -> list[int]:
+        """Positions of the inputs whose change removes the results."""
+        return [place for place, component in enumerate(self.inputs) if component not in self.live]
+
+    def empty(self, text: str) -> str:
+        """Return a JavaScript array of empty outputs with a text."""
+        return strict_json([None] * (len(self.outputs) - 1) + [text])
 
 
 class Page:
@@ -46,39 +78,38 @@ class Page:
             "api_visibility": "public" if api_name else "private",
         }
 
-    def refreshes(
-        self,
-        triggers: Sequence,
-        function: Callable,
-        inputs: Sequence,
-        outputs: Sequence,
-        replaced: Sequence = (),
-        fit: str = FITS[0],
-        **options,
-    ) -> None:
+    def refreshes(self, *refreshes: Refresh) -> None:
         """
-        Run the model whenever a trigger fires. The newest request runs next, and those before it are dropped.
+        Run functions of the model whenever their inputs change.
 
-        Args:
-            triggers: Events.
-            function: Function that runs the model.
-            inputs, outputs: Its components. The last output is a text.
-            replaced: Events, among the triggers, that make old results wrong: these disappear at once.
-            fit: See [`Service.endpoint`].
-            options: Further keyword arguments of `gr.on`.
+        Of one function, the newest request runs next, and those before it are dropped.
         """
-        empty = {text: f"() => [{'null, ' * (len(outputs) - 1)}{strict_json(text)}]" for text in ("", texts.NO_RESULT)}
-        if replaced:
-            gr.on(replaced, None, outputs=outputs, js=empty[""], api_visibility="private")
-        event = gr.on(
-            [*triggers, *replaced],
-            inputs=inputs,
-            outputs=outputs,
-            trigger_mode="always_last",
-            **options,
-            **self.computes(function, fit=fit),
-        )
-        event.failure(None, outputs=outputs, js=empty[texts.NO_RESULT], api_visibility="private")
+        # Gradio finishes one listener of an event before it starts the next: all old results disappear first.
+        for refresh in refreshes:
+            changes = [refresh.inputs[place].change for place in refresh.places]
+            gr.on(changes, None, outputs=refresh.outputs, js=f"() => {refresh.empty('')}", api_visibility="private")
+        for refresh in refreshes:
+            arguments = f"{strict_json(refresh.function.__name__)}, {refresh.places}, values"
+            event = gr.on(
+                [component.change for component in refresh.inputs],
+                inputs=refresh.inputs,
+                outputs=refresh.outputs,
+                js=f"(...values) => jetResults.start({arguments})",
+                trigger_mode="always_last",
+                **refresh.options,
+                **self.computes(refresh.function, fit=refresh.fit),
+            )
+            failed = f"() => {refresh.empty(texts.NO_RESULT)}"
+            event.failure(None, outputs=refresh.outputs, js=failed, api_visibility="private")
+            # The result of a running call may arrive after an input has changed.
+            unchanged = strict_json([gr.skip()] * len(refresh.outputs))
+            refresh.outputs[-1].change(
+                None,
+                refresh.inputs,
+                refresh.outputs,
+                js=f"(...values) => jetResults.isOld({arguments}) ? {refresh.empty('')} : {unchanged}",
+                api_visibility="private",
+            )
 
     def image_input(self, label: str, **options) -> ImageInput:
         """Create an image input that accepts this server's uploads."""

@@ -5,7 +5,7 @@ import gradio as gr
 import texts
 from components import Named, png_image
 from jet_demo import WHOLE
-from page import Page
+from page import Page, Refresh
 
 
 def add_files(page: Page) -> None:
@@ -43,19 +43,6 @@ def add_files(page: Page) -> None:
             restored = png_image("Decompressed picture", height=280)
             statement = gr.Markdown(texts.DECOMPRESSION_HINT)
     page.refreshes(
-        [],
-        compress,
-        [picture],
-        [download, table],
-        replaced=[picture.change],
-        fit=WHOLE,
-        show_progress_on=[table],
-    )
-    page.refreshes(
-        [],
-        decompress,
-        [file],
-        [restored, statement],
-        replaced=[file.change],
-        show_progress_on=[statement],
+        Refresh(compress, [picture], [download, table], fit=WHOLE, options={"show_progress_on": [table]}),
+        Refresh(decompress, [file], [restored, statement], options={"show_progress_on": [statement]}),
     )

@@ -8,7 +8,7 @@ import jet_demo
 import texts
 from components import ChoiceInput, Named, NumberField, NumberInput, png_gallery, png_image
 from jet_demo import FITS, MAX_SEED, MAX_TRUNCATION, Fitted
-from page import Page
+from page import Page, Refresh
 from PIL import Image
 from uploads import UnreadableImageError, missing
 
@@ -54,39 +54,43 @@ def add_reconstruction(page: Page) -> None:
         return row * demo.num_columns + column + 1
 
     *shown, statement_text = reconstruct(demo.load(page.examples[0]), None, FITS[0], 0, 0, MAX_TRUNCATION, 0, 0)
+    gr.Markdown(texts.RECONSTRUCTION_HELP)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            gr.Markdown(texts.RECONSTRUCTION_HELP)
             with gr.Row():
                 image = page.image_input("Image", optional=True, height=200, min_width=140, value=page.examples[0])
                 other = page.image_input(texts.SECOND_IMAGE, optional=True, height=200, min_width=140)
             page.example_images(image, "Image: one of these")
             page.example_images(other, f"{texts.SECOND_IMAGE}: one of these")
-            mix = NumberInput(0, 1, 0, step=0.05, label="Mix: share of the second image")
-            noise = NumberInput(0, 1, 0, step=0.05, label="Noise: share of new latents")
-            truncation = NumberInput(
-                0, MAX_TRUNCATION, MAX_TRUNCATION, step=0.1, label=f"Clip latents at ± ({MAX_TRUNCATION:g}: off)"
-            )
-            patch = NumberInput(0, num_patches, 0, step=1, precision=0, label="Patch with new latents (0: none)")
-            seed = NumberField(0, label="Seed of the new latents", precision=0, minimum=0, maximum=MAX_SEED)
             fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
-        with gr.Column(scale=2, min_width=320, elem_classes=["results"]):
+        with gr.Column(scale=2, min_width=320, elem_classes=["edit"]):
             titles = ("Model input", "Latents", "Reconstruction", texts.EDITED)
             outputs = []
             for first in (0, 2):
                 with gr.Row():
                     for title, value in list(zip(titles, shown, strict=True))[first : first + 2]:
-                        outputs.append(png_image(title, height=240, min_width=200, value=value))
+                        outputs.append(png_image(title, height=240, min_width=140, value=value))
+            # Beside the pictures, also on a phone, so that these are seen while a slider moves.
+            with gr.Row():
+                mix = NumberInput(0, 1, 0, step=0.05, label="Mix: share of the second image")
+                noise = NumberInput(0, 1, 0, step=0.05, label="Noise: share of new latents")
+            with gr.Row():
+                patch = NumberInput(0, num_patches, 0, step=1, precision=0, label="Patch with new latents (0: none)")
+                truncation = NumberInput(
+                    0, MAX_TRUNCATION, MAX_TRUNCATION, step=0.1, label=f"Clip latents at ± ({MAX_TRUNCATION:g}: off)"
+                )
+            seed = NumberField(0, label="Seed of the new latents", precision=0, minimum=0, maximum=MAX_SEED)
             statement = gr.Markdown(statement_text, min_height=80)
     for component in (outputs[0], outputs[-1]):
         component.select(patch_at, None, patch, show_progress="hidden", api_visibility="private")
     page.refreshes(
-        [mix.change, noise.change, truncation.change, patch.change, seed.change],
-        reconstruct,
-        [image, other, fit, mix, noise, truncation, seed, patch],
-        [*outputs, statement],
-        replaced=[image.change, other.change, fit.change],
-        show_progress="hidden",
+        Refresh(
+            reconstruct,
+            [image, other, fit, mix, noise, truncation, seed, patch],
+            [*outputs, statement],
+            live=[mix, noise, truncation, patch],
+            options={"show_progress": "hidden"},
+        )
     )
 
 
@@ -131,19 +135,13 @@ def add_interpolation(page: Page) -> None:
     fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
     gr.Markdown("## Path through the latent space")
     gallery = png_gallery("Path through the latent space", height=320, show_label=False, value=images)
-    replaced = [image_a.change, image_b.change, fit.change]
     page.refreshes(
-        [steps.change],
-        walk,
-        [image_a, image_b, steps, fit],
-        [animation, gallery, walk_status],
-        replaced=replaced,
-    )
-    page.refreshes(
-        [position.change],
-        step_to,
-        [image_a, image_b, position, fit],
-        [shown, position_status],
-        replaced=replaced,
-        show_progress="hidden",
+        Refresh(
+            step_to,
+            [image_a, image_b, position, fit],
+            [shown, position_status],
+            live=[position],
+            options={"show_progress": "hidden"},
+        ),
+        Refresh(walk, [image_a, image_b, steps, fit], [animation, gallery, walk_status], live=[steps]),
     )

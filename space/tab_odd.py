@@ -11,7 +11,7 @@ import texts
 from charts import overlay
 from components import ChoiceInput, Named, png_image
 from jet_demo import FITS, JetDemo
-from page import Page
+from page import Page, Refresh
 from PIL import Image, ImageFilter, ImageOps
 
 from jet_hf.utils.files import strict_json
@@ -87,10 +87,10 @@ def add_anomaly(page: Page) -> None:
             image = page.image_input("Image", optional=True, height=240, value=smooth)
             page.example_images(image)
             fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
-        with gr.Column(min_width=320, elem_classes=["results"]):
+        with gr.Column(min_width=320):
             scores = gr.Markdown(table)
             heat = png_image("Bits of patches in excess of held-out images", chart=True, height=280, value=first)
-    page.refreshes([], anomaly, [image, fit], [heat, scores], replaced=[image.change, fit.change])
+    page.refreshes(Refresh(anomaly, [image, fit], [heat, scores]))
 
 
 def add_game(page: Page) -> None:

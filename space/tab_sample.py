@@ -8,7 +8,7 @@ import jet_demo
 import texts
 from components import ChoiceMenu, ClassMenu, Named, NumberField, NumberInput, png_gallery, png_image
 from jet_demo import ALL_CLASSES, MAX_SEED, Sampler
-from page import Page
+from page import Page, Refresh
 from PIL import Image
 
 from jet_hf.analysis.sampling import image_grid
@@ -61,15 +61,16 @@ def add_sampling(page: Page) -> None:
             progress(0.5, desc="decoding")
             yield shown
 
-    def classes_of(model):
+    def classes_of(model, label):
         choices = class_choices(page.samplers[model])
-        return ClassMenu(choices=choices, value=ALL_CLASSES, visible=len(choices) > 1)
+        known = label if label < len(choices) - 1 else ALL_CLASSES
+        return ClassMenu(choices=choices, value=known, visible=len(choices) > 1)
 
     title, sampler = next(iter(page.samplers.items()))
     *_, (first, path, singles, status_text) = draw(sampler, NUM_IMAGES, 1, 0, ALL_CLASSES)
+    gr.Markdown(texts.SAMPLING_HELP)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            gr.Markdown(texts.SAMPLING_HELP)
             model = ChoiceMenu(list(page.samplers), value=title, label="Model", visible=len(page.samplers) > 1)
             choices = class_choices(sampler)
             label = ClassMenu(choices, value=ALL_CLASSES, label="Class", visible=len(choices) > 1)
@@ -86,15 +87,9 @@ def add_sampling(page: Page) -> None:
         gallery = png_gallery("Single images", height=420, show_label=False, value=singles)
     inputs = [model, num_images, temperature, seed, label]
     another.click(None, outputs=seed, js=f"() => Math.floor(Math.random() * {MAX_SEED + 1})", api_visibility="private")
-    model.change(classes_of, model, label, show_progress="hidden", api_visibility="private")
-    page.refreshes(
-        [num_images.change, temperature.change],
-        sample,
-        inputs,
-        [grid, strip, gallery, status],
-        replaced=[model.change, seed.change, label.change],
-        show_progress_on=[grid],
-    )
+    model.change(classes_of, [model, label], label, show_progress="hidden", api_visibility="private")
+    outputs, live = [grid, strip, gallery, status], [num_images, temperature]
+    page.refreshes(Refresh(sample, inputs, outputs, live=live, options={"show_progress_on": [grid]}))
     # The address of the page names what it shows.
     gr.on(
         [component.change for component in inputs],

@@ -5,19 +5,20 @@ from pathlib import Path
 
 import gradio as gr
 import jet_demo
+import numpy as np
 import texts
 from charts import histogram, overlay
 from components import ChoiceInput, Named, NumberInput, png_image
 from jet_demo import FITS, JetDemo, Score
-from page import Page
+from page import Page, Refresh
 
 
 NUM_NOISE_DRAWS = 8
 
 
-def heat_map(score: Score, demo: JetDemo, title: str) -> Named:
-    """Return the map of a title out of `MAPS`, laid over the image."""
-    return Named(overlay(demo.picture(score.fitted), score.maps[title]), f"jet-{texts.slug(title)}.png")
+def heat_map(score: Score, demo: JetDemo, title: str, **options) -> Named:
+    """Return the map of a title out of `MAPS`, laid over the image. `options` are those of [`overlay`]."""
+    return Named(overlay(demo.picture(score.fitted), score.maps[title], **options), f"jet-{texts.slug(title)}.png")
 
 
 def pictures(score: Score, demo: JetDemo) -> tuple:
@@ -41,11 +42,13 @@ def add_scoring(page: Page) -> None:
 
     paths = {word: path for word in texts.PICTURE_TITLES for path in page.examples if word in Path(path).name}
     scores = {word: demo.score(demo.load(path), NUM_NOISE_DRAWS) for word, path in paths.items()}
+    totals = [score.maps[jet_demo.MAPS[0]] for score in scores.values()]
+    limits = (min(map(np.min, totals)), max(map(np.max, totals)))
     gr.Markdown(texts.three_pictures(scores))
     with gr.Row():
         for word, result in scores.items():
             with gr.Column(min_width=240):
-                heat = heat_map(result, demo, jet_demo.MAPS[0])
+                heat = heat_map(result, demo, jet_demo.MAPS[0], limits=limits)
                 png_image(texts.PICTURE_TITLES[word], chart=True, height=280, value=heat)
                 gr.Markdown(texts.picture_caption(result))
     gr.Markdown("## Score your own picture")
@@ -57,7 +60,7 @@ def add_scoring(page: Page) -> None:
             page.example_images(image)
             fit = ChoiceInput(texts.FIT_CHOICES, value=FITS[0], label=texts.FIT_LABEL)
             draws = NumberInput(1, jet_demo.MAX_NOISE_DRAWS, NUM_NOISE_DRAWS, step=1, precision=0, label="Noise draws")
-        with gr.Column(scale=2, min_width=320, elem_classes=["results"]):
+        with gr.Column(scale=2, min_width=320):
             summary = gr.Markdown(texts.score_summary(first, demo.model.config.image_size), min_height=300)
             with gr.Row():
                 seen = png_image("Model input", height=240, min_width=200, value=seen_value)
@@ -76,11 +79,5 @@ def add_scoring(page: Page) -> None:
             for title, value in zip(jet_demo.MAPS, maps, strict=True)
         ]
     gr.Markdown(texts.LIKELIHOOD_HELP)
-    page.refreshes(
-        [draws.change],
-        score,
-        [image, draws, fit],
-        [seen, place, *heat, summary],
-        replaced=[image.change, fit.change],
-        show_progress_on=[summary],
-    )
+    outputs = [seen, place, *heat, summary]
+    page.refreshes(Refresh(score, [image, draws, fit], outputs, live=[draws], options={"show_progress_on": [summary]}))

@@ -20,7 +20,8 @@ SAMPLING_HELP = (
 )
 RECONSTRUCTION_HELP = (
     "A flow loses nothing: every image has exactly one latent, and the latent gives the image back. Edit the latent "
-    "in between, and see what the model makes of it."
+    "in between, and see what the model makes of it: move a slider, or click a patch of the model input, which then "
+    "gets new latents."
 )
 INTERPOLATION_HELP = "From one image to another, along the great circle between their latents."
 HEAT_MAPS_HELP = "## Where the bits are\nBits per dimension of each patch. The two terms add up to the total."
@@ -40,11 +41,12 @@ SCORE_HINT = "Upload, paste or choose an image."
 RECONSTRUCTION_HINT = "Upload, paste or choose an image, which the demo then encodes and decodes."
 INTERPOLATION_HINT = "Upload, paste or choose both images."
 NO_RESULT = "There is no result: the message says why."
-EDITED = "Decoded after the edit"
+EDITED = "After the edit"
 FILE_HELP = (
     "A likelihood is a promise of a file size. The codec keeps it: its file has as many bits as the model says, and "
     "gives back every byte of the picture."
 )
+PACKED_FILE = "File of this demo"
 FILE_HINT = "Upload, paste or choose a picture."
 DECOMPRESSION_HINT = "Upload a file that you have downloaded above."
 ANOMALY_HELP = (
@@ -104,7 +106,8 @@ def three_pictures(scores: dict[str, Score]) -> str:
         "## How many bits does a picture take?\n"
         f"The model spends **{photograph} bits** on each value of a photograph that it has never seen, {smooth} on a "
         f"smooth picture, where it can guess the next value from the last, and {static} on static, where there is "
-        "nothing to guess. The colors show where the bits go: edges are expensive, and plain areas are cheap."
+        "nothing to guess. The colors, on one scale for all three, show where the bits go: edges are expensive, and "
+        "plain areas are cheap."
     )
 
 

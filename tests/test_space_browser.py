@@ -2,9 +2,11 @@
 
 import os
 import re
+import threading
 import time
 
 import pytest
+from jet_demo import JetDemo
 from pictures import write_bad
 from space_server import SPACE, find_chromium, serve_here
 
@@ -21,6 +23,7 @@ OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "
 OPTIONS += ["--disable-sync", "--no-first-run"]
 SCREENS = {"desktop": ({"width": 1280, "height": 900}, "light"), "phone": ({"width": 390, "height": 844}, "dark")}
 TIMEOUT = 60_000
+CONTRAST = {"type": "rule", "values": ["color-contrast"]}
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
@@ -43,8 +46,8 @@ def page(browser, server, request):
     """Return a page that reports errors and requests to other servers when the test ends."""
     viewport, scheme = SCREENS[request.param]
     context = browser.new_context(viewport=viewport, color_scheme=scheme, accept_downloads=True)
+    context.set_default_timeout(TIMEOUT)
     page, requests, errors = context.new_page(), [], []
-    page.set_default_timeout(TIMEOUT)
     expect.set_options(timeout=TIMEOUT)
     page.on("request", lambda request: requests.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -99,6 +102,14 @@ def test_an_address_opens_what_it_names_and_back_returns(page, server):
     assert "tab=file" in page.url
     page.go_back()
     expect(page.get_by_role("tab", name="Sample", exact=True)).to_have_attribute("aria-selected", "true")
+    # A later address, which was written before another seed was chosen, does not change what the page shows.
+    panel = page.get_by_role("tabpanel").filter(visible=True)
+    panel.get_by_label("Seed").fill("11")
+    page.wait_for_function("new URLSearchParams(location.search).get('seed') === '11'")
+    page.go_forward()
+    page.wait_for_url(re.compile("tab=file"))
+    assert "seed=11" in page.url
+    page.go_back()
     # The arrow keys move between tabs.
     page.get_by_role("tab", name="Sample", exact=True).press("ArrowLeft")
     expect(page.get_by_role("tab", name="Score", exact=True)).to_have_attribute("aria-selected", "true")
@@ -107,13 +118,67 @@ def test_an_address_opens_what_it_names_and_back_returns(page, server):
     expect(page.get_by_role("tab", name="Score", exact=True)).to_have_attribute("aria-selected", "true")
 
 
+@pytest.mark.parametrize("page", ["desktop"], indirect=True)
+def test_no_older_result_stands_under_a_new_input(page, server, monkeypatch):
+    """Visitors choose another image while a result is under way."""
+    gates = [threading.Event() for _ in range(4)]
+    started: list[threading.Event] = []
+
+    def slow(name: str) -> None:
+        function = getattr(JetDemo, name)
+
+        def wait(*arguments):
+            started.append(gates[len(started)])
+            assert started[-1].wait(60)
+            return function(*arguments)
+
+        monkeypatch.setattr(JetDemo, name, wait)
+
+    def wait_for(number: int) -> None:
+        deadline = time.monotonic() + TIMEOUT / 1000
+        while len(started) < number:
+            assert time.monotonic() < deadline
+            page.wait_for_timeout(20)
+
+    for name in ("score", "between", "interpolate"):
+        slow(name)
+    page.goto(server.url)
+    panel = open_tab(page, "Score")
+    number = panel.get_by_role("heading", level=3)
+    press(panel, "Noise draws", "ArrowRight")()
+    wait_for(1)
+    panel.get_by_role("button", name="Example: static").click()
+    expect(number).to_have_count(0)
+    gates[0].set()
+    wait_for(2)  # the first result has arrived
+    expect(number).to_have_count(0)
+    expect(panel.get_by_role("img", name="Model input", exact=True)).to_have_count(0)
+    gates[1].set()
+    expect(number).to_contain_text("8.")
+    # All results of an image disappear, before the first of them is computed again.
+    panel = open_tab(page, "Interpolate")
+    panel.get_by_role("button", name="Example: static").last.click()
+    wait_for(3)
+    for name in ("Image at this position", "Walk there and back"):
+        expect(panel.get_by_role("img", name=name, exact=True)).to_have_count(0)
+    for gate in gates:
+        gate.set()
+    for name in ("Image at this position", "Walk there and back"):
+        expect(image_of(panel, name)).to_be_visible()
+
+
 def look(page, name: str) -> None:
-    """Check that the page fits the screen and is accessible, and take a picture of it on request."""
+    """Check that the page fits the screen and is accessible in both themes, and take pictures of it on request."""
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
-    found = Axe().run(page, options={"runOnly": WCAG}).response["violations"]
-    assert [(rule["id"], node["html"]) for rule in found for node in rule["nodes"]] == [], name
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/{name.replace(' ', '-')}-{page.screen}.png", full_page=True)
+    scheme = SCREENS[page.screen][1]
+    # Of all rules, only contrast depends on the theme.
+    for theme, rules in (("dark" if scheme == "light" else "light", CONTRAST), (scheme, WCAG)):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_function("dark => document.body.classList.contains('dark') === dark", arg=theme == "dark")
+        found = Axe().run(page, options={"runOnly": rules}).response["violations"]
+        assert [(rule["id"], node["html"]) for rule in found for node in rule["nodes"]] == [], (name, theme)
+        if folder := os.environ.get("SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/{name.replace(' ', '-')}-{page.screen}-{theme}.png", full_page=True)
 
 
 def open_tab(page, name: str):
@@ -187,10 +252,13 @@ def sample(page, panel, folder):
 
 def edit(page, panel, folder):
     expect(panel.get_by_text("all are equal to those of the original")).to_be_visible()
-    source_after(page, panel, "Decoded after the edit", press(panel, "Noise: share of new latents", "ArrowRight"))
-    source_after(page, panel, "Decoded after the edit", press(panel, "Noise: share of new latents", "Home"))
+    source_after(page, panel, "After the edit", press(panel, "Noise: share of new latents", "ArrowRight"))
+    # Also on a phone, the picture is seen while the slider moves.
+    expect(panel.get_by_role("slider", name="Noise: share of new latents")).to_be_in_viewport()
+    expect(panel.get_by_role("img", name="After the edit", exact=True)).to_be_in_viewport()
+    source_after(page, panel, "After the edit", press(panel, "Noise: share of new latents", "Home"))
     picture = image_of(panel, "Model input")
-    source_after(page, panel, "Decoded after the edit", lambda: picture.click(position={"x": 100, "y": 100}))
+    source_after(page, panel, "After the edit", lambda: picture.click(position={"x": 100, "y": 100}))
     expect(panel.get_by_role("slider", name="Patch with new latents")).not_to_have_value("0")
     panel.get_by_role("slider", name="Mix: share of the second image").press("ArrowRight")
     expect(page.get_by_text("`Second image` is missing")).to_be_visible()
@@ -233,5 +301,5 @@ def play(page, panel, folder):
 def seconds_to_follow(page) -> float:
     panel = open_tab(page, "Reconstruct and edit")
     start = time.monotonic()
-    source_after(page, panel, "Decoded after the edit", press(panel, "Noise: share of new latents", "End"))
+    source_after(page, panel, "After the edit", press(panel, "Noise: share of new latents", "End"))
     return time.monotonic() - start
