@@ -24,8 +24,9 @@ PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reord
 test: style $(VENV)/.peer chromium
 	$(MAKE) --no-print-directory --jobs 2 types suite
 
+# The tests start dozens of processes, which would all compile the package where the environment forbids bytecode.
 suite:
-	OMP_NUM_THREADS=1 $(BROWSER) $(PYTEST)
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BROWSER) $(PYTEST)
 
 check: lint
 	OMP_NUM_THREADS=1 $(PYTEST) tests/test_parity.py tests/test_bijection.py tests/test_layering.py

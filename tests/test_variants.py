@@ -175,14 +175,16 @@ def test_gradient_checkpointing_gives_the_same_gradients(name):
     assert_same_tensors(*gradients)
 
 
-@pytest.mark.parametrize("name", ["noise", "noise_range_context", "everything"])
-def test_compiled_without_breaks(name):
-    kinds = ["spatial", "channels"] if name == "everything" else ["spatial"]
-    model = variant(name, num_coupling_layers=len(kinds), coupling_kinds=kinds)
+@pytest.mark.parametrize(
+    ("name", "backend"), [("noise", "eager"), ("noise_range_context", "eager"), ("everything", "aot_eager")]
+)
+def test_compiled_without_breaks(name, backend):
+    fields = {"dequantization_num_coupling_layers": 1} if name == "everything" else {}
+    model = variant(name, num_coupling_layers=1, coupling_kinds=["spatial"], **fields)
     images = random_images(2, model.config)
     inputs = {"pixel_values": images, "noise": noise_of(images), **conditions_of(model, 2)}
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     torch.testing.assert_close(score_of(compiled(**inputs)), score_of(model(**inputs)), rtol=1e-5, atol=1e-5)
 
 
@@ -213,11 +215,13 @@ def test_bits_of_patches_add_up(name):
 REMOTE = """
 import sys
 sys.modules["jet_hf"] = None
-import json, torch
+import torch
 from pathlib import Path
 from transformers import AutoModel
-for folder in sorted(Path(sys.argv[1]).iterdir()):
-    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+folders = sorted(Path(sys.argv[1]).iterdir())
+remote_class = type(AutoModel.from_pretrained(folders[0], trust_remote_code=True))
+for folder in folders:  # all have the same code, which is imported once
+    model = remote_class.from_pretrained(folder)
     with torch.no_grad():
         output = model(**torch.load(folder / "inputs.pt"))
     torch.save(output.to_tuple()[1], folder / "bits.pt")

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_constant_schedule_with_warmup, get_wsd_schedule
 
 from ..arguments import SCHEDULES
 
@@ -80,6 +79,9 @@ def build_scheduler(
     warmup_steps = round(warmup_ratio * num_training_steps)
     if lr_scheduler_type == "cosine":
         return LambdaLR(optimizer, cosine_scale(num_training_steps, warmup_steps))
+    # This module of transformers imports peft, if it is installed, which every start of a run would wait for.
+    from transformers import get_constant_schedule_with_warmup, get_wsd_schedule
+
     if lr_scheduler_type == "constant":
         return get_constant_schedule_with_warmup(optimizer, warmup_steps)
     if lr_scheduler_type != "wsd":
