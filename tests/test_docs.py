@@ -38,6 +38,7 @@ def read_settings_of_hub():
     hf_api.api.endpoint = constants.ENDPOINT
 
 
+@pytest.mark.filterwarnings("ignore:'examples:RuntimeWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if page != RUN_BY_TEST_INTEGRATIONS])
 def test_the_blocks_of_a_page_run(page, workplace, tmp_path, subtests):
     document = parse_page(ROOT / page)
@@ -75,7 +76,7 @@ WRONG = {
     "launcher": "```console\n$ accelerate launch --num_process 2 scripts/train.py\n```",
     "launcher's file": "```console\n$ accelerate launch --config_file none.yaml scripts/train.py\n```",
     "script": "```console\n$ python scripts/none.py\n```",
-    "long program": "```console\n$ python -m examples.restoration --num_step 3\n```",
+    "long program": "```console\n$ python -m examples.restoration --number 3\n```",
     "long program's output": "```console\n$ python -m examples.restoration\nwrote restoration\n```",
     "table": "```console\n$ python scripts/sweep.py --table none --config recipes/photographs.yaml\n```",
     "contender": "```console\n$ python scripts/benchmark.py --contenders jet_hf none\n```",
