@@ -46,16 +46,8 @@ def pytest_addoption(parser):
 # Long files start early, so that two processes finish at the same time.
 LONGEST = (
     *("test_parity", "test_stopping", "test_space_server", "test_variants", "test_train_script", "test_benchmark"),
-    *(
-        "test_docs",
-        "test_transformers",
-        "test_space_browser",
-        "test_jobs",
-        "test_space_deploy",
-        "test_kills",
-        "test_hub",
-    ),
-    *("test_sweep", "test_recipes", "test_distributed", "test_evaluation", "test_run_lock", "test_demo"),
+    *("test_transformers", "test_space_browser", "test_jobs", "test_space_deploy", "test_kills", "test_hub"),
+    *("test_docs", "test_sweep", "test_recipes", "test_distributed", "test_evaluation", "test_run_lock", "test_demo"),
 )
 
 
