@@ -343,9 +343,13 @@ class JetDemo(Sampler):
         sizes = {"jet": len(data)} | {name: len(encode_lossless(plain, name)) for name in available_codecs()}
         return CompressedPicture(picture, data, sizes, weight.is_webp)
 
-    def decompress(self, data: bytes) -> tuple[Image.Image, dict]:
+    def decompress(self, data: bytes, name: str = "file") -> tuple[Image.Image, dict]:
         """
         Decompress a file of [`compress`].
+
+        Args:
+            data: The file.
+            name: Name of the file in messages.
 
         Returns:
             The picture, and a dictionary with its `height`, `width` and `checksum`, which the file and the pixels have
@@ -354,11 +358,14 @@ class JetDemo(Sampler):
         Raises:
             CodecError: If the data are not a file of this model with one picture of at most 256 pixels a side.
         """
-        files = list(unpack(data))
-        headers = [header for _, header, _ in files]
-        if [header.num_images for header in headers] != [1] or max(headers[0].image_shapes()[0]) > MAX_FILE_SIDE:
-            raise CodecError(f"the file must hold one picture of at most {MAX_FILE_SIDE} pixels a side.")
-        ((_, array),) = self.codec.decode(*files[0])
+        try:
+            files = list(unpack(data))
+            headers = [header for _, header, _ in files]
+            if [header.num_images for header in headers] != [1] or max(headers[0].image_shapes()[0]) > MAX_FILE_SIDE:
+                raise CodecError(f"the file must hold one picture of at most {MAX_FILE_SIDE} pixels a side.")
+            ((_, array),) = self.codec.decode(*files[0])
+        except CodecError as error:
+            raise CodecError(f"`{name}` cannot be decompressed: {error}") from None
         image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
         return image, {"height": image.height, "width": image.width, "checksum": f"{headers[0].pixels:08x}"}
 
@@ -504,7 +511,7 @@ def load_scores(model_id: str) -> HeldOutScores | None:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         scores = np.array(content["bits_per_dim"], dtype=np.float64)
-        title = f"{content['num_images']:,} held-out images of {content['dataset']}"
+        title = f"{content['num_images']:,} held-out images of `{content['dataset']}`"
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must contain scores: {type(error).__name__}: {error}") from error
     if scores.ndim != 1 or not len(scores) or not np.isfinite(scores).all():

@@ -23,7 +23,7 @@ def add_files(page: Page) -> None:
         if file is None:
             return None, texts.DECOMPRESSION_HINT
         progress(0.1, desc="decompressing")
-        image, measured = demo.decompress(file)
+        image, measured = demo.decompress(file, texts.PACKED_FILE)
         return Named(image, "jet-decompressed.png"), texts.decompressed(measured)
 
     path, sizes = compress(demo.load(page.examples[0], WHOLE))
@@ -38,7 +38,7 @@ def add_files(page: Page) -> None:
     gr.Markdown("## And back")
     with gr.Row():
         with gr.Column(min_width=280):
-            file = page.file_input("File of this demo", optional=True, height=160, file_types=[".jet"])
+            file = page.file_input(texts.PACKED_FILE, optional=True, height=160, file_types=[".jet"])
         with gr.Column(min_width=280):
             restored = png_image("Decompressed picture", height=280)
             statement = gr.Markdown(texts.DECOMPRESSION_HINT)

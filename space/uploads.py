@@ -29,7 +29,7 @@ def missing(name: str) -> str:
 
 def not_an_upload(name: str) -> str:
     """Return the one error message for all that is not an upload. It must not reveal which files exist."""
-    return f"`{name}` must be an image that was uploaded here within the last hour: upload it (again) first."
+    return f"`{name}` must be a file that was uploaded here within the last hour: upload it (again) first."
 
 
 def read_upload(path: str | os.PathLike, name: str = "image") -> tuple[Image.Image, tuple[str, ...]]:

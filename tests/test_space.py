@@ -207,8 +207,8 @@ def test_inputs_check_their_values(tmp_path, monkeypatch):
         *((fit, value, "`fit` must be one of resize, crop, got") for value in ("stretch", None, True, ["crop"], {})),
         (label, 1, "`Class` must be one of -1, 0, got 1"),
         (image, None, "`image` is missing: upload, paste or choose an image first"),
-        (image, "cat.png", "`image` must be an image that was uploaded here within the last hour"),
-        (optional, {"path": "cat.png"}, "`other` must be an image that was uploaded here within the last hour"),
+        (image, "cat.png", "`image` must be a file that was uploaded here within the last hour"),
+        (optional, {"path": "cat.png"}, "`other` must be a file that was uploaded here within the last hour"),
     ):  # fmt: skip
         with pytest.raises(ValueError) as caught:
             check_input(component, value)
@@ -242,6 +242,9 @@ def test_a_class_conditional_model_samples_classes_and_does_the_rest_without_lab
     assert names == ["num_images", "temperature", "seed", "label", "model"]
     with pytest.raises(ValueError, match="`label` must be a class of the model, which has 3, got 3"):
         demo.sample(1, 1, 0, 3)
+    # The class of an address stays when the address also names the model.
+    (classes_of,) = [function.fn for function in page.fns.values() if function.name == "classes_of"]
+    assert [classes_of(demo.title, label).value for label in (2, 3)] == [2, -1]
     menus = [block for block in page.blocks.values() if block.get_block_name() == "dropdown"]
     assert {menu.label: menu.visible for menu in menus} == {"Model": False, "Class": True}
 
