@@ -32,7 +32,8 @@ STEP_PER_SIGMA = 0.25
 SMALLEST_STEP = 4 / 127.5
 LATENT_STEP = 0.1
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _outside_of_graphs(method: Callable[P, T]) -> Callable[P, T]:
