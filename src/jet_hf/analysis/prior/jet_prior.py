@@ -423,7 +423,13 @@ class JetPrior:
                 "`operator.adjoint(measurements)`."
             )
         if start is None:
-            return fit_smoothest(measurements, operator)
+            found = fit_smoothest(measurements, operator)
+            if not bool(found.isfinite().all()):
+                raise ValueError(
+                    "the images that fit `measurements` must be finite, got NaN or infinity: their values or those of "
+                    "`operator` are too large."
+                )
+            return found
         self._check_images("start", start)
         if start.shape != backward.shape:
             raise ValueError(f"`start` must have shape {tuple(backward.shape)}, got {tuple(start.shape)}.")
