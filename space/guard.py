@@ -244,7 +244,7 @@ class RequestGuard:
             self.storage.check_room(client, size)
         except QuotaError as error:
             raise RequestError(429, str(error)) from None
-        succeeded, answer = False, b""
+        start, answer = None, b""
 
         async def receive() -> Message:
             try:
@@ -254,15 +254,20 @@ class RequestGuard:
                 raise MultiPartException(error.message) from None
 
         async def register(message: Message) -> None:
-            nonlocal succeeded, answer
-            if message["type"] == "http.response.start":
-                succeeded = message["status"] == 200
-            elif succeeded:
+            nonlocal start, answer
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                start = message  # is sent once the files are registered
+            elif start is None:
+                await send(message)
+            else:
                 answer += message.get("body", b"")
                 if not message.get("more_body", False):
-                    for path in json.loads(answer):
-                        self.storage.add_upload(path, client)
-            await send(message)
+                    try:
+                        self.storage.add_uploads(json.loads(answer), client)
+                    except QuotaError as error:
+                        raise RequestError(429, str(error)) from None
+                    await send(start)
+                    await send({"type": "http.response.body", "body": answer})
 
         with self._upload_slot(body, client):
             await self.app(scope, receive, register)

@@ -73,6 +73,16 @@ def delete_abandoned(parent: Path) -> None:
             os.close(descriptor)
 
 
+def delete_files(paths: Iterable[str], folder: Path) -> None:
+    """Delete files below a folder, and the folders between that are empty then."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+        if (parent := Path(path).parent) != folder:
+            with contextlib.suppress(OSError):  # the folder contains other files
+                parent.rmdir()
+
+
 class Storage:
     """
     Private folder of the server, and the register of its uploads.
@@ -125,21 +135,27 @@ class Storage:
         real_path = self.permanent.get(path) if upload is None else upload.real_path
         return real_path is not None and os.path.realpath(path) == real_path
 
-    def add_upload(self, path: str, client: str) -> None:
-        """Register a file that the server has received."""
-        real_path = os.path.realpath(path)
-        if Path(real_path).is_relative_to(self.folder):
-            self.uploads[path] = StoredUpload(client, os.path.getsize(path), time.time(), real_path)
+    def add_uploads(self, paths: Collection[str], client: str) -> None:
+        """Register files that the server has received in one request. Raise QuotaError and delete them if too many."""
+        try:
+            self.check_room(client, 0, len(paths))
+        except QuotaError:
+            delete_files(set(paths) - self.uploads.keys(), self.folder)
+            raise
+        for path in paths:
+            real_path = os.path.realpath(path)
+            if Path(real_path).is_relative_to(self.folder):
+                self.uploads[path] = StoredUpload(client, os.path.getsize(path), time.time(), real_path)
 
-    def check_room(self, client: str, size: int) -> None:
-        """Raise QuotaError if another `size` bytes of a client exceed a quota."""
+    def check_room(self, client: str, num_bytes: int, num_files: int = 1) -> None:
+        """Raise QuotaError if further files of a client exceed a quota."""
         own = [upload for upload in self.uploads.values() if upload.client == client]
         for uploads, max_bytes, max_files, reason in (
             (own, self.quota.client_bytes, self.quota.client_files, "You have uploaded"),
             (self.uploads.values(), self.quota.upload_bytes, self.quota.upload_files, "Visitors have uploaded"),
         ):
             used = sum(upload.size for upload in uploads)
-            if used + size > max_bytes or len(uploads) >= max_files:
+            if used + num_bytes > max_bytes or len(uploads) + num_files > max_files:
                 raise QuotaError(
                     f"{reason} {len(uploads)} files of {used / 2**20:.0f} MB, and at most {max_files} files of "
                     f"{max_bytes / 2**20:.0f} MB are kept: try again later."
@@ -171,10 +187,5 @@ class Storage:
                 break
             num_bytes, num_files = num_bytes - size, num_files - 1
             deleted.append(path)
-        for path in deleted:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(path)
-            if (parent := Path(path).parent) != self.folder:
-                with contextlib.suppress(OSError):  # the folder contains other files
-                    parent.rmdir()
+        delete_files(deleted, self.folder)
         forget(deleted)

@@ -199,12 +199,24 @@ def run_line(text: str) -> int:
     return code
 
 
+@contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables, and restore all, also if `datasets` replaces `os.environ` by a copy meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def run_command(words: list[str]) -> int:
     variables = {}
     while match := re.fullmatch(r"([A-Z_]+)=(.*)", words[0], re.DOTALL):
         variables[match[1]], words = match[2], words[1:]
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(os.environ, variables))
+        stack.enter_context(environment(variables))
         if ">" in words:
             file = stack.enter_context(open(words[words.index(">") + 1], "w"))
             stack.enter_context(redirect_stdout(file))

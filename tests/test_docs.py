@@ -1,17 +1,15 @@
 """Every code block of the documentation is executed: pages from top to bottom, and the examples of docstrings."""
 
 import importlib
-import os
 from contextlib import chdir
-from unittest import mock
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT
-from doc_blocks import MARK, parse_docstrings, parse_page, reason_before
+from doc_blocks import MARK, environment, parse_docstrings, parse_page, reason_before
 from doc_workplace import copy_workplace, write_workplace
-from huggingface_hub import constants, hf_api
+from huggingface_hub import close_session, constants, hf_api
 
 
 # Its test looks into what its blocks compute.
@@ -25,7 +23,7 @@ MODULES = [path for path in sorted((ROOT / "src").rglob("*.py")) if "```python" 
 def workplace(running_hub, tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "workplace"
     variables = running_hub.environment("author") | {"ACCELERATE_USE_CPU": "true"}
-    with mock.patch.dict(os.environ, variables):
+    with environment(variables):
         read_settings_of_hub()
         write_workplace(folder)
         yield folder
@@ -34,6 +32,7 @@ def workplace(running_hub, tmp_path_factory):
 
 def read_settings_of_hub():
     """Let the client of the Hub, which reads the environment when it is imported, read it again."""
+    close_session()  # a client knows whether it is offline
     importlib.reload(constants)
     hf_api.api.endpoint = constants.ENDPOINT
 

@@ -300,10 +300,10 @@ GOOD = {"measurements": torch.zeros(1, 3, 8, 8), "operator": identity(), "sigma"
         ({"sigma": torch.ones(2)}, "`sigma` must be a positive number"),
         ({"sigma": 1e-20}, "`sigma` must be a positive number .*, got 1e-20"),
         ({"sigma": torch.tensor(1j)}, "`sigma` must be a positive number"),
-        ({"measurements": torch.tensor(0.5)}, "`measurements` must be a tensor .batch_size, .... got .."),
+        ({"measurements": torch.tensor(0.5)}, "`measurements` must be a tensor .batch_size, ...., got .."),
         (
             {"measurements": torch.zeros(0, 3, 8, 8)},
-            "`measurements` must be a tensor .batch_size, .... got .0, 3, 8, 8.",
+            "`measurements` must be a tensor .batch_size, ...., got .0, 3, 8, 8.",
         ),
         (
             {"operator": LinearOperator(lambda x: x + 0j, lambda y: y)},
@@ -313,7 +313,7 @@ GOOD = {"measurements": torch.zeros(1, 3, 8, 8), "operator": identity(), "sigma"
             {"operator": LinearOperator(lambda x: x, lambda y: y.tolist())},
             "`adjoint` must return a tensor .* got list",
         ),
-        ({"measurements": torch.full((1, 3, 8, 8), 1e38)}, "must be finite at the first images"),
+        ({"measurements": torch.full((1, 3, 8, 8), 1e38)}, "images that fit `measurements` must be finite"),
         (
             {"operator": LinearOperator(lambda x: x[:1] + x[1:], lambda y: torch.cat([y, y]))},
             "`measurements` must be those of as many images, 1, got 2",

@@ -5,14 +5,12 @@ import contextlib
 import os
 import threading
 
-import app
 import gradio as gr
 import pytest
 import uploads
 from endpoints import Service
 from fairness import CallLimits, Calls, FairQueue, RefusedCallError, client_of
-from gradio_internals import forget_files, forget_unread, has_results
-from jet_demo import JetDemo
+from gradio_internals import GuardedBlocks, forget_files, forget_unread, has_results
 from pictures import jpeg_of_scans, photograph
 from space_server import SPACE
 from storage import Quota, QuotaError, Storage
@@ -184,7 +182,7 @@ def test_the_oldest_results_go_first_and_uploads_only_after_their_time(tmp_path)
         path.parent.mkdir()
         path.write_bytes(bytes(100))
         if name == "upload":
-            storage.add_upload(str(path), "a")
+            storage.add_uploads([str(path)], "a")
     deleted = []
     storage.sweep(deleted.extend)
     assert deleted == [str(paths["oldest"]), str(paths["old"])] and not paths["old"].parent.exists()
@@ -202,7 +200,7 @@ def test_uploads_have_a_quota_for_each_client_and_for_all(tmp_path):
         storage.check_room(client, 100)
         path = storage.folder / f"{client}{number}.png"
         path.write_bytes(bytes(100))
-        storage.add_upload(str(path), client)
+        storage.add_uploads([str(path)], client)
 
     for number in range(3):
         add("a", number)
@@ -213,10 +211,18 @@ def test_uploads_have_a_quota_for_each_client_and_for_all(tmp_path):
     add("b", 0)
     with pytest.raises(QuotaError, match=r"^Visitors have uploaded 4 files"):
         add("c", 0)
+    # Many files may come in one request. Files that are too many are deleted, unless they were uploaded before.
+    paths = [storage.folder / f"b{number}.png" for number in range(4)]
+    for path in paths[1:]:
+        path.write_bytes(bytes(100))
+    with pytest.raises(QuotaError, match=r"^You have uploaded 1 files"):
+        storage.add_uploads([str(path) for path in paths], "b")
+    assert [path.exists() for path in paths] == [True, False, False, False]
     # A file outside of the folder is not registered.
+    storage = Storage(1000, Quota())
     outside = tmp_path / "outside.png"
     photograph().save(outside)
-    storage.add_upload(str(outside), "a")
+    storage.add_uploads([str(outside)], "d")
     assert not storage.holds(str(outside))
 
 
@@ -247,7 +253,9 @@ def test_folders_of_killed_servers_are_deleted(tmp_path):
 
 
 def test_gradio_still_keeps_files_and_results_that_the_demo_forgets():
-    page = app.build_app(JetDemo(SPACE / "model")).queue()
+    with GuardedBlocks() as page:
+        gr.Button().click(lambda: None)
+    page.queue()
     page.upload_file_set.update(["gone.png", "there.png"])
     forget_files(page, ["gone.png"])
     assert page.upload_file_set == {"there.png"}

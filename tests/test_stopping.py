@@ -2,10 +2,10 @@
 
 import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from test_transformers import assert_same_tensors
 from train_process import (
     TrainProcess,
-    command,
     environment,
+    free_port,
+    launch_command,
     like_a_process,
     rows,
     slow_saves,
@@ -26,7 +27,7 @@ from train_process import (
     write_images,
 )
 
-from jet_hf.training.launcher import Launcher, killable_join
+from jet_hf.training.launcher import Launcher, find_launcher, killable_join
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +57,69 @@ def assert_stopped(process: TrainProcess, reason: str) -> int:
     return step
 
 
-def test_the_launcher_of_this_project_ends_in_order_without_a_traceback(root, fields):
-    """SIGTERM and one process; Ctrl-C and two come below, with slow saves."""
-    process = TrainProcess(root, 1, "jet", **fields, output_dir=root / "jet")
-    process.wait_until(process.logged(3))
-    (launcher,) = psutil.Process(process.process.pid).children()
-    assert launcher.environ()["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "3600", "a scheduler may signal it as well"
-    process.when(process.logged(3), signal.SIGTERM).wait(code=0)
-    assert_stopped(process, "SIGTERM")
-    assert "Traceback" not in process.output
+# Takes as long to save as no launcher waits that forwards the signal, and counts the signals that it gets.
+SAVES_FOR_LONG = """
+import pathlib, signal, sys, time
+
+received = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: received.append(signal.Signals(number).name))
+pathlib.Path(sys.argv[1]).open("a").write("ready\\n")
+while not received:
+    time.sleep(0.05)
+time.sleep(2)
+print("saved after", *received, flush=True)
+"""
 
 
-def test_ctrl_c_under_accelerate_saves_and_leaves_no_process(root, fields):
-    """The traceback and the exit code of the launcher itself cannot be avoided."""
-    process = TrainProcess(root, 2, "accelerate", **fields, output_dir=root / "accelerate")
-    process.when(process.logged(3), signal.SIGINT).wait(code=1)
-    step = assert_stopped(process, "SIGINT")
-    assert "train.py" not in process.output.partition("Traceback")[2], "the traceback must be the launcher's alone"
-    manifest = json.loads((process.folder / f"checkpoint-{step}" / "checkpoint.json").read_text())
-    assert manifest["num_processes"] == 2
+@pytest.mark.parametrize(("num_processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
+def test_the_launcher_of_this_project_ends_in_order_without_a_traceback(tmp_path, num_processes, number):
+    """Its processes need no torch for that. Those of a run are stopped below."""
+    script, log = tmp_path / "script.py", tmp_path / "log"
+    script.write_text(SAVES_FOR_LONG)
+    log.touch()
+    variables = {"ACCELERATE_USE_CPU": "true"}
+    if num_processes == 2:
+        variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "1"
+    process = subprocess.Popen(
+        [*launch_command(num_processes, "jet"), str(script), str(log)],
+        env=environment(tmp_path, **variables),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    wait_for(lambda: log.read_text().count("ready") == num_processes)
+    (launcher,) = psutil.Process(process.pid).children()
+    if num_processes == 1:
+        assert launcher.environ()["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "3600", "a scheduler may signal it as well"
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in output
+    assert output.splitlines().count(f"saved after {number.name}") == num_processes, output
 
 
 def test_a_run_ends_in_order_when_its_launcher_was_ended_alone(root, fields):
-    process = TrainProcess(root, 1, "accelerate", **fields, output_dir=root / "orphan")
+    variables = {"TORCHELASTIC_RUN_ID": "none"}
+    process = TrainProcess(root, launcher="parent", variables=variables, **fields, output_dir=root / "orphan")
     process.wait_until(process.logged(3)).process.terminate()
     process.process.wait()
     assert_stopped(process, "the end of its launcher")
+
+
+def test_a_process_knows_its_launcher_by_its_name_or_by_a_variable(monkeypatch):
+    command = [sys.executable, "-c", "print(flush=True); input()", "accelerate.commands.launch"]
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        parent.stdout.readline()  # its command line may not be there before
+        monkeypatch.setattr(os, "getppid", lambda: parent.pid)
+        assert find_launcher() == Launcher(parent.pid, None)
+        monkeypatch.setattr(os, "getppid", os.getpid)  # pytest is no launcher
+        assert find_launcher() is None
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "7")
+        assert find_launcher() == Launcher(os.getpid(), 7.0)
+        parent.communicate(b"\n")
 
 
 def test_the_launcher_of_this_project_ends_with_one_line_before_it_has_started_others(root, fields):
@@ -92,26 +130,16 @@ def test_the_launcher_of_this_project_ends_with_one_line_before_it_has_started_o
     process.wait_for_all()
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def test_a_process_that_waits_for_others_to_join_ends_with_its_launcher(root, fields, monkeypatch):
     port = free_port()
     variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
-    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    worker = shlex.join(command(**fields, output_dir=root / "joining"))
-    with (root / "joining.log").open("w") as log:
-        launcher = subprocess.Popen(
-            ["bash", "-c", f"{worker} & wait"], env=environment(root, **variables), stdout=log, stderr=log
-        )
-    (process,) = wait_for(lambda: psutil.Process(launcher.pid).children())
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    process = TrainProcess(root, launcher="parent", variables=variables, **fields, output_dir=root / "joining")
     wait_for(lambda: is_listening(port))
-    launcher.kill()
-    launcher.wait()
-    process.wait(timeout=60)
+    process.process.terminate()
+    process.process.wait()
+    wait_for(lambda: not is_listening(port))
+    process.wait_for_all()
     assert not (root / "joining").exists()
 
     # A process that finds its launcher gone does not wait at all.
@@ -170,27 +198,30 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_checkpoint_that_counts(root,
 
 
 def test_a_save_that_outlasts_the_launchers_patience_is_warned_of_and_leaves_only_whole_checkpoints(root, fields):
-    """torch's launcher kills its workers some seconds after SIGTERM; the one of this project waits for them."""
+    """torch's launcher kills its workers some seconds after SIGTERM. They resume under accelerate's, until Ctrl-C."""
     folder = root / "killed"
-    variables = slow_saves(root / "slow", 2.5) | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
+    variables = slow_saves(root / "slow", 2.5)
     options = fields | {"save_steps": 3, "save_total_limit": 5, "output_dir": folder}
-    process = TrainProcess(root, 2, "torchrun", variables=variables, **options)
+    patience = {"TORCHELASTIC_RUN_ID": "none", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
+    process = TrainProcess(root, 2, variables=variables | patience, **options)
     process.wait_until(lambda: 3 in saved_steps(folder))
-    process.wait_until(lambda: list(folder.glob(".checkpoint-6.draft")))
-    process.process.terminate()
-    process.process.wait()
-    process.wait_for_all()
+    process.when(lambda: list(folder.glob(".checkpoint-6.draft")), signal.SIGTERM)
+    time.sleep(1)
+    process.kill_all()
     assert "the launcher kills its processes 1 seconds after SIGTERM" in process.output
     assert "set TORCH_ELASTIC_SHUTDOWN_TIMEOUT to more than" in process.output
     assert saved_steps(folder) == [3]
     (folder / "checkpoint-5").mkdir()
-    process = TrainProcess(root, 2, "jet", variables=variables, **options, resume_from_checkpoint="latest")
+    process = TrainProcess(root, 2, "accelerate", variables=variables, **options, resume_from_checkpoint="latest")
     process.wait_until(lambda: "after 3 of 10000 steps" in process.output)
-    process.when(lambda: list(folder.glob(".checkpoint-6.draft")), signal.SIGINT).wait(code=0)
+    # The exit code and the traceback of the launcher itself cannot be avoided.
+    process.when(lambda: list(folder.glob(".checkpoint-6.draft")), signal.SIGINT).wait(code=1)
+    assert "train.py" not in process.output.partition("Traceback")[2], "the traceback must be the launcher's alone"
     assert "took over the lock of" in process.output, "the lock was left behind"
     assert process.output.count("skipping a checkpoint") == 1, "one process verifies the checkpoints for all"
     assert process.output.count("stopped by SIGINT after step 7; checkpoint-7 is saved") == 1
-    assert saved_steps(folder) == [3, 5, 6, 7] and not process.running() and "Traceback" not in process.output
+    assert saved_steps(folder) == [3, 5, 6, 7] and not process.running()
+    assert json.loads((folder / "checkpoint-7" / "checkpoint.json").read_text())["num_processes"] == 2
 
 
 def test_a_signal_while_the_finished_model_is_pushed_ends_with_one_line(root, fields):

@@ -19,7 +19,7 @@ import torch
 import yaml
 from conftest import ROOT
 from safetensors.torch import load_file
-from train_process import TINY, environment, slow_saves, write_images
+from train_process import TINY, ForkedScript, slow_saves, write_images
 
 from jet_hf import JetConfig
 from jet_hf.analysis.cost import training_flops
@@ -374,18 +374,19 @@ def test_a_finished_run_is_not_started_again_and_other_settings_are_refused(swee
 
 def test_a_killed_sweep_ends_with_the_results_of_one_that_was_not(sweep):
     killed, whole = sweep.folders("killed"), sweep.folders("whole")
-    command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), "--table", "coupling_layouts"]
+    command = [str(ROOT / "scripts" / "sweep.py"), "--table", "coupling_layouts"]
     command += ["--config", sweep.recipe, "--output_dir", sweep.root / "killed"]
     command += ["--axis", "ratio=4to1,all_channel", "pattern=mix"]
     command += ["--accelerate_config", ROOT / "recipes" / "accelerate" / "cpu.yaml"]
-    variables = environment(sweep.root / "cache", **slow_saves(sweep.root / "site", seconds=0.5))
-    process = subprocess.Popen(command, cwd=ROOT, env=variables)
+    variables, log = slow_saves(sweep.root / "site", seconds=0.5), sweep.root / "log"
+    process = ForkedScript([str(word) for word in command], sweep.root / "cache", log, log, variables)
     deadline = time.monotonic() + 300
     while not (killed[0] / "checkpoint-6").exists():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.005)
     # The machine goes down: the sweep and all that it started.
-    for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+    sweeping = psutil.Process(process.pid)
+    for member in [*sweeping.children(recursive=True), sweeping]:
         member.kill()
     process.wait()
     assert not (killed[0] / "config.json").exists()

@@ -95,8 +95,6 @@ def launch_command(num_processes: int, launcher: str | None) -> list[str]:
     if launcher is None:
         assert num_processes == 1
         return [sys.executable]
-    if launcher == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     program = {"accelerate": ["-m", "accelerate.commands.launch"], "jet": [str(ROOT / "scripts" / "launch.py")]}
     settings = ROOT / "recipes" / "accelerate" / ("cpu.yaml" if num_processes == 1 else "ddp.yaml")
     flags = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--main_process_port", "0"]
@@ -148,12 +146,18 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_forked(arguments: list[str], cache: Path, stdout: Path, stderr: Path, variables: dict[str, str]) -> None:
-    """Be the process of a script: in a session of its own, with the settings of [`environment`]."""
+def run_forked(
+    arguments: list[str], cache: Path, stdout: Path, stderr: Path, variables: dict[str, str], under_parent: bool
+) -> None:
+    """Be the process of a script, or its parent: in a session of its own, with the settings of [`environment`]."""
     os.setsid()
+    if under_parent and os.fork():
+        os.wait()
+        return
     for stream, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ.update(environment(cache, **variables))
+    os.chdir(ROOT)  # not where the server was, which a test that had changed its folder may have started
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = cache
     datasets.disable_progress_bars()
@@ -177,18 +181,28 @@ class ForkedScript:
         cache: Folder for the cache of `datasets`.
         stdout, stderr: Files to which the output is appended.
         variables: Environment variables, those of [`slow_saves`] and `HubServer.environment` among them.
+        under_parent: Whether the process is a parent that waits for the script's process, as a launcher does.
     """
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train_process", "jet_hf.commands.train"])
 
-    def __init__(self, arguments: list[str], cache: Path, stdout: Path, stderr: Path, variables: dict[str, str]):
+    def __init__(
+        self,
+        arguments: list[str],
+        cache: Path,
+        stdout: Path,
+        stderr: Path,
+        variables: dict[str, str],
+        under_parent: bool = False,
+    ):
         with pytest.MonkeyPatch.context() as patch:
             # The server imports by this variable alone.
             patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
             # Killed runs cannot clean up their semaphores.
             patch.setenv("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
-            self.process = self.context.Process(target=run_forked, args=(arguments, cache, stdout, stderr, variables))
+            given = (arguments, cache, stdout, stderr, variables, under_parent)
+            self.process = self.context.Process(target=run_forked, args=given)
             self.process.start()
         self.pid = self.process.pid
         # At its end, Python would wait for a run that a failed test left behind.
@@ -231,7 +245,8 @@ class TrainProcess:
     Args:
         cache: Folder for the output and for the cache of `datasets`.
         num_processes: Number of training processes.
-        launcher: See [`launch_command`]; without one, several processes join by themselves.
+        launcher: See [`launch_command`]; without one, several processes join by themselves. With "parent", the process
+            is forked from one that waits for it, as a launcher does.
         variables: Environment variables.
         imports: Whether the process does its own imports; without them and without a launcher, it is forked.
         fields: See [`flags`].
@@ -249,11 +264,11 @@ class TrainProcess:
         self.log = cache / f"log-{time.monotonic_ns()}.txt"
         self.folder = Path(fields["output_dir"])
         variables = variables or {}
-        if launcher is None and not imports:
+        if launcher in (None, "parent") and not imports:
             arguments = [str(ROOT / "scripts" / "train.py"), *flags(**fields)]
             self.log.touch()
             self.processes = [
-                ForkedScript(arguments, cache, self.log, self.log, rank | variables)
+                ForkedScript(arguments, cache, self.log, self.log, rank | variables, launcher == "parent")
                 for rank in join_variables(num_processes)
             ]
         else:
