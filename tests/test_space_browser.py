@@ -174,7 +174,11 @@ def look(page, name: str) -> None:
     # Of all rules, only contrast depends on the theme.
     for theme, rules in (("dark" if scheme == "light" else "light", CONTRAST), (scheme, WCAG)):
         page.emulate_media(color_scheme=theme)
-        page.wait_for_function("dark => document.body.classList.contains('dark') === dark", arg=theme == "dark")
+        page.wait_for_function(
+            "dark => document.body.classList.contains('dark') === dark"
+            " && document.getAnimations().every(animation => animation.playState !== 'running')",
+            arg=theme == "dark",
+        )
         found = Axe().run(page, options={"runOnly": rules}).response["violations"]
         assert [(rule["id"], node["html"]) for rule in found for node in rule["nodes"]] == [], (name, theme)
         if folder := os.environ.get("SCREENSHOTS"):
@@ -258,7 +262,7 @@ def edit(page, panel, folder):
     expect(panel.get_by_role("img", name="After the edit", exact=True)).to_be_in_viewport()
     source_after(page, panel, "After the edit", press(panel, "Noise: share of new latents", "Home"))
     picture = image_of(panel, "Model input")
-    source_after(page, panel, "After the edit", lambda: picture.click(position={"x": 100, "y": 100}))
+    source_after(page, panel, "After the edit", picture.click)
     expect(panel.get_by_role("slider", name="Patch with new latents")).not_to_have_value("0")
     panel.get_by_role("slider", name="Mix: share of the second image").press("ArrowRight")
     expect(page.get_by_text("`Second image` is missing")).to_be_visible()
