@@ -112,7 +112,8 @@ def test_the_search_finds_a_name_without_another_host(site):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(home)
         page.locator("label.md-header__button[for=__search]").click()
-        page.locator("input.md-search__input").fill("sample_posterior")
+        # The page listens to keys, and to the focus that the click above gave, before anything is written.
+        page.locator("input.md-search__input").press_sequentially("sample_posterior")
         page.locator("a.md-search-result__link[href*='#jet_hf.prior.JetPrior.sample_posterior']").first.click()
         page.wait_for_url("**/reference/prior/**")
         # Tables and signatures must not make a page wider than a phone.
