@@ -202,13 +202,12 @@ class Codec:
         labels = self._check_labels(labels, len(images))
         if names and len(names) != len(images):
             raise ValueError(f"`names` must have one name for each of {len(images)} images, got {len(names)}.")
-        encoder, plain_size = Encoder(self.flow), 0
+        encoder, files = Encoder(self.flow), list[bytes]()
         for i in tqdm(range(len(images)), unit="image", desc="compress", disable=not progress):
             image = check_image(images[i], i, self.config)
-            if allow_webp and max(image.shape) <= LONGEST_SIDE:
-                plain_size += len(encode_webp(image))
-            else:
-                allow_webp = False
+            allow_webp = allow_webp and max(image.shape) <= LONGEST_SIDE
+            if allow_webp:
+                files.append(encode_webp(image))
             encoder.add(image, None if labels is None else labels[i])
         body, weight = encoder.finish(), encoder.weight
         header = Header(
@@ -222,8 +221,7 @@ class Codec:
             labels=[] if labels is None else container.runs((label,) for label in labels),
         )
         data = container.pack(FLOW, header, body)
-        if allow_webp and plain_size < len(body):
-            files = [encode_webp(check_image(images[i], i, self.config)) for i in range(len(images))]
+        if allow_webp and sum(map(len, files)) < len(body):
             header.steps, header.labels, header.model, header.settings = [[len(file)] for file in files], [], "", ""
             data = container.pack(WEBP, header, b"".join(files))
             weight = Weight(num_dims=weight.num_dims, is_webp=True)
