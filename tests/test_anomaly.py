@@ -1,5 +1,6 @@
 """Anomaly scores: closed forms, p-values, files of detectors, and the command."""
 
+import copy
 import csv
 import json
 import math
@@ -191,6 +192,20 @@ def test_p_values_count_reference_images_that_are_at_least_as_strange():
         assert (judgment.p_values[name] >= 1 / 10).all() and (judgment.p_values[name] <= 1).all()
 
 
+def test_rounding_breaks_no_ties():
+    """Copies of one image have scores that differ by rounding, with the batch size and the division of its patches."""
+    image = arrays(1, tiny_config())[0]
+    detector = AnomalyDetector(tiny_model(std=0.05), batch_size=7).fit([image] * 9)
+    for values in detector.reference.values():
+        values += np.linspace(-1e-6, 1e-6, 9)
+    detector.mean_patch_bits -= 2e-6
+    judgment = detector.judge([image] * 2)
+    for name in detector.scores:
+        assert judgment.p_values[name].tolist() == [1, 1], name
+    detector.reference["negative_log_likelihood"] -= 2e-6
+    assert detector.judge([image] * 4).batch == (0, 0, 1)
+
+
 def test_a_batch_is_compared_with_random_divisions_of_it_and_the_reference():
     config = tiny_config()
     detector = AnomalyDetector(new_model(), scores=["negative_log_likelihood"]).fit(arrays(200, config))
@@ -320,7 +335,18 @@ def test_damaged_and_foreign_files_are_refused(fitted, change, message):
         file.write_text(text)
 
 
-def test_detectors_refuse_wrong_arguments_and_images(fitted, tmp_path):
+def test_scores_and_heat_maps_that_are_not_finite_are_refused(fitted):
+    detector, _ = fitted
+    images = arrays(3, detector.model.config)
+    broken = copy.copy(detector)
+    broken.model = copy.deepcopy(detector.model)
+    next(broken.model.parameters()).data.fill_(math.nan)
+    for call in (broken.score, broken.heat_map):
+        with pytest.raises(ValueError, match=r"`images\[0\]` must have finite scores, but its .* is NaN or infinite"):
+            call(images)
+
+
+def test_detectors_refuse_wrong_arguments_and_images(fitted, tmp_path, monkeypatch):
     detector, folder = fitted
     model, images = detector.model, arrays(3, detector.model.config)
     with pytest.raises(ValueError, match=r"`background` must be the one with the hash .*, got None"):
@@ -329,7 +355,10 @@ def test_detectors_refuse_wrong_arguments_and_images(fitted, tmp_path):
         AnomalyDetector(new_model()).fit(images).save_pretrained(folder)
     unfitted = AnomalyDetector(model)
     for call, words in (
+        (unfitted.score, "the score `largest_patch` needs reference images: call `fit` first"),
         (unfitted.p_value, "the score `largest_patch` needs reference images: call `fit` first"),
+        (unfitted.judge, "the score `largest_patch` needs reference images: call `fit` first"),
+        (AnomalyDetector(model, scores=["latent_norm"]).judge, "a p-value needs reference images"),
         (unfitted.batch_test, "the test of a batch needs reference images"),
         (unfitted.heat_map, "a heat map needs reference images"),
         (lambda _: unfitted.save_pretrained(tmp_path / "new"), "a saved detector needs reference images"),
@@ -342,9 +371,20 @@ def test_detectors_refuse_wrong_arguments_and_images(fitted, tmp_path):
             r"`images` must be a list of images, .*, got an array of shape \(8, 8",
         ),
         (lambda images: detector.fit(Image.fromarray(images[0])), "`images` must be a list of images, .*, got Image"),
+        (lambda images: detector.score(dict(enumerate(images))), "`images` must be a list of images, .*, got dict"),
+        (lambda _: detector.score({1, 2}), "`images` must be a list of images, .*, got set"),
+        (lambda _: AnomalyDetector(model.jet), "`model` must be a JetForDensityEstimation, got JetModel"),
+        (lambda _: AnomalyDetector(model, model.jet), "`background` must be a JetForDensityEstimation, got JetModel"),
+        (lambda _: AnomalyDetector(new_model().to("meta")), "`model` must have weights, got one on the device meta"),
     ):
         with pytest.raises(ValueError, match=words):
             call(images)
+    # A detector that cannot give a result says so before the model runs.
+    monkeypatch.setattr(AnomalyDetector, "_passes", None)
+    for call in (unfitted.score, unfitted.p_value, unfitted.judge, unfitted.batch_test):
+        with pytest.raises(ValueError, match="needs reference images"):
+            call(images)
+    monkeypatch.undo()
     assert not (tmp_path / "new").exists()
     small = JetImageProcessor(size=4)
     with pytest.raises(ValueError, match=r"`processor` must make images of the model's shape \(3, 8, 8\), got \(3, 4"):

@@ -71,6 +71,16 @@ def test_a_new_model_denoises_as_the_wiener_filter_does(space):
     assert not prior.restore(noisy, identity(), sigma, space=space, num_steps=2).converged.any()
 
 
+@pytest.mark.parametrize("scale", [8, 1000])
+def test_the_default_steps_fit_measurements_on_a_larger_scale(scale):
+    """As with sums of many pixels, the noise is then large, and images are not."""
+    larger = LinearOperator(lambda images: scale * images, lambda measurements: scale * measurements)
+    noisy = noise(1, 3, 8, 8)
+    found = JetPrior(new_model()).restore(scale * noisy, larger, SIGMA * scale)
+    assert found.converged.all()
+    torch.testing.assert_close(found.images, noisy / (1 + SIGMA**2), rtol=0, atol=0.01)
+
+
 def test_the_weight_of_the_prior_scales_its_precision():
     noisy = noise(1, 3, 8, 8)
     images = JetPrior(new_model(), weight=3).denoise(noisy, SIGMA, num_steps=200)
@@ -288,6 +298,7 @@ def test_operators_have_exact_adjoints(name):
         wrong.check_adjoint(torch.zeros(shape))
 
 
+HALF = torch.arange(8) < 4
 GOOD = {"measurements": torch.zeros(1, 3, 8, 8), "operator": identity(), "sigma": SIGMA}
 
 
@@ -299,6 +310,19 @@ GOOD = {"measurements": torch.zeros(1, 3, 8, 8), "operator": identity(), "sigma"
         ({"sigma": float("nan")}, "`sigma` must be a positive number"),
         ({"sigma": torch.ones(2)}, "`sigma` must be a positive number"),
         ({"sigma": 1e-20}, "`sigma` must be a positive number .*, got 1e-20"),
+        (
+            {"sigma": 1e-12, "measurements": noise(1, 3, 8, 8)},
+            "the square of its gradient must be finite .*: `sigma` may be too small",
+        ),
+        ({"operator": mask(torch.ones(5, 8).bool())}, r"`kept` must broadcast to images of .*8, 8\), got .* \(5, 8\)"),
+        (
+            {"operator": LinearOperator(lambda x: x.mul_(HALF), lambda y: y * HALF)},
+            "`forward` must not change its argument in place",
+        ),
+        (
+            {"operator": LinearOperator(lambda x: x * HALF, lambda y: y.mul_(HALF))},
+            "`adjoint` must not change its argument in place",
+        ),
         ({"sigma": torch.tensor(1j)}, "`sigma` must be a positive number"),
         ({"measurements": torch.tensor(0.5)}, "`measurements` must be a tensor .batch_size, ...., got .."),
         (
@@ -362,6 +386,10 @@ def test_bad_arguments_of_priors_operators_and_samplers_are_refused():
         (lambda: downsample(0), "`factor` must be a whole number of at least 1"),
         (lambda: mask(images), "`kept` must be a boolean tensor"),
         (lambda: blur(images), "`kernel` must be a floating-point tensor"),
+        (lambda: blur(images[0, 0, :0]), r"`kernel` must be a floating-point tensor \(h, w\), got \(0, 8\)"),
+        (lambda: blur(torch.full((3, 3), float("nan"))), "`kernel` must be finite"),
+        (lambda: JetPrior(model.jet), "`model` must be a JetForDensityEstimation, got JetModel"),
+        (lambda: JetPrior(new_model().to("meta")), "`model` must have weights, got one on the device meta"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

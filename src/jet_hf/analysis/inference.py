@@ -37,6 +37,24 @@ class FusedMLP(JetMLP):
         return self.fc2(torch.ops.mkldnn._linear_pointwise(hidden_states, weight, bias, "gelu", [], "tanh"))
 
 
+def check_density_model(name: str, model: object) -> None:
+    """
+    Check that a model has a density and weights.
+
+    Args:
+        name: Name of the argument, for messages.
+        model: Model, possibly adapted or wrapped by another package.
+
+    Raises:
+        ValueError: for anything but a density model, and for one on the device meta.
+    """
+    jet = getattr(model, "jet", None)
+    if jet is None:
+        raise ValueError(f"`{name}` must be a JetForDensityEstimation, got {type(model).__name__}.")
+    if jet.input_device.type == "meta":
+        raise ValueError(f"`{name}` must have weights, got one on the device meta: load it with `from_pretrained`.")
+
+
 def prepare_for_inference(model: JetPreTrainedModel) -> None:
     """
     Replace the MLPs of a model on the CPU, in place, by [`FusedMLP`]. Weights and saved files stay the same; results

@@ -4,7 +4,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from ...utils.noise import MASK, uniform_noise
 from ..baselines import available_codecs
 from ..density import PatchBits
 from ..fingerprint import fingerprint
-from ..inference import evaluation_mode, prepared_for_inference
+from ..inference import check_density_model, evaluation_mode, prepared_for_inference
 from . import scores as formulas
 
 
@@ -35,6 +35,8 @@ PATCHES = "patch_bits"  # name of the bits of patches among the scores of images
 LEVEL = 0.01
 # Permutations that [`AnomalyDetector.batch_test`] draws.
 NUM_RESAMPLES = 9999
+# Digits after the point to which scores are compared. Rounding, which depends on the batch size, breaks no tie then.
+DIGITS = 5
 
 
 class BatchTest(NamedTuple):
@@ -117,9 +119,11 @@ class AnomalyDetector:
     ):
         check_whole("batch_size", batch_size)
         check_whole("seed", seed, low=0)
+        check_density_model("model", model)
         config = model.config
         check_model(config)
         if background is not None:
+            check_density_model("background", background)
             check_background(background.config, config)
         if label is not None:
             check_whole("label", label, low=0)
@@ -192,12 +196,13 @@ class AnomalyDetector:
             ValueError: for no images, an image that cannot be converted or has a score that is not finite, or
                 typicality or the largest patch without [`fit`]. The message names the image.
         """
+        self._check_scores_are_fitted()
         return self._scores(self._measure(images, progress))
 
     def p_value(self, images: Sequence[Any], progress: bool = False) -> dict[str, np.ndarray]:
         """
         Return the p-values of images by score, float64 (B,): `(1 + #{reference >= score}) / (n + 1)` for n reference
-        images.
+        images. Scores that differ by rounding only count as equal.
 
         If an image comes from the same distribution as the reference images, the probability of a p-value of at most t
         is at most t, for every t. For typicality, the mean bits per dimension include those of the image, which makes
@@ -209,6 +214,8 @@ class AnomalyDetector:
         Raises:
             ValueError: without [`fit`], or for what [`score`] refuses.
         """
+        self._check_scores_are_fitted()
+        self._fitted("a p-value")
         measured = self._measure(images, progress)
         return self._p_values(measured | self._scores(measured))
 
@@ -233,10 +240,13 @@ class AnomalyDetector:
         check_several(images, self.model.config)
         if len(images) == 1:
             raise ValueError("`images` must be at least two images for the test of a batch, got one.")
+        self._fitted("the test of a batch")
         return self._batch_test(self._measure(images, progress))
 
     def judge(self, images: Sequence[Any], progress: bool = False) -> Judgment:
         """Return the results of [`score`], [`p_value`], [`batch_test`] and [`heat_map`] at the cost of one of them."""
+        self._check_scores_are_fitted()
+        self._fitted("a p-value")
         measured = self._measure(images, progress)
         scores = self._scores(measured)
         p_values = self._p_values(measured | scores)
@@ -256,16 +266,16 @@ class AnomalyDetector:
         """
         self._fitted("a heat map")
         maps = [formulas.patch_bits_per_dim(bits).cpu().numpy() for _, _, _, bits in self._passes(images)]
-        return np.concatenate(maps) - self.mean_patch_bits
+        patch_bits = np.concatenate(maps)
+        _check_finite(PATCHES, patch_bits)
+        return patch_bits - self.mean_patch_bits
 
     def _measure(self, images: Sequence[Any], progress: bool) -> dict[str, np.ndarray]:
         """Return the scores that need no reference images, the likelihood in any case, and the bits of patches."""
         parts = [self._measure_batch(*batch) for batch in self._passes(images, progress)]
         measured = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for name, values in measured.items():
-            if not np.isfinite(values).all():
-                i = int(np.argmin(np.isfinite(values.reshape(len(values), -1)).all(axis=1)))
-                raise ValueError(f"`images[{i}]` must have finite scores, but its {name} is NaN or infinite.")
+            _check_finite(name, values)
         return measured
 
     def _measure_batch(
@@ -327,9 +337,13 @@ class AnomalyDetector:
             raise ValueError(f"{purpose} needs reference images: call `fit` first, or load a fitted detector.")
         return self.reference
 
+    def _check_scores_are_fitted(self) -> None:
+        """Raise ValueError before the model runs if a score needs reference images and there are none."""
+        for name in sorted({"largest_patch", "typicality"} & set(self.scores)):
+            self._fitted(f"the score `{name}`")
+
     def _scores(self, measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if "largest_patch" in self.scores:
-            self._fitted("the score `largest_patch`")
             excess = formulas.largest_patch(measured[PATCHES], self.mean_patch_bits)
             measured = measured | {"largest_patch": excess}
         return {name: self._score(name, measured) for name in self.scores}
@@ -337,7 +351,6 @@ class AnomalyDetector:
     def _score(self, name: str, measured: dict[str, np.ndarray]) -> np.ndarray:
         if name != "typicality":
             return measured[name]
-        self._fitted("the score `typicality`")
         return formulas.typicality(measured["negative_log_likelihood"], self.mean_bits_per_dim)
 
     def _p_values(self, measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -347,11 +360,11 @@ class AnomalyDetector:
     def _p_values_of(self, name: str, measured: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> np.ndarray:
         count = self.num_reference_images
         if name != "typicality":
-            return (1 + count - np.searchsorted(reference[name], measured[name])) / (count + 1)
+            return (1 + count - np.searchsorted(reference[name], _less_rounding(measured[name]))) / (count + 1)
         bits, p_values = reference["negative_log_likelihood"], []
         for value in measured["negative_log_likelihood"]:
             mean = (bits.sum() + value) / (count + 1)
-            p_values.append((1 + (np.abs(bits - mean) >= abs(value - mean)).sum()) / (count + 1))
+            p_values.append((1 + (np.abs(bits - mean) >= _less_rounding(abs(value - mean))).sum()) / (count + 1))
         return np.array(p_values)
 
     def _batch_test(self, measured: dict[str, np.ndarray]) -> BatchTest:
@@ -365,7 +378,7 @@ class AnomalyDetector:
         batch = measured["negative_log_likelihood"]
         result = permutation_test(
             (batch, bits),
-            lambda batch, reference, axis: np.abs(batch.mean(axis=axis) - reference.mean(axis=axis)),
+            lambda batch, reference, axis: np.abs(batch.mean(axis=axis) - reference.mean(axis=axis)).round(DIGITS),
             vectorized=True,
             n_resamples=NUM_RESAMPLES,
             batch=max(1, 10_000_000 // (len(batch) + len(bits))),
@@ -458,6 +471,19 @@ class AnomalyDetector:
         return detector
 
 
+def _less_rounding(values: np.ndarray) -> np.ndarray:
+    """Return the smallest values that count as equal to the given ones."""
+    return values - 10.0**-DIGITS * np.maximum(1, np.abs(values))
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    """Raise ValueError for values of this score (B, ...) that are not finite; the message names the image."""
+    is_finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if not is_finite.all():
+        i = int(np.argmin(is_finite))
+        raise ValueError(f"`images[{i}]` must have finite scores, but its {name} is NaN or infinite.")
+
+
 def _load(name_or_path: str | os.PathLike) -> JetForDensityEstimation:
     return JetForDensityEstimation.from_pretrained(name_or_path).eval()
 
@@ -483,7 +509,8 @@ def check_several(images: Any, config: JetConfig) -> None:
     """
     shape, num_channels = tuple(getattr(images, "shape", ())), config.num_channels
     has_channels = len(shape) == 3 and (shape[2] in (1, 3, 4) or shape[0] == num_channels > 1)
-    if not hasattr(images, "__len__") or isinstance(images, str) or len(shape) == 2 or has_channels:
+    is_sequence = hasattr(images, "__len__") and hasattr(images, "__getitem__")
+    if not is_sequence or isinstance(images, str | bytes | Mapping) or len(shape) == 2 or has_channels:
         got = f"an array of shape {shape}" if shape else type(images).__name__
         raise ValueError(f"`images` must be a list of images, or an array (B, C, H, W) or (B, H, W, C), got {got}.")
     if len(images) == 0:

@@ -87,9 +87,9 @@ def minimize(energy: Energy, start: torch.Tensor, num_steps: int, step_size: tor
     objectives, norms = [], []
     for step in range(num_steps + 1):
         point = start + step_size * offset
-        value, gradient = _evaluate(energy, point, step)
+        value, gradient, norm = _evaluate(energy, point, step)
         objectives.append(value)
-        norms.append(gradient.flatten(1).norm(dim=1))
+        norms.append(norm)
         if step < num_steps:
             offset.grad = step_size * gradient
             optimizer.step()
@@ -132,13 +132,13 @@ def sample(
     spread = (1 - decay**2).sqrt()
     point, velocity = start, draw()
     parts, samples = [_Moments(start) for _ in range(NUM_PARTS)], []
-    _, gradient = _evaluate(energy, point, 0)
+    _, gradient, _ = _evaluate(energy, point, 0)
     for step in range(num_steps):
         velocity = velocity - step_size / 2 * gradient
         point = point + step_size / 2 * velocity
         velocity = decay * velocity + spread * draw()
         point = point + step_size / 2 * velocity
-        _, gradient = _evaluate(energy, point, step + 1)
+        _, gradient, _ = _evaluate(energy, point, step + 1)
         velocity = velocity - step_size / 2 * gradient
         if step >= num_burn_in:
             parts[(step - num_burn_in) * NUM_PARTS // num_counted].add(point)
@@ -182,12 +182,17 @@ def _reduction(within: torch.Tensor, between: torch.Tensor, count: int, num_part
     return (1 - 1 / length + variance_of_means / variance).sqrt()
 
 
-def _evaluate(energy: Energy, point: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _evaluate(energy: Energy, point: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the energies, their gradients, and the norms (B,) of these, whose squares Adam needs too."""
     value, gradient = energy(point)
-    if not math.isfinite(float(value.sum() + gradient.abs().sum())):
+    norm = gradient.flatten(1).norm(dim=1)
+    if not math.isfinite(float(value.sum() + norm.sum())):
         if step == 0:
-            raise ValueError("the objective and its gradient must be finite at the first images, got NaN or infinity.")
+            raise ValueError(
+                "the objective and the square of its gradient must be finite at the first images, got NaN or "
+                "infinity: `sigma` may be too small for the dtype."
+            )
         raise ValueError(
             f"`step_size` must be smaller: the objective or its gradient became NaN or infinite at step {step}."
         )
-    return value, gradient
+    return value, gradient, norm

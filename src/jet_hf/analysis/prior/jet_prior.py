@@ -18,6 +18,7 @@ from ...model.validation_jet import (
     check_whole,
     is_number,
 )
+from ..inference import check_density_model
 from ..sampling import no_labels
 from .inference import Energy, Posterior, Restoration, minimize, sample
 from .operators import LinearOperator, fit_smoothest, identity
@@ -27,9 +28,10 @@ from .tiling import Tiling
 METHODS = ("tweedie", "map")
 SPACES = ("image", "latent")
 # Steps of the optimizer, in units of the model's scale: a part of the noise, but at least four gray levels, because
-# pixels that are not measured move as far however small the noise is.
+# pixels that are not measured move as far however small the noise is, and at most a quarter of a unit, because the
+# noise of measurements on a larger scale, such as sums of many pixels, says little about the scale of images.
 STEP_PER_SIGMA = 0.25
-SMALLEST_STEP = 4 / 127.5
+SMALLEST_STEP, LARGEST_STEP = 4 / 127.5, 0.25
 LATENT_STEP = 0.1
 
 P = ParamSpec("P")
@@ -97,6 +99,7 @@ class JetPrior:
         stride: int | None = None,
         tile_batch_size: int = 32,
     ):
+        check_density_model("model", model)
         config = model.config
         _, *tile_shape = config.image_shape
         if model.training:
@@ -229,14 +232,15 @@ class JetPrior:
             sigma: Standard deviation of the noise of the measurements.
             space: `"image"`, or `"latent"` for images of the model's size.
             num_steps: Number of Adam's steps, of one gradient each. Their size falls to zero along a cosine.
-            step_size: Size of the first steps; by default a quarter of `sigma` and at least 4 gray levels in the space
-                of images, and 0.1 in that of latents.
+            step_size: Size of the first steps; by default a quarter of `sigma`, at least 4 gray levels and at most a
+                quarter of a unit, in the space of images, and 0.1 in that of latents.
             start: First images (B, C, H, W). By default, the smoothest ones that fit the measurements in the space of
                 images, see [`fit_smoothest`], and the image of the latent 0 in that of latents.
 
         Raises:
-            ValueError: for an adjoint that is none, a sigma that is not positive, wrong shapes, non-finite values,
-                images smaller than the model's, or a step size with which the objective becomes NaN.
+            ValueError: for an adjoint that is none, a sigma that is not positive or too small for the dtype, wrong
+                shapes, non-finite values, images smaller than the model's, or a step size with which the objective
+                becomes NaN.
         """
         if space not in SPACES:
             raise ValueError(f"`space` must be one of {list(SPACES)}, got {space!r}.")
@@ -244,7 +248,7 @@ class JetPrior:
         levels = self._check_measurements(measurements, operator, sigma)
         start_image = self._start(measurements, operator, start)
         if space == "image":
-            sizes = _step_sizes(step_size, (STEP_PER_SIGMA * levels).clamp(min=SMALLEST_STEP))
+            sizes = _step_sizes(step_size, (STEP_PER_SIGMA * levels).clamp(SMALLEST_STEP, LARGEST_STEP))
             return minimize(self._image_energy(measurements, operator, levels), start_image, num_steps, sizes)
         if tuple(start_image.shape[2:]) != self.tile_shape:
             raise ValueError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from ...model.validation_jet import check_whole
+from ...model.validation_jet import check_values, check_whole
 
 
 # Largest difference of the two inner products, relative to the norms and to the precision of the dtype.
@@ -39,7 +39,7 @@ class LinearOperator:
 
         Raises:
             ValueError: if the inner products differ, or if the measurements do not have the shape of `forward`, or if
-                a function returns anything but tensors of their dtype.
+                a function returns anything but tensors of their dtype or changes its argument.
         """
         generator = torch.Generator().manual_seed(0)
 
@@ -48,16 +48,18 @@ class LinearOperator:
 
         left = draw(measurements)
 
-        def check_dtype(name: str, result: object) -> None:
-            if not isinstance(result, torch.Tensor) or result.dtype != left.dtype:
+        def apply(name: str, values: torch.Tensor) -> torch.Tensor:
+            result = getattr(self, name)(argument := values.clone())
+            if not isinstance(result, torch.Tensor) or result.dtype != values.dtype:
                 got = result.dtype if isinstance(result, torch.Tensor) else type(result).__name__
-                raise ValueError(f"`{name}` must return a tensor of {left.dtype}, got {got}.")
+                raise ValueError(f"`{name}` must return a tensor of {values.dtype}, got {got}.")
+            if not torch.equal(argument, values):
+                raise ValueError(f"`{name}` must not change its argument in place.")
+            return result
 
-        backward = self.adjoint(left)
-        check_dtype("adjoint", backward)
+        backward = apply("adjoint", left)
         right = draw(backward)
-        forward = self.forward(right)
-        check_dtype("forward", forward)
+        forward = apply("forward", right)
         if forward.shape != left.shape:
             raise ValueError(
                 f"`measurements` must have the shape {tuple(forward.shape)} that `forward` gives images of shape "
@@ -85,12 +87,21 @@ def mask(kept: torch.Tensor) -> LinearOperator:
         kept: Boolean tensor that broadcasts to images, such as (H, W), true where a pixel is measured.
 
     Raises:
-        ValueError: for a tensor that is not boolean.
+        ValueError: for a tensor that is not boolean, and in the operator for images of another shape.
     """
     if not isinstance(kept, torch.Tensor) or kept.dtype != torch.bool:
         got = kept.dtype if isinstance(kept, torch.Tensor) else type(kept).__name__
         raise ValueError(f"`kept` must be a boolean tensor, true where a pixel is measured, got {got}.")
-    return LinearOperator(lambda images: images * kept, lambda measurements: measurements * kept)
+
+    def select(images: torch.Tensor) -> torch.Tensor:
+        sizes = zip(reversed(kept.shape), reversed(images.shape), strict=False)
+        if kept.ndim > images.ndim or any(size not in (1, expected) for size, expected in sizes):
+            raise ValueError(
+                f"`kept` must broadcast to images of shape {tuple(images.shape)}, got shape {tuple(kept.shape)}."
+            )
+        return images * kept
+
+    return LinearOperator(select, select)
 
 
 def downsample(factor: int) -> LinearOperator:
@@ -117,11 +128,12 @@ def blur(kernel: torch.Tensor) -> LinearOperator:
         kernel: Floating-point tensor (h, w), with the sum 1 for a blur.
 
     Raises:
-        ValueError: for a tensor of another shape or dtype.
+        ValueError: for a tensor of another shape or dtype, an empty one, or non-finite values.
     """
-    if not isinstance(kernel, torch.Tensor) or kernel.ndim != 2 or not kernel.is_floating_point():
+    if not isinstance(kernel, torch.Tensor) or kernel.ndim != 2 or 0 in kernel.shape or not kernel.is_floating_point():
         got = f"{tuple(kernel.shape)} {kernel.dtype}" if isinstance(kernel, torch.Tensor) else type(kernel).__name__
         raise ValueError(f"`kernel` must be a floating-point tensor (h, w), got {got}.")
+    check_values("kernel", kernel)
 
     def weights(images: torch.Tensor) -> torch.Tensor:
         return kernel.to(images).expand(images.shape[1], 1, *kernel.shape)
