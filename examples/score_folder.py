@@ -35,6 +35,8 @@ def main(folder: str, model: str = "space/model", seed: int = 0) -> dict[str, fl
             # The same noise between the gray levels for each picture.
             generator = torch.Generator().manual_seed(seed)
             bits[path.name] = jet(pixel_values, generator=generator).bits_per_dim.item()
+    if not bits:
+        raise ValueError(f"{folder} must hold pictures ({', '.join(SUFFIXES)}), got none.")
     for name, value in sorted(bits.items(), key=lambda item: item[1]):
         print(f"{value:6.3f}  {name}")
     return bits

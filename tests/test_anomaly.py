@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +296,20 @@ def test_a_saved_detector_gives_the_same_scores_and_p_values(fitted):
     detector.save_pretrained(folder)
 
 
+def test_a_detector_is_saved_with_the_image_processor_that_it_was_fitted_with(fitted, tmp_path):
+    detector, folder = fitted
+    images = arrays(3, detector.model.config)
+    stretching = JetImageProcessor(size=8, do_center_crop=False)
+    other = AnomalyDetector(detector.model, processor=stretching, scores=["latent_norm"]).fit(images)
+    with pytest.raises(ValueError, match=r"`processor` must be that of .*: its `do_center_crop` is True, got False"):
+        other.save_pretrained(folder)
+    detector.model.save_pretrained(tmp_path)
+    other.save_pretrained(tmp_path)
+    assert not AnomalyDetector.from_pretrained(tmp_path).processor.do_center_crop
+    with pytest.raises(ValueError, match=r"`background` must be None for .*, whose detector was fitted without one"):
+        AnomalyDetector.from_pretrained(tmp_path, detector.background)
+
+
 DAMAGES = {
     "no JSON": ("{", "is damaged: "),
     "no object": ("[1]", "is damaged: it has no format"),
@@ -502,6 +517,10 @@ def test_labels_may_be_a_text_column_of_metadata(data, tmp_path, capsys):
 
 
 BAD_CALLS = {
+    "no reference split": (
+        ["--reference", "{data}/images"],
+        "`reference_split` must be given: there is neither a validation nor a test split",
+    ),
     "no saved reference": ([], "has no anomaly.json: fit a detector with reference images, and save it there"),
     "output inside the images": (["-o", "{data}/images/report"], "`output` .* must not lie inside `images`"),
     "output with files": (
@@ -547,7 +566,7 @@ def test_bad_calls_are_one_sentence_before_the_scoring_and_write_nothing(data, t
     (data / "model" / "anomaly.json").unlink(missing_ok=True)
     flags = ["-o", tmp_path / "report", *(flag.format(data=data) for flag in flags)]
     if flags[2:]:
-        flags += ["--reference", data / "reference"]
+        flags[2:2] = ["--reference", data / "reference"]
     with pytest.raises((ValueError, OSError), match=message) as caught:
         run_command(data, *flags)
     assert "\n" not in str(caught.value) and not (tmp_path / "report").exists()
@@ -582,6 +601,22 @@ def test_a_single_image_is_no_batch(data, tmp_path, capsys):
     run_command(data, *flags, "-o", tmp_path / "report")
     out, err = capsys.readouterr()
     assert json.loads(out)["batch_test"] is None and "| latent_norm |" in err and "As a batch" not in err
+
+
+def test_a_report_says_what_limits_its_p_values(data, tmp_path, capsys):
+    copies = tmp_path / "copies" / "validation"
+    shutil.copytree(data / "reference" / "validation", copies)
+    (copies / "0.png").unlink()
+    Image.new("RGB", (8, 8)).save(copies / "new.png")
+    flags = ["--reference", data / "reference", "--scores", "latent_norm", "-o", tmp_path / "report"]
+    run_command(data, *flags, "--images", copies.parent)
+    out, err = capsys.readouterr()
+    assert "With 12 reference images, no image has a p-value below 0.077: 0.05 takes at least 19." in err
+    assert "11 of 12 images are reference images themselves" in err
+    assert json.loads(out)["num_images_in_reference"] == 11
+    run_command(data, *flags)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["num_images_in_reference"] == 0 and "themselves" not in err
 
 
 # The background model

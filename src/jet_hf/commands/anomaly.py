@@ -2,6 +2,7 @@
 """`jet-hf anomaly`."""
 
 import csv
+import hashlib
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from .evaluate import EXPECTED_ERRORS as EXPECTED_ERRORS
 from .evaluate import read_options
 
 
+LEVEL = 0.05  # of p-values, in the report
 REPORT, SCORES, HISTOGRAMS, WORST = "report.json", "scores.csv", "histograms.png", "worst.png"
 
 
@@ -88,9 +90,10 @@ def write_report(
     is_normal = find_normal(arguments, source, split, pixels)
     report: dict[str, Any] = {"model": arguments.model, "background": arguments.background}
     if "reference" in sources:
-        reference_split = arguments.reference_split or split_to_score(sources["reference"])
+        reference_split = arguments.reference_split or default_reference_split(sources["reference"])
         reference = load_pixels(sources["reference"], reference_split, detector.processor, options)
         report["reference"] = describe_data(sources["reference"], reference_split, reference)
+        report["num_images_in_reference"] = count_copies(pixels, reference)
         detector.fit(PixelImages(reference.dataset), progress=sys.stderr.isatty())
     judgment = detector.judge(PixelImages(pixels.dataset), progress=sys.stderr.isatty())
     report |= {"images": describe_data(source, split, pixels), "normal_label": arguments.normal_label}
@@ -146,6 +149,29 @@ def new_detector(arguments: AnomalyArguments, background: JetForDensityEstimatio
     )
 
 
+def default_reference_split(source: DataSource) -> str:
+    """
+    Return the split of the reference images.
+
+    Raises:
+        ValueError: for data without one.
+    """
+    try:
+        return split_to_score(source)
+    except ValueError as error:
+        raise ValueError(f"`reference_split` must be given: {error}") from error
+
+
+def count_copies(pixels: PixelSplit, reference: PixelSplit) -> int:
+    """Return how many images are among the reference images, by their pixels."""
+
+    def hashes(split: PixelSplit) -> list[bytes]:
+        return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in PixelImages(split.dataset)]
+
+    known = set(hashes(reference))
+    return sum(found in known for found in hashes(pixels))
+
+
 def find_normal(arguments: AnomalyArguments, source: DataSource, split: str, pixels: PixelSplit) -> np.ndarray | None:
     """
     Return which images are normal, a boolean array (B,), or `None` without a `normal_label`.
@@ -191,7 +217,7 @@ def describe(detector: AnomalyDetector, judgment: Judgment, is_normal: np.ndarra
         scores[name] = {
             "reference_mean": float(reference[name].mean()),
             "mean": float(values.mean()),
-            "share_of_p_values_up_to_0.05": float((judgment.p_values[name] <= 0.05).mean()),
+            "share_of_p_values_up_to_0.05": float((judgment.p_values[name] <= LEVEL).mean()),
         }
         if is_normal is not None:
             scores[name] |= metrics_with_intervals(values[is_normal], values[~is_normal], detector.seed)
@@ -238,7 +264,7 @@ def draw_heat_maps(
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Return a table of the scores, and a line on several images as a batch."""
+    """Return a table of the scores, a line on several images as a batch, and what limits the p-values."""
     scores = report["scores"]
     metrics = [name for name in METRICS if name in next(iter(scores.values()))]
     titles = ["reference", "images", "share p <= 0.05", *(METRICS[name] for name in metrics)]
@@ -247,12 +273,23 @@ def format_report(report: dict[str, Any]) -> str:
         cells = [f"{row['reference_mean']:.3f}", f"{row['mean']:.3f}", f"{row['share_of_p_values_up_to_0.05']:.3f}"]
         cells += ["{value:.3f} ({low:.3f} to {high:.3f})".format(**row[metric]) for metric in metrics]
         lines.append([name, *cells])
-    table, batch = markdown_table(lines, left=1), report["batch_test"]
-    if batch is None:
-        return table
-    verdict = "an untypical" if batch["distance"] > batch["threshold"] else "a typical"
-    return (
-        f"{table}\n\nAs a batch, the {report['num_images']} images are {verdict} one: their mean is "
-        f"{batch['distance']:.3f} bits per dimension from that of the reference, and 99 % of batches of normal images "
-        f"are within {batch['threshold']:.3f} (p = {batch['p_value']:.2g})."
-    )
+    parts, batch = [markdown_table(lines, left=1)], report["batch_test"]
+    if batch is not None:
+        verdict = "an untypical" if batch["distance"] > batch["threshold"] else "a typical"
+        parts.append(
+            f"As a batch, the {report['num_images']} images are {verdict} one: their mean is "
+            f"{batch['distance']:.3f} bits per dimension from that of the reference, and 99 % of batches of normal "
+            f"images are within {batch['threshold']:.3f} (p = {batch['p_value']:.2g})."
+        )
+    smallest = 1 / (report["num_reference_images"] + 1)
+    if smallest > LEVEL:
+        parts.append(
+            f"With {report['num_reference_images']} reference images, no image has a p-value below {smallest:.2g}: "
+            f"{LEVEL} takes at least {round(1 / LEVEL) - 1}."
+        )
+    if copies := report.get("num_images_in_reference"):
+        parts.append(
+            f"{copies} of {report['num_images']} images are reference images themselves, which makes their p-values, "
+            "and that of the batch, too large."
+        )
+    return "\n\n".join(parts)

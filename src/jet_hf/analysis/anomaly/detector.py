@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers.utils import cached_file
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from ... import __version__
 from ...arguments import ANOMALY_SCORES
@@ -301,7 +301,8 @@ class AnomalyDetector:
         """Yield the levels, the pixel values, the noise and the bits of each batch of images."""
         check_several(images, self.model.config)
         device, config = self.model.jet.input_device, self.model.config
-        with evaluation_mode(*filter(None, (self.model, self.background))):
+        models = [self.model] if self.background is None else [self.model, self.background]
+        with evaluation_mode(*models):
             for start in tqdm(range(0, len(images), self.batch_size), unit="batch", disable=not progress):
                 levels = self._read(images, range(start, min(start + self.batch_size, len(images))))
                 pixel_values = scale_bytes(torch.from_numpy(levels).to(device), config.num_levels)
@@ -397,7 +398,8 @@ class AnomalyDetector:
             folder: Folder of the same model, or a new or empty one.
 
         Raises:
-            ValueError: without [`fit`], or for the folder of another model.
+            ValueError: without [`fit`], or for the folder of another model, or of an image processor that would fit
+                images to the model in another way.
             FileExistsError: for a folder that holds anything but a model.
         """
         self._fitted("a saved detector")
@@ -412,6 +414,10 @@ class AnomalyDetector:
         saved, own = (fingerprint(model).hex() for model in (_load(folder), self.model))
         if saved != own:
             raise ValueError(f"`folder` must hold the detector's model {own}, but {folder} holds the model {saved}.")
+        if (folder / IMAGE_PROCESSOR_NAME).is_file():
+            _check_same_settings(JetImageProcessor.from_pretrained(folder), self.processor, folder)
+        else:
+            self.processor.save_pretrained(folder)
         replace_text(folder / FILE, text)
 
     def _state(self) -> dict[str, Any]:
@@ -458,6 +464,8 @@ class AnomalyDetector:
         model = _load(model_name_or_path)
         for name, given in (("model", model), ("background", background)):
             found = None if given is None else fingerprint(given).hex()
+            if state[name] is None and found is not None:
+                raise ValueError(f"`{name}` must be None for {path}, whose detector was fitted without one.")
             if found != state[name]:
                 raise ValueError(f"`{name}` must be the one with the hash {state[name]} in {path}, got {found}.")
         if missing := [codec for codec in state["codecs"] if codec not in available_codecs()]:
@@ -482,6 +490,17 @@ def _check_finite(name: str, values: np.ndarray) -> None:
     if not is_finite.all():
         i = int(np.argmin(is_finite))
         raise ValueError(f"`images[{i}]` must have finite scores, but its {name} is NaN or infinite.")
+
+
+def _check_same_settings(saved: JetImageProcessor, own: JetImageProcessor, folder: Path) -> None:
+    """Raise ValueError if an image processor that is saved in a folder has other settings than a detector's own."""
+    settings = saved.to_dict()
+    for name, value in own.to_dict().items():
+        if settings[name] != value:
+            raise ValueError(
+                f"`processor` must be that of {folder}, with which saved detectors are used: its `{name}` is "
+                f"{settings[name]}, got {value}. Pass `JetImageProcessor.from_pretrained({str(folder)!r})`."
+            )
 
 
 def _load(name_or_path: str | os.PathLike) -> JetForDensityEstimation:

@@ -65,7 +65,8 @@ class JetPrior:
 
     Args:
         model: Density model in evaluation mode.
-        labels: Classes (B,) of the images, for a class-conditional model; by default unknown.
+        labels: Classes (B,) of the images, for a class-conditional model; by default unknown, which models
+            learn by `label_dropout`.
         weight: Factor of the log-density in a posterior; less than 1 trusts the model less.
         stride: Largest distance of neighboring tiles in pixels, at most the tile's size, by default half of it.
         tile_batch_size: Number of tiles that the model takes at a time.
