@@ -151,6 +151,23 @@ def test_langevin_samples_have_the_mean_and_the_covariance_of_a_normal_posterior
     assert found.samples.shape == (1, chains, 1, 8, 8)
 
 
+def test_langevin_steps_are_short_enough_for_measurements_on_a_larger_scale():
+    """
+    Steps of twice the narrowest scale give samples that are too wide, and velocities that last longer than the chain
+    samples that are too narrow: it starts at the mode, without potential energy. Either looked mixed.
+    """
+    scales = torch.tensor([1.0, 5.0])[:, None, None, None]
+    larger = LinearOperator(lambda images: scales * images, lambda measurements: scales * measurements)
+    images, sigma = noise(1, 3, 8, 8).expand(2, -1, -1, -1), 0.01
+    generator = torch.Generator().manual_seed(0)
+    found = JetPrior(new_model()).sample_posterior(
+        scales * images, larger, sigma, 200, start=images, generator=generator
+    )
+    exact = sigma / (scales.flatten() ** 2 + sigma**2).sqrt()
+    assert found.mixed.all()
+    torch.testing.assert_close(found.std.flatten(1).mean(dim=1), exact, rtol=0.05, atol=0)
+
+
 def test_langevin_samples_depend_on_the_generator_only():
     prior, noisy = JetPrior(tiny_model()), noise(1, 3, 12, 8)
     options = {"num_steps": 9, "start": noisy, "num_samples": 3}

@@ -14,6 +14,9 @@ Energy = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 BETAS = (0.9, 0.99)
 # Inverse time in which the sampler's velocities are forgotten. Contrasts of images have the size of its inverse.
 FRICTION = 5.0
+# Number of times that velocities are forgotten before samples count, at least. The chain starts near the mode, where
+# potential energy is missing, and gets it by friction only. R-hat does not see that, since oscillations are fast.
+FORGOTTEN = 4.0
 CONVERGED = 1e-2
 # Parts of a chain that are compared, and the largest ratio for which they count as draws of one distribution.
 NUM_PARTS = 4
@@ -128,7 +131,7 @@ def sample(
     num_burn_in = num_steps // 4
     num_counted = num_steps - num_burn_in
     kept = {num_burn_in + (index + 1) * num_counted // num_samples - 1 for index in range(num_samples)}
-    decay = torch.exp(-FRICTION * step_size)
+    decay = torch.exp(-(FRICTION * step_size).clamp(min=FORGOTTEN / max(num_burn_in, 1)))
     spread = (1 - decay**2).sqrt()
     point, velocity = start, draw()
     parts, samples = [_Moments(start) for _ in range(NUM_PARTS)], []

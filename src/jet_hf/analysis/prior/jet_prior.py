@@ -21,7 +21,7 @@ from ...model.validation_jet import (
 from ..inference import check_density_model
 from ..sampling import no_labels
 from .inference import Energy, Posterior, Restoration, minimize, sample
-from .operators import LinearOperator, fit_smoothest, identity
+from .operators import LinearOperator, fit_smoothest, identity, operator_norms
 from .tiling import Tiling
 
 
@@ -286,7 +286,8 @@ class JetPrior:
             num_steps: Number of steps, of which the first quarter is left out of the statistics.
             step_size: Step of the dynamics, whose velocities are standard normal, so that a step moves each number by
                 about this much. By default half of the finest scale of the density, which is a gray level, or the
-                smallest noise of a model with `noise_std`, and at most half of `sigma`.
+                smallest noise of a model with `noise_std`, and at most half of `sigma`, or of `sigma` over the norm of
+                the operator if that is greater than 1.
             start: First images (B, C, H, W), by default those of [`restore`].
             num_samples: Number of evenly spaced samples to return.
             generator: Generator of the noise; the same state gives the same samples.
@@ -306,7 +307,9 @@ class JetPrior:
             start = self.restore(measurements, operator, sigma).images
         start = self._start(measurements, operator, start)
         finest = 1 / self.config.levels_per_unit if self.config.noise_levels is None else self.config.noise_levels[0]
-        sizes = _step_sizes(step_size, levels.clamp(max=finest) / 2)
+        # The dynamics is unstable, and its samples too wide, with a step of twice the narrowest scale or more.
+        narrowest = levels / operator_norms(operator, start).clamp(min=1)
+        sizes = _step_sizes(step_size, narrowest.clamp(max=finest) / 2)
         energy = self._image_energy(measurements, operator, levels)
         return sample(energy, start, num_steps, sizes, num_samples, generator)
 

@@ -15,6 +15,7 @@ ADJOINT_TOLERANCE = 10
 # Weight of the squared differences of neighboring pixels in the smoothest images, and steps to find these.
 SMOOTHNESS = 1e-2
 FIT_STEPS = 60
+NORM_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,27 @@ def fit_smoothest(measurements: torch.Tensor, operator: LinearOperator) -> torch
         size, last_size = product(residual, residual), size
         direction = residual + size / last_size.clamp(min=tiny) * direction
     return images
+
+
+def operator_norms(operator: LinearOperator, images: torch.Tensor) -> torch.Tensor:
+    """
+    Return the largest factor (B,) by which A stretches each image, by the power method, which finds slightly less.
+
+    Args:
+        operator: Operator A.
+        images: Tensor (B, C, H, W), of which only shape, dtype and device matter.
+    """
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+    for _ in range(NORM_STEPS):
+        direction = direction / _norms(direction).clamp(min=torch.finfo(images.dtype).tiny)
+        direction = operator.adjoint(operator.forward(direction))
+    return _norms(direction).flatten().sqrt()
+
+
+def _norms(images: torch.Tensor) -> torch.Tensor:
+    """Return the norms (B, 1, 1, 1) of images."""
+    return images.flatten(1).norm(dim=1)[:, None, None, None]
 
 
 def _laplacian(images: torch.Tensor) -> torch.Tensor:
