@@ -387,6 +387,7 @@ def test_detectors_refuse_wrong_arguments_and_images(fitted, tmp_path, monkeypat
         ),
         (lambda images: detector.fit(Image.fromarray(images[0])), "`images` must be a list of images, .*, got Image"),
         (lambda images: detector.score(dict(enumerate(images))), "`images` must be a list of images, .*, got dict"),
+        (lambda _: detector.score(np.array(3)), "`images` must be a list of images, .*, got"),
         (lambda _: detector.score({1, 2}), "`images` must be a list of images, .*, got set"),
         (lambda _: AnomalyDetector(model.jet), "`model` must be a JetForDensityEstimation, got JetModel"),
         (lambda _: AnomalyDetector(model, model.jet), "`background` must be a JetForDensityEstimation, got JetModel"),

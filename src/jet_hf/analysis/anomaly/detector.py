@@ -529,7 +529,8 @@ def check_several(images: Any, config: JetConfig) -> None:
     shape, num_channels = tuple(getattr(images, "shape", ())), config.num_channels
     has_channels = len(shape) == 3 and (shape[2] in (1, 3, 4) or shape[0] == num_channels > 1)
     is_sequence = hasattr(images, "__len__") and hasattr(images, "__getitem__")
-    if not is_sequence or isinstance(images, str | bytes | Mapping) or len(shape) == 2 or has_channels:
+    is_array_of_other_rank = hasattr(images, "shape") and len(shape) in (0, 2)
+    if not is_sequence or isinstance(images, str | bytes | Mapping) or is_array_of_other_rank or has_channels:
         got = f"an array of shape {shape}" if shape else type(images).__name__
         raise ValueError(f"`images` must be a list of images, or an array (B, C, H, W) or (B, H, W, C), got {got}.")
     if len(images) == 0:
