@@ -100,7 +100,7 @@ def mask(kept: torch.Tensor) -> LinearOperator:
             raise ValueError(
                 f"`kept` must broadcast to images of shape {tuple(images.shape)}, got shape {tuple(kept.shape)}."
             )
-        return images * kept
+        return images * kept.to(images.device)
 
     return LinearOperator(select, select)
 
