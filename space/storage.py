@@ -98,14 +98,26 @@ class Storage:
         self.seconds, self.quota = seconds, quota
         parent = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
         parent.mkdir(parents=True, exist_ok=True)
-        self._directory = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent, ignore_cleanup_errors=True)
-        self.folder = Path(self._directory.name).resolve()
+        while not self._create_folder(parent):
+            pass
         if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks, on which no folder is abandoned
-                weakref.finalize(self, os.close, lock_folder(self.folder))
             delete_abandoned(parent)
         self.uploads: dict[str, StoredUpload] = {}
         self.permanent: dict[str, str] = {}
+
+    def _create_folder(self, parent: Path) -> bool:
+        """Create and lock a folder. Return False if another server has taken it for abandoned before it was locked."""
+        self._directory = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent, ignore_cleanup_errors=True)
+        self.folder = Path(self._directory.name).resolve()
+        if fcntl is None:
+            return True
+        try:
+            weakref.finalize(self, os.close, lock_folder(self.folder))
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        except OSError:  # a file system without locks, on which no folder is abandoned
+            return True
+        return self.folder.is_dir()
 
     def add_permanent(self, sources: Iterable[Path], folder: str) -> list[str]:
         """Copy files that visitors may use as inputs until the server ends, and return their paths."""

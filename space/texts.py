@@ -68,7 +68,7 @@ GAME_HELP = (
     "show what a likelihood prefers."
 )
 # Formats of lossless files, by the names of `jet_hf.analysis.baselines`.
-FORMATS = {"jet": "this model", "png": "PNG", "webp": "WebP", "jpegls": "JPEG-LS", "jpegxl": "JPEG XL"}
+FORMATS = {"jet": "this file", "png": "PNG", "webp": "WebP", "jpegls": "JPEG-LS", "jpegxl": "JPEG XL"}
 # Titles of the pictures of the first view, by the words in the names of their files.
 PICTURE_TITLES = {"coffee": "A photograph", "smooth": "A smooth picture", "static": "Static"}
 

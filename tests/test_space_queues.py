@@ -13,7 +13,7 @@ from fairness import CallLimits, Calls, FairQueue, RefusedCallError, client_of
 from gradio_internals import GuardedBlocks, forget_files, forget_unread, has_results
 from pictures import jpeg_of_scans, photograph
 from space_server import SPACE
-from storage import Quota, QuotaError, Storage
+from storage import Quota, QuotaError, Storage, delete_abandoned
 from uploads import UnreadableImageError, read_upload
 
 
@@ -250,6 +250,21 @@ def test_folders_of_killed_servers_are_deleted(tmp_path):
     started = Storage(1000, Quota())
     left = {"jet-demo-link", "jet-demo-notes.txt", running.folder.name, started.folder.name}
     assert {path.name for path in parent.iterdir()} == left and (tmp_path / "elsewhere").exists()
+
+
+def test_servers_that_start_at_once_leave_each_other_their_folders(tmp_path):
+    parent, done = Storage(1000, Quota()).folder.parent, threading.Event()
+
+    def start_others() -> None:
+        while not done.is_set():
+            delete_abandoned(parent)
+
+    others = threading.Thread(target=start_others)
+    others.start()
+    started = [Storage(1000, Quota()) for _ in range(300)]
+    done.set()
+    others.join()
+    assert all(storage.folder.is_dir() for storage in started)
 
 
 def test_gradio_still_keeps_files_and_results_that_the_demo_forgets():
