@@ -35,8 +35,8 @@ PATCHES = "patch_bits"  # name of the bits of patches among the scores of images
 LEVEL = 0.01
 # Permutations that [`AnomalyDetector.batch_test`] draws.
 NUM_RESAMPLES = 9999
-# Digits after the point to which scores are compared. Rounding, which depends on the batch size, breaks no tie then.
-DIGITS = 5
+# Difference up to which scores count as equal, relative to those above 1: rounding depends on the batch size.
+ROUNDING = 1e-5
 
 
 class BatchTest(NamedTuple):
@@ -377,9 +377,14 @@ class AnomalyDetector:
             ) from error
         bits = self._fitted("the test of a batch")["negative_log_likelihood"]
         batch = measured["negative_log_likelihood"]
+
+        def distance(batch: np.ndarray, reference: np.ndarray, axis: int) -> np.ndarray:
+            distances = np.abs(batch.mean(axis=axis) - reference.mean(axis=axis))
+            return np.where(distances < ROUNDING, 0, distances)
+
         result = permutation_test(
             (batch, bits),
-            lambda batch, reference, axis: np.abs(batch.mean(axis=axis) - reference.mean(axis=axis)).round(DIGITS),
+            distance,
             vectorized=True,
             n_resamples=NUM_RESAMPLES,
             batch=max(1, 10_000_000 // (len(batch) + len(bits))),
@@ -481,7 +486,7 @@ class AnomalyDetector:
 
 def _less_rounding(values: np.ndarray) -> np.ndarray:
     """Return the smallest values that count as equal to the given ones."""
-    return values - 10.0**-DIGITS * np.maximum(1, np.abs(values))
+    return values - ROUNDING * np.maximum(1, np.abs(values))
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:
