@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import FIXTURES, ROOT
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from jet_hf import JetConfig, JetForDensityEstimation, JetImageProcessor
 from jet_hf.importers import convert_big_vision, convert_checkpoint, convert_jet_pytorch

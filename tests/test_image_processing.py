@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import random_bytes, tiny_model
 from PIL import Image, ImageFilter
-from transformers import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from jet_hf import JetImageProcessor
 from jet_hf.model import image_processing_jet
