@@ -10,6 +10,7 @@ its standard error; this is what it does to a picture.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -27,14 +28,18 @@ def main(folder: str, model: str = "space/model", seed: int = 0) -> dict[str, fl
     jet = JetForDensityEstimation.from_pretrained(model).eval()
     processor = JetImageProcessor.from_pretrained(model)
     bits = {}
-    for path in sorted(Path(folder).iterdir()):
+    for path in sorted(Path(folder).rglob("*")):
         if path.suffix.lower() in SUFFIXES:
             # The processor takes the central square and averages it down to the model's size.
-            with Image.open(path) as image:
-                pixel_values = processor(image, return_tensors="pt").pixel_values
+            try:
+                with Image.open(path) as image:
+                    pixel_values = processor(image, return_tensors="pt").pixel_values
+            except OSError as error:
+                print(f"skipped {path.name}: {error}", file=sys.stderr)
+                continue
             # The same noise between the gray levels for each picture.
             generator = torch.Generator().manual_seed(seed)
-            bits[path.name] = jet(pixel_values, generator=generator).bits_per_dim.item()
+            bits[str(path.relative_to(folder))] = jet(pixel_values, generator=generator).bits_per_dim.item()
     if not bits:
         raise ValueError(f"{folder} must hold pictures ({', '.join(SUFFIXES)}), got none.")
     for name, value in sorted(bits.items(), key=lambda item: item[1]):

@@ -451,7 +451,8 @@ def data(tmp_path_factory):
     model = tiny_model(std=0.05)
     model.save_pretrained(root / "model")
     JetImageProcessor(size=8).save_pretrained(root / "model")
-    for folder, count, high in (("reference/validation", 12, 256), ("images/good", 6, 256), ("images/flat", 5, 3)):
+    groups = ("reference/validation", 12, 256), ("images/good", 6, 256), ("images/flat", 5, 3), ("tested/test", 2, 256)
+    for folder, count, high in groups:
         (root / folder).mkdir(parents=True)
         for i in range(count):
             Image.fromarray(rng.integers(0, high, (8, 8, 3), dtype=np.uint8)).save(root / folder / f"{i}.png")
@@ -522,6 +523,10 @@ BAD_CALLS = {
         ["--reference", "{data}/images"],
         "`reference_split` must be given: there is neither a validation nor a test split",
     ),
+    "a test split as the reference": (
+        ["--reference", "{data}/tested"],
+        "`reference_split` must be given, since .*/tested has no validation split, and its test split may hold anom",
+    ),
     "no saved reference": ([], "has no anomaly.json: fit a detector with reference images, and save it there"),
     "output inside the images": (["-o", "{data}/images/report"], "`output` .* must not lie inside `images`"),
     "output with files": (
@@ -550,7 +555,7 @@ BAD_CALLS = {
         "/other must hold nothing but an earlier report, got notes.txt",
     ),
     "output below a file": (["-o", "{data}/model/config.json/report"], "Not a directory|File exists"),
-    "missing images": (["--images", "{data}/imagse"], "`dataset_path` .*/imagse does not exist"),
+    "missing images": (["--images", "{data}/imagse"], "the dataset .*/imagse does not exist"),
     "missing labels": (
         ["--images", "{data}/partly", "--normal_label", "fine", "--label_column", "state"],
         "`normal_label` needs a label of every image in the column 'state', but 1 of 3 have none, such as 1.png",

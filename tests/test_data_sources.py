@@ -351,7 +351,7 @@ def write(path: Path, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda data: None, "`dataset_path` .* does not exist"),
+        (lambda data: None, "the dataset .* does not exist"),
         (lambda data: data.mkdir(), "holds no readable images, .* it is empty"),
         (lambda data: write(data / "notes.foo", b"x"), r"holds no readable images, .* \(1 .foo\): notes.foo\."),
         (lambda data: write(data / "table.csv", b"a,b\n1,2\n"), "holds no readable images, .* table.csv"),

@@ -507,6 +507,7 @@ def test_another_run_is_not_written_over_and_other_settings_are_refused(images, 
         ({"WORLD_SIZE": "2"}, "do not see each other"),
         ({"dataset_release": "imagenet1k_vandenoord"}, "49,?999"),
         ({"save_best": True, "eval_steps": 0}, "`save_best` needs evaluations"),
+        ({"push_to_hub": True, "hub_model_id": "me/my run"}, "`hub_model_id`, by default .* cannot be used: .*my run"),
         ({"output_dir": None}, "`output_dir` .*/run must not lie inside `dataset_path` .*/images"),
     ],
 )

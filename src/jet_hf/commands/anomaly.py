@@ -154,12 +154,18 @@ def default_reference_split(source: DataSource) -> str:
     Return the split of the reference images.
 
     Raises:
-        ValueError: for data without one.
+        ValueError: for data without one. A test split is none, since it may hold anomalies.
     """
     try:
-        return split_to_score(source)
+        split = split_to_score(source)
     except ValueError as error:
         raise ValueError(f"`reference_split` must be given: {error}") from error
+    if split == "test":
+        raise ValueError(
+            f"`reference_split` must be given, since {source.where} has no validation split, and its test split may "
+            "hold anomalies. The images that the model was trained on look less strange than others."
+        )
+    return split
 
 
 def count_copies(pixels: PixelSplit, reference: PixelSplit) -> int:

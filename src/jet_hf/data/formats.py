@@ -50,7 +50,7 @@ def find_layout(source: "DataSource") -> Layout:
         return HubDataset(source)
     path = Path(source.path).expanduser()
     if not path.exists():
-        raise ValueError(f"`dataset_path` {path} does not exist.")
+        raise ValueError(f"the dataset {path} does not exist.")
     if path.is_file():
         return _layout_of_file(path, source)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -63,7 +63,7 @@ def find_layout(source: "DataSource") -> Layout:
 def _layout_of_file(path: Path, source: "DataSource") -> Layout:
     name = path.name
     if not (name.lower().endswith((".npz", ".parquet", *TAR_SUFFIXES)) or CHRABASZCZ_BATCH.fullmatch(name)):
-        raise ValueError(f"`dataset_path` {path} must be a folder or a parquet, tar or npz file.")
+        raise ValueError(f"the dataset {path} must be a folder or a parquet, tar or npz file.")
     return Shards(str(path), str(path.parent), {split_of_file(name): [name]}, source)
 
 

@@ -108,8 +108,8 @@ class UndecodableLimit:
         """Return the error for the named images."""
         return UndecodableImagesError(
             f"{len(undecodable)} of {self.num_images} images of {self.where} cannot be decoded, more than the allowed "
-            f"share of {self.share:g}: repair or remove them (or raise `max_undecodable_share` to train on, or "
-            f"prepare, the data without them); the first are: {'; '.join(undecodable[:5])}."
+            f"share of {self.share:g}: repair or remove them (or raise `max_undecodable_share` to leave them "
+            f"out); the first are: {'; '.join(undecodable[:5])}."
         )
 
 

@@ -16,6 +16,8 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
 )
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -58,13 +60,14 @@ def make_accelerator(arguments: TrainArguments, launcher: Launcher | None = None
 
     Raises:
         ValueError: for a precision other than `no` and `bf16`, a tracker that is unknown, not installed or needs a
-            login, processes that do not see each other, a device that [`check_device`] refuses, or `torch_compile`
-            under torch_xla.
+            login, processes that do not see each other, a device that [`check_device`] refuses, `torch_compile`
+            under torch_xla, or a name that no repository can have.
         ConnectionError: if the launcher has ended.
     """
     precision = resolve_precision(arguments.mixed_precision)
     trackers = None if arguments.report_to == ["none"] else arguments.report_to
     check_installed(trackers)
+    check_repository_name(arguments)
     fsdp = None
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and precision == "bf16":
         # accelerate's own policy would cast the images to bfloat16 as well.
@@ -92,6 +95,16 @@ def make_accelerator(arguments: TrainArguments, launcher: Launcher | None = None
     warn_of_lone_process(accelerator)
     on_main_process(lambda: check_logins([str(tracker) for tracker in accelerator.log_with]))
     return accelerator
+
+
+def check_repository_name(arguments: TrainArguments) -> None:
+    """Raise ValueError if the Hub would refuse the name of the repository of the model."""
+    if not arguments.push_to_hub:
+        return
+    try:
+        validate_repo_id(arguments.hub_model_id or Path(arguments.output_dir).resolve().name)
+    except HFValidationError as error:
+        raise ValueError(f"`hub_model_id`, by default the name of `output_dir`, cannot be used: {error}") from error
 
 
 def warn_of_lone_process(accelerator: Accelerator) -> None:
