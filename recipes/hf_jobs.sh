@@ -18,6 +18,8 @@
 #   python scripts/sweep.py --grid recipes/sweeps/rates_and_widths.yaml --override dataset_path=/runs/photographs \
 #       --report_only
 #
+# `hf jobs run --attempts` needs huggingface_hub 2.4; 1.33 does not have it.
+#
 # FLAVOR: hardware, see `hf jobs hardware`. TIMEOUT: longest duration of the job. IMAGE: a Docker image with Python and
 # git; one with torch installs faster.
 set -eu
