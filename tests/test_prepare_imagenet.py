@@ -305,7 +305,7 @@ def test_invalid_input_is_reported_in_one_line(photographs, tmp_path, monkeypatc
     data = {"dataset_path": "photographs"}
     for options, message in (
         ({}, "expected one of `dataset_name` and `dataset_path`, got neither"),
-        ({"dataset_path": "nowhere"}, "`dataset_path` nowhere does not exist"),
+        ({"dataset_path": "nowhere"}, "the dataset nowhere does not exist"),
         (data | {"split": "test"}, "has no split 'test'; it has train, validation"),
         (data | {"split": "train[:5]"}, "`split` must be the name of a whole split"),
         (data | {"image_size": 0}, "`image_size` must be a whole number of at least 1, got 0"),
