@@ -30,16 +30,17 @@ def main(folder: str, model: str = "space/model", seed: int = 0) -> dict[str, fl
     bits = {}
     for path in sorted(Path(folder).rglob("*")):
         if path.suffix.lower() in SUFFIXES:
+            name = str(path.relative_to(folder))
             # The processor takes the central square and averages it down to the model's size.
             try:
                 with Image.open(path) as image:
                     pixel_values = processor(image, return_tensors="pt").pixel_values
             except OSError as error:
-                print(f"skipped {path.name}: {error}", file=sys.stderr)
+                print(f"skipped {name}: {error}", file=sys.stderr)
                 continue
             # The same noise between the gray levels for each picture.
             generator = torch.Generator().manual_seed(seed)
-            bits[str(path.relative_to(folder))] = jet(pixel_values, generator=generator).bits_per_dim.item()
+            bits[name] = jet(pixel_values, generator=generator).bits_per_dim.item()
     if not bits:
         raise ValueError(f"{folder} must hold pictures ({', '.join(SUFFIXES)}), got none.")
     for name, value in sorted(bits.items(), key=lambda item: item[1]):

@@ -345,10 +345,11 @@ class JetDemo(Sampler):
             # At its highest effort, WebP takes seconds for a picture, and saves 1 % or nothing.
             return len(encode_lossless(plain, name, fast=True))
 
+        codecs = available_codecs()
         with ThreadPoolExecutor(1) as beside:
-            sizes = beside.map(size, available_codecs())
+            others = beside.map(size, codecs)
             data, weight = self.codec.compress([array])
-        sizes = {"jet": len(data)} | dict(zip(available_codecs(), sizes, strict=True))
+        sizes = {"jet": len(data)} | dict(zip(codecs, others, strict=True))
         return CompressedPicture(picture, data, sizes, weight.is_webp)
 
     def decompress(self, data: bytes, name: str = "file") -> tuple[Image.Image, dict]:

@@ -2,7 +2,6 @@
 """`jet-hf anomaly`."""
 
 import csv
-import hashlib
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ import datasets
 import numpy as np
 import torch
 
-from ..analysis.anomaly.detector import FILE, AnomalyDetector, Judgment, check_model
+from ..analysis.anomaly.detector import FILE, AnomalyDetector, Judgment, check_model, pixel_hash
 from ..analysis.anomaly.metrics import METRICS, metrics_with_intervals
 from ..analysis.anomaly.pictures import plot_heat_maps, plot_histograms
 from ..analysis.evaluation import check_writable, describe_data, image_names
@@ -170,12 +169,8 @@ def default_reference_split(source: DataSource) -> str:
 
 def count_copies(pixels: PixelSplit, reference: PixelSplit) -> int:
     """Return how many images are among the reference images, by their pixels."""
-
-    def hashes(split: PixelSplit) -> list[bytes]:
-        return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in PixelImages(split.dataset)]
-
-    known = set(hashes(reference))
-    return sum(found in known for found in hashes(pixels))
+    known = set(map(pixel_hash, PixelImages(reference.dataset)))
+    return sum(pixel_hash(image) in known for image in PixelImages(pixels.dataset))
 
 
 def find_normal(arguments: AnomalyArguments, source: DataSource, split: str, pixels: PixelSplit) -> np.ndarray | None:

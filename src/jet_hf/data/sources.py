@@ -196,8 +196,8 @@ def split_to_score(source: DataSource) -> str:
     split = f"train{HELD_OUT}"
     logger.warning(
         f"{source.where} has no validation or test split: scoring {split}, the images that training holds out by "
-        "default, and not the split 'all'. A model that was trained with other splits, by an earlier version, or "
-        "before images were added or removed, has seen some of them."
+        "default, and no other ones. A model that was trained with other splits, by an earlier version, or before "
+        "images were added or removed, has seen some of them."
     )
     return split
 

@@ -20,7 +20,7 @@ from .checkpoints import BEST, delete_folder, whole_or_absent
 from .evaluator import is_due
 from .monitor import Monitor
 from .processes import on_main_process
-from .setup import RunData
+from .setup import RunData, repository_name
 from .trainer import Trainer
 
 
@@ -172,7 +172,7 @@ class Publisher:
             self._last_push.join()
 
     def _repo_id(self) -> str:
-        name = self.arguments.hub_model_id or self.output_dir.resolve().name
+        name = repository_name(self.arguments)
         return full_repo_id(name) if self.arguments.push_to_hub else name
 
     def _upload(self, folder: Path, subject: str) -> None:

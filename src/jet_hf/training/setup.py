@@ -97,12 +97,17 @@ def make_accelerator(arguments: TrainArguments, launcher: Launcher | None = None
     return accelerator
 
 
+def repository_name(arguments: TrainArguments) -> str:
+    """Return the name of the model's repository on the Hub, possibly without a namespace."""
+    return arguments.hub_model_id or Path(arguments.output_dir).resolve().name
+
+
 def check_repository_name(arguments: TrainArguments) -> None:
     """Raise ValueError if the Hub would refuse the name of the repository of the model."""
     if not arguments.push_to_hub:
         return
     try:
-        validate_repo_id(arguments.hub_model_id or Path(arguments.output_dir).resolve().name)
+        validate_repo_id(repository_name(arguments))
     except HFValidationError as error:
         raise ValueError(f"`hub_model_id`, by default the name of `output_dir`, cannot be used: {error}") from error
 

@@ -306,8 +306,7 @@ class AnomalyDetector:
             for start in tqdm(range(0, len(images), self.batch_size), unit="batch", disable=not progress):
                 levels = self._read(images, range(start, min(start + self.batch_size, len(images))))
                 pixel_values = scale_bytes(torch.from_numpy(levels).to(device), config.num_levels)
-                hashes = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in levels]
-                indices = torch.tensor([int.from_bytes(value) >> 1 for value in hashes], device=device)
+                indices = torch.tensor([pixel_hash(image) for image in levels], device=device)
                 # The stream is that of evaluations, from which training draws nothing.
                 noise = uniform_noise(self.seed, indices, config.image_shape, stream=MASK)
                 yield levels, pixel_values, noise, self._bits(self.model, pixel_values, noise)
@@ -482,6 +481,11 @@ class AnomalyDetector:
         for name in ("codecs", "reference", "mean_patch_bits"):
             setattr(detector, name, state[name])
         return detector
+
+
+def pixel_hash(levels: np.ndarray) -> int:
+    """Return a number from 0 to 2 ** 63 - 1 for the gray levels of an image, in the order of its array."""
+    return int.from_bytes(hashlib.blake2b(levels.tobytes(), digest_size=8).digest()) >> 1
 
 
 def _less_rounding(values: np.ndarray) -> np.ndarray:
