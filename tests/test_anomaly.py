@@ -561,6 +561,7 @@ BAD_CALLS = {
         "`normal_label` needs a label of every image in the column 'state', but 1 of 3 have none, such as 1.png",
     ),
     "unused column": (["--label_column", "label"], "`label_column` must be given with `normal_label`"),
+    "a share in percent": (["--max_undecodable_share", "5"], "`max_undecodable_share` must be at most 1, got 5"),
     "rank": (["--scores", "latent_norm", "--rank_by", "typicality"], "`rank_by` must be one of `scores` latent_norm"),
     "a split": (["--reference_split", "test"], "test"),
 }

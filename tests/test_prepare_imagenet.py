@@ -310,7 +310,7 @@ def test_invalid_input_is_reported_in_one_line(photographs, tmp_path, monkeypatc
         (data | {"split": "train[:5]"}, "`split` must be the name of a whole split"),
         (data | {"image_size": 0}, "`image_size` must be a whole number of at least 1, got 0"),
         (data | {"image_column": "img"}, "`image_column` is 'img', but the columns are image, la"),
-        (data | {"max_undecodable_share": 2}, "must lie in [0, 1], got 2"),
+        (data | {"max_undecodable_share": 2}, "`max_undecodable_share` must be at most 1, got 2"),
         (data | {"output_dir": "photographs"}, "already exists and is not an empty folder"),
         (
             data | {"output_dir": "photographs/out"},

@@ -115,7 +115,11 @@ class DatasetArguments:
         "Column of the classes; detected if only one column qualifies.", None, decides="data"
     )
     max_undecodable_share: float = argument(
-        "Fraction of undecodable images above which the command stops.", 0.001, decides=None, at_least=0
+        "Fraction of undecodable images above which the command stops.",
+        0.001,
+        decides=None,
+        at_least=0,
+        at_most=1,
     )
     first_label: int | None = argument(
         "Smallest class in the data; by default 1 for Chrabaszcz's batches, and 0 otherwise.",
@@ -715,7 +719,7 @@ class AnomalyArguments(BoundedArguments):
         at_least=1,
     )
     max_undecodable_share: float = argument(
-        "Fraction of undecodable images above which the command stops.", 0.001, at_least=0
+        "Fraction of undecodable images above which the command stops.", 0.001, at_least=0, at_most=1
     )
     num_heat_maps: int = argument("Number of images in worst.png.", 8, at_least=1)
     batch_size: int = argument("Images per batch.", 64, at_least=1)

@@ -110,12 +110,8 @@ def prepare(arguments: PreparationArguments) -> Prepared:
 
 
 def _check(arguments: PreparationArguments) -> None:
-    for name in ("num_shards", "num_proc"):
-        check_whole(name, getattr(arguments, name))
     for side in image_sides(arguments.image_size):
         check_whole("image_size", side)
-    if not 0 <= arguments.max_undecodable_share <= 1:
-        raise ValueError(f"`max_undecodable_share` must lie in [0, 1], got {arguments.max_undecodable_share}.")
     if not re.fullmatch(r"\w+", arguments.split):
         raise ValueError(f"`split` must be the name of a whole split, got {arguments.split!r}.")
 
