@@ -1,14 +1,17 @@
 """Models prepared for inference: equal scores, equal files, and a refusal of everything else."""
 
 import copy
+import math
 
 import pytest
 import torch
 from accelerate import cpu_offload
 from conftest import random_images, tiny_model
 from torch import nn
+from torch.nn.functional import gelu
 
 from jet_hf import JetForDensityEstimation
+from jet_hf.analysis import inference
 from jet_hf.analysis.inference import (
     FusedMLP,
     prepare_for_inference,
@@ -26,9 +29,11 @@ def types(model: nn.Module) -> set[type]:
     return {type(mlp) for mlp in mlps(model)}
 
 
+@pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize("fields", [{}, {"num_classes": 3, "coupling_mode": "masking"}, {"dequantization": "flow"}])
 @torch.no_grad()
-def test_scores_and_images_are_those_of_the_plain_model(fields):
+def test_scores_and_images_are_those_of_the_plain_model(fields, is_fused, monkeypatch):
+    monkeypatch.setattr(inference, "has_fused_kernel", lambda: is_fused)
     model = tiny_model(hidden_size=64, num_coupling_layers=3, **fields)
     prepared = copy.deepcopy(model)
     prepare_for_inference(prepared)
@@ -42,8 +47,10 @@ def test_scores_and_images_are_those_of_the_plain_model(fields):
     assert torch.equal(prepared(images, labels=labels, noise=noise).latents, output.latents), "it is deterministic"
 
 
+@pytest.mark.parametrize("is_fused", [inference.has_fused_kernel(), False])  # not all processors have the kernel
 @torch.no_grad()
-def test_bfloat16_is_as_close_to_float32_as_the_plain_model():
+def test_bfloat16_is_as_close_to_float32_as_the_plain_model(is_fused, monkeypatch):
+    monkeypatch.setattr(inference, "has_fused_kernel", lambda: is_fused)
     model = tiny_model(hidden_size=64)
     images = random_images(8, model.config)
     exact, _ = model.encode(images)
@@ -52,6 +59,12 @@ def test_bfloat16_is_as_close_to_float32_as_the_plain_model():
     with prepared_for_inference(narrow):
         prepared = (narrow.encode(images)[0] - exact).abs().mean()
     assert prepared < 1.5 * plain < 0.05
+
+
+def test_the_sigmoid_gives_the_tanh_gelu():
+    inputs = torch.cat([torch.linspace(-12, 12, 10_001), torch.tensor([-3e38, -1e20, -0.0, 1e20, 3e38, math.nan])])
+    expected = gelu(inputs.double(), approximate="tanh").float()
+    torch.testing.assert_close(inference.tanh_gelu(inputs), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
 def test_saved_files_are_those_of_the_plain_model(tmp_path):

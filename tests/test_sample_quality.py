@@ -99,6 +99,16 @@ def test_the_nearest_neighbor_tells_disjoint_sets_apart_and_equal_ones_not():
     assert nearest_neighbor_accuracy(real, real)[0] == 0, "copies"
 
 
+def test_equal_distances_count_alike_whatever_their_rounding_and_order():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(-1, 2, (2, 40, 16)).astype(float)
+    rotation = np.linalg.qr(rng.normal(size=(16, 16)))[0]
+    orders = rng.permuted(np.tile(np.arange(40), (2, 1)), axis=1)
+    turned = [(part[order] + 5) @ rotation for part, order in zip((first, second), orders, strict=True)]
+    for measure in (nearest_neighbor_accuracy, precision_recall):
+        np.testing.assert_allclose(measure(*turned), measure(first, second), rtol=1e-12)
+
+
 def test_a_classifier_learns_from_samples_what_their_labels_say():
     labels = np.arange(60) % 2
     real = FeatureSet(normals(60) + 8 * labels[:, None], labels)

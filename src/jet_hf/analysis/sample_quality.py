@@ -39,6 +39,7 @@ from .sampling import sample_levels
 
 logger = logging.getLogger(__name__)
 
+ROUNDING = 1e-6  # of distances, as a share of the largest norm
 NEIGHBORS = 3  # of Kynkäänniemi et al. (2019)
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # of Bińkowski et al. (2018); sets of less than 2000 images are halved
 NUM_HALVES = 20
@@ -104,7 +105,7 @@ def precision_recall(samples: np.ndarray, real: np.ndarray) -> tuple[Figure, Fig
 
 
 def _share_inside(images: np.ndarray, manifold: np.ndarray) -> Figure:
-    radii = NearestNeighbors(n_neighbors=NEIGHBORS).fit(manifold).kneighbors()[0][:, -1]
+    radii = NearestNeighbors(n_neighbors=NEIGHBORS).fit(manifold).kneighbors()[0][:, -1] + _tolerance(images, manifold)
     inside = pairwise_distances_chunked(
         images, manifold, reduce_func=lambda distances, _: (distances <= radii).any(axis=1)
     )
@@ -114,11 +115,25 @@ def _share_inside(images: np.ndarray, manifold: np.ndarray) -> Figure:
 def nearest_neighbor_accuracy(first: np.ndarray, second: np.ndarray) -> Figure:
     """
     Return the leave-one-out accuracy with which the nearest neighbor tells two sets of equal size apart (Lopez-Paz and
-    Oquab, 2017): 0.5 for equal distributions, 1 for disjoint ones, and less than 0.5 for copies.
+    Oquab, 2017): 0.5 for equal distributions, 1 for disjoint ones, and less than 0.5 for copies. Of several neighbors
+    at the same distance, each counts in part.
     """
-    is_first = np.arange(len(first) + len(second)) < len(first)
-    neighbors = NearestNeighbors(n_neighbors=1).fit(np.concatenate([first, second])).kneighbors(return_distance=False)
-    return _proportion(is_first[neighbors[:, 0]] == is_first)
+    features, tolerance = np.concatenate([first, second]), _tolerance(first, second)
+    is_first = np.arange(len(features)) < len(first)
+
+    def shares(distances: np.ndarray, start: int) -> np.ndarray:
+        rows = np.arange(len(distances))
+        distances[rows, start + rows] = np.inf  # no image is its own neighbor
+        is_nearest = distances <= distances.min(axis=1, keepdims=True) + tolerance
+        is_right = is_first[start + rows, None] == is_first
+        return (is_nearest & is_right).sum(axis=1) / is_nearest.sum(axis=1)
+
+    return _proportion(np.concatenate(list(pairwise_distances_chunked(features, reduce_func=shares))))
+
+
+def _tolerance(*sets: np.ndarray) -> float:
+    """Return the difference up to which distances count as equal. Images of few gray levels have many equal ones."""
+    return ROUNDING * max(np.linalg.norm(features, axis=1).max() for features in sets)
 
 
 def seam_strength(levels: np.ndarray, patch_size: int) -> Figure:
