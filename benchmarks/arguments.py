@@ -1,68 +1,57 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
-"""Command-line arguments of the benchmark."""
+"""Command-line arguments of `scripts/benchmark.py`."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from jet_hf.model.configuration_jet import JetConfig
-from jet_hf.model.validation_jet import check_whole
+from jet_hf.utils.arguments import BoundedArguments, argument
 
 from .contenders import CONTENDERS, HAS_PEER, OPERATIONS, STANDARD, Task
 
 
 PARTS = ("speed", "memory", "precision", "compilation", "latency", "profile", "growth", "scoring")
-CHOICES = {"parts": PARTS, "contenders": CONTENDERS, "operations": OPERATIONS, "device": ("cpu", "cuda")}
 
 
 @dataclass
-class BenchmarkArguments:
-    """Arguments of `scripts/benchmark.py`; the `help` of each field describes it."""
+class BenchmarkArguments(BoundedArguments):
+    """
+    Time encoding, decoding and training against jet-pytorch and against the matrix products and attention alone.
 
-    output_dir: str = field(default="runs/benchmark", metadata={"help": "Folder of benchmark.json."})
-    parts: list[str] = field(
-        default_factory=lambda: list(PARTS),
-        metadata={"help": f"Parts to measure, of {', '.join(PARTS)}; other results in output_dir are kept."},
+        pip install --no-deps jet-pytorch==0.0.2 einops
+        python scripts/benchmark.py --report docs/performance.md
+        python scripts/benchmark.py --parts speed --operations train --patch_sizes 4 --rounds 5
+
+    Contenders take turns within one process; compile time and the first image are measured in new processes.
+    """
+
+    output_dir: str = argument("Folder of benchmark.json, which keeps the results of other parts.", "runs/benchmark")
+    parts: Sequence[str] = argument("Parts to measure.", PARTS, choices=PARTS)
+    contenders: Sequence[str] = argument("Contenders, jet_hf among them.", STANDARD, choices=CONTENDERS)
+    operations: Sequence[str] = argument("Operations of the part speed.", OPERATIONS, choices=OPERATIONS)
+    image_size: int = argument("Height and width of the images, in pixels.", 32)
+    patch_sizes: Sequence[int] = argument("Sides of a patch, in pixels, for each part.", (4, 2))
+    num_coupling_layers: int = argument("Number of coupling layers.", 8)
+    num_hidden_layers: int = argument("Transformer blocks of a conditioner.", 2)
+    hidden_size: int = argument("Width of a conditioner.", 256)
+    num_attention_heads: int = argument("Attention heads of a conditioner.", 4)
+    batch_size: int = argument("Number of images in a batch.", 8, at_least=1)
+    compile_layers: Sequence[int] = argument(
+        "Numbers of coupling layers of the part compilation.", (8, 32), at_least=1
     )
-    contenders: list[str] = field(
-        default_factory=lambda: list(STANDARD), metadata={"help": f"Contenders, of {', '.join(CONTENDERS)}."}
-    )
-    operations: list[str] = field(
-        default_factory=lambda: list(OPERATIONS), metadata={"help": "Operations of the part speed."}
-    )
-    image_size: int = field(default=32, metadata={"help": "Height and width of the images, in pixels."})
-    patch_sizes: list[int] = field(
-        default_factory=lambda: [4, 2], metadata={"help": "Sides of a patch, in pixels, for each part."}
-    )
-    num_coupling_layers: int = field(default=8, metadata={"help": "Number of coupling layers."})
-    num_hidden_layers: int = field(default=2, metadata={"help": "Transformer blocks of a conditioner."})
-    hidden_size: int = field(default=256, metadata={"help": "Width of a conditioner."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Attention heads of a conditioner."})
-    batch_size: int = field(default=8, metadata={"help": "Number of images in a batch."})
-    compile_layers: list[int] = field(
-        default_factory=lambda: [8, 32], metadata={"help": "Numbers of coupling layers of the part compilation."}
-    )
-    rounds: int = field(default=15, metadata={"help": "Number of timed calls of each contender."})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
-    compile_mode: str | None = field(
-        default=None, metadata={"help": "Mode of torch.compile, such as reduce-overhead for CUDA graphs."}
-    )
-    report: str | None = field(
-        default=None, metadata={"help": "Markdown file whose tables are replaced; the plot is written beside it."}
+    rounds: int = argument("Number of timed calls of each contender.", 15, at_least=1)
+    device: str = argument("Device.", "cpu", choices=("cpu", "cuda"))
+    compile_mode: str | None = argument("Mode of torch.compile, such as reduce-overhead for CUDA graphs.", None)
+    report: str | None = argument(
+        "Markdown file whose tables are replaced and whose text is kept; the plot is written beside it.", None
     )
 
     def __post_init__(self):
-        for name, choices in CHOICES.items():
-            values = getattr(self, name)
-            for value in [values] if isinstance(values, str) else values:
-                if value not in choices:
-                    raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value}.")
+        super().__post_init__()
         if "jet_hf" not in self.contenders:
             raise ValueError(f"`contenders` must include jet_hf, got {', '.join(self.contenders)}.")
-        check_whole("batch_size", self.batch_size)
-        check_whole("rounds", self.rounds)
-        for number in self.compile_layers:
-            check_whole("compile_layers", number)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("`device` must be cpu, since torch finds no GPU; got cuda.")
         for patch_size in self.patch_sizes:
@@ -70,10 +59,12 @@ class BenchmarkArguments:
 
     def entrants(self, operation: str) -> list[str]:
         """Return the contenders that are installed and concern an operation."""
-        out = [] if HAS_PEER else ["jet_pytorch"]
-        out += ["checkpointed"] if operation != "train" else []
-        out += ["prepared"] if operation == "train" or self.device != "cpu" else []
-        return [name for name in self.contenders if not any(word in name for word in out)]
+        excluded = {
+            "jet_pytorch": not HAS_PEER,
+            "checkpointed": operation != "train",
+            "prepared": operation == "train" or self.device != "cpu",
+        }
+        return [name for name in self.contenders if not any(excluded[word] for word in excluded if word in name)]
 
     def task(self, operation: str, batch_size: int | None = None, **sizes: int) -> Task:
         """Return a task with `sizes` of the model in place of the arguments."""

@@ -31,11 +31,7 @@ STANDARD = (
     *("jet_hf-bf16", "jet_hf-prepared-bf16", "jet_pytorch-bf16", "floor-bf16"),
     *("jet_hf-compiled-bf16", "jet_pytorch-compiled-bf16"),
 )
-CONTENDERS = (
-    *STANDARD,
-    *("jet_hf-checkpointed", "jet_hf-compiled-checkpointed"),
-    *("jet_hf-bf16-checkpointed", "jet_hf-compiled-bf16-checkpointed"),
-)
+CONTENDERS = (*STANDARD, "jet_hf-checkpointed")
 HAS_PEER = all(map(find_spec, ("jet_pytorch", "einops")))
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 import platform
 import re
-import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 
 from jet_hf.training.environment import checkout_commit
-from jet_hf.utils.files import replace_text, shared_command, strict_json
+from jet_hf.utils.files import replace_text, strict_json
 
 from . import parts
 from .arguments import BenchmarkArguments
@@ -25,9 +24,13 @@ from .tables import plot_growth, update_tables
 logger = logging.getLogger(__name__)
 
 
-def run_benchmark(arguments: BenchmarkArguments) -> None:
+def run_benchmark(arguments: BenchmarkArguments, command: str) -> None:
     """
     Measure the chosen parts, and store the results in `benchmark.json` after each of them.
+
+    Args:
+        arguments: Arguments of `scripts/benchmark.py`.
+        command: Command line of the benchmark, for the report.
 
     Raises:
         ValueError: If the earlier results in `output_dir` cannot be read; nothing has been measured then.
@@ -45,7 +48,7 @@ def run_benchmark(arguments: BenchmarkArguments) -> None:
     origin = {
         "machine": describe_machine(arguments.device),
         "commit": commit[:7] if commit else "unknown",
-        "command": f"python {shared_command([f'scripts/{Path(sys.argv[0]).name}', *sys.argv[1:]])}",
+        "command": command,
         "date": datetime.date.today().isoformat(),
         "batch_size": arguments.batch_size,
     }

@@ -71,7 +71,11 @@ def update_tables(text: str, results: dict[str, dict]) -> str:
 
 
 def table(part: str, rows: list[dict]) -> str:
-    """Format the rows of a part as a Markdown table: labels, measured columns, ratios. Lists are left out."""
+    """
+    Format the rows of a part as a Markdown table: labels, measured columns, ratios.
+
+    Lists are left out, and so is a ratio to a contender that did not run in the same setting.
+    """
     lines = []
     for row in rows:
         labels, numbers = {}, {}
@@ -81,19 +85,13 @@ def table(part: str, rows: list[dict]) -> str:
             elif not isinstance(value, list):
                 header, factor, spec = COLUMNS.get(key, (key, 1, ".1%"))
                 numbers[header] = format(factor * value, spec)
+        setting = {key: row[key] for key in ("operation", "patch_size", "layers") if key in row}
         for header, (column, reference) in RATIOS.get(part, {}).items():
-            numbers[header] = _ratio(rows, row, column, reference(row["contender"]))
+            wanted = setting | {"contender": reference(row["contender"])}
+            other = next((other for other in rows if wanted.items() <= other.items()), None)
+            numbers[header] = f"{row[column] / other[column]:.2f}" if other else ""
         lines.append(labels | numbers)
     return markdown_table([list(lines[0]), *(list(line.values()) for line in lines)], len(labels))
-
-
-def _ratio(rows: list[dict], row: dict, column: str, contender: str) -> str:
-    """Format a number over that of another contender in the same setting; empty if that did not run."""
-    setting = [row.get(key) for key in ("operation", "patch_size", "layers")] + [contender]
-    for other in rows:
-        if [other.get(key) for key in ("operation", "patch_size", "layers", "contender")] == setting:
-            return f"{row[column] / other[column]:.2f}"
-    return ""
 
 
 def plot_growth(path: str | os.PathLike, rows: list[dict]) -> None:

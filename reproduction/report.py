@@ -2,9 +2,7 @@
 """
 The report of a table in Markdown: results over seeds beside the paper's, verdicts on its claims, and a plot.
 
-Runs with the same seed share their images and their noise, so cells are compared per seed. The error of a comparison
-is half the width of the 95 % confidence interval of Student's t over the seeds. Many comparisons are tested: if
-nothing differed, one in forty would exceed its error on the claimed side.
+docs/sweeps/README.md explains the statistics.
 """
 
 import math
@@ -21,13 +19,12 @@ from jet_hf.training.fine_tuning import find_config
 from jet_hf.utils.files import replace_file, replace_text
 from jet_hf.utils.tables import markdown_table
 
+from .sweep import FINISHED
 from .tables import Cell, Table
 
 
 UNKNOWN = "n/a"
 MARKERS = "osD^vP*X"
-# Label by which the plot groups the cells: the first of these that the table has.
-GROUP_LABELS = ("backbone", "pattern", "mode", "dequantization", "parts", "layers")
 
 # Outcomes of a comparison. A claim has the first of these that one of its comparisons has.
 CONTRARY, NOT_RUN, ONE_SEED, WITHIN_ERROR, SHOWN = VERDICTS = (
@@ -38,23 +35,6 @@ CONTRARY, NOT_RUN, ONE_SEED, WITHIN_ERROR, SHOWN = VERDICTS = (
     "shown",
 )
 
-RESULTS_LEGEND = """\
-± in the column *here* is the standard error over seeds; a seed draws the weights, the permutations, the data order \
-and the noise."""
-
-DIFFERENCES_LEGEND = """\
-Differences are paired by seed, on the same images; their ± is half the width of the 95 % confidence interval."""
-
-CLAIMS_LEGEND = """\
-A claim is *shown* if each of its comparisons lies above zero by more than half the width of its 95 % confidence \
-interval over seeds (Student's t), and *contrary* if one of them lies as far below. Otherwise it is *within the \
-error*, neither shown nor refuted. Of {number} comparisons, about {chance:.1f} would be shown by chance if nothing \
-differed. The error covers seeds only: it says nothing about other images, sizes or longer training."""
-
-COMPUTE_LEGEND = """\
-`jet_hf.analysis.cost.training_flops` counts the training FLOPs from the configuration. Bars are standard errors over \
-seeds. The line joins the cells that no other cell undercuts in both compute and bits per dimension."""
-
 
 def write_report(path: Path, command: str, table: Table, rows: list[dict], arguments: TrainArguments) -> None:
     """
@@ -64,26 +44,26 @@ def write_report(path: Path, command: str, table: Table, rows: list[dict], argum
         path: Markdown file to write.
         command: Command that makes the report, as its first line.
         table: Table of the paper, or grid.
-        rows: Results, see [`collect_rows`].
+        rows: Results, see [`reproduction.sweep.collect_rows`].
         arguments: Arguments that all runs share.
     """
     bits, summary = summarize(table.cells, rows)
     picture = path.with_suffix(".png")
-    references = [DIFFERENCES_LEGEND for cell in table.cells if cell.name == table.reference]
-    notes = [f"On `{cell.name}`: {cell.note}." for cell in table.cells if cell.note]
     parts = [
         f"`{command}`",
         f"# {table.title}",
         setting_text(table, rows, arguments),
+        "`docs/sweeps/README.md` explains the columns, the errors, the verdicts and the plot.",
         "## Bits per dimension",
         results_table(table, summary, bits),
-        " ".join([RESULTS_LEGEND, *references, *notes]),
+        *(f"On `{cell.name}`: {cell.note}." for cell in table.cells if cell.note),
     ]
     if table.claims:
-        parts += ["## The paper's claims", claims_text(table.claims, summary, bits)]
-    if missing := [f"- `{row['cell']}`, seed {row['seed']}: {row['reason']}" for row in rows if row["reason"]]:
-        parts += ["## Runs without a result", "\n".join(missing)]
-    parts += ["## Compute", f"![Bits per dimension against training compute]({picture.name})", COMPUTE_LEGEND]
+        parts += ["## The paper's claims", claims_table(table.claims, summary, bits)]
+    if missing := [row for row in rows if row["status"] != FINISHED]:
+        lines = [f"- `{row['cell']}`, seed {row['seed']}: {row['status']}" for row in missing]
+        parts += ["## Runs without a result", "\n".join(lines)]
+    parts += ["## Compute", f"![Bits per dimension against training compute]({picture.name})"]
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_compute(picture, table.title, summary)
     replace_text(path, "\n\n".join(parts) + "\n")
@@ -95,13 +75,13 @@ def summarize(cells: list[Cell], rows: list[dict]) -> tuple[pd.DataFrame, pd.Dat
 
     Returns:
         A table of the bits per dimension with a row for each seed and a column for each cell, and one of the cells
-        with their labels, results over seeds, paper's result, size and group in the plot.
+        with their labels, results over seeds, paper's result, size, and group in the plot by their last label.
     """
     frame, names = pd.DataFrame(rows).astype({"bits_per_dim": float}), [cell.name for cell in cells]
     bits = frame.pivot(index="seed", columns="cell", values="bits_per_dim")[names]
     sizes = frame.groupby("cell")
     labels = pd.DataFrame([cell.labels for cell in cells], index=names)
-    label = next((key for key in GROUP_LABELS if key in labels), labels.columns[0])
+    label = labels.columns[-1]
     return bits, labels.assign(
         paper=pd.Series([cell.paper for cell in cells], names, dtype=float),
         mean=bits.mean(),
@@ -173,20 +153,19 @@ def setting_text(table: Table, rows: list[dict], arguments: TrainArguments) -> s
     if table.setting is None:
         return f"Each cell names the fields that it sets; the recipe of the grid sets all others. Seeds: {seeds}."
     config = find_config(arguments)
-    steps, images = (sorted({row[key] for row in rows if row[key]}) for key in ("num_steps", "num_eval_images"))
+    steps, images = (
+        " or ".join(f"{number:,}" for number in sorted({row[key] for row in rows if row[key]}))
+        for key in ("num_steps", "num_eval_images")
+    )
     data = arguments.dataset_release or arguments.dataset_name or arguments.dataset_path
     crops = f" ({crops} random crops per image)" if (crops := arguments.random_crops_per_image) else ""
-    scored = f", scored on {' or '.join(map(str, images))} held-out images" if images else ""
-    length = f"{' or '.join(f'{number:,}' for number in steps)} steps" if steps else "an unknown number of steps"
+    scored = f", scored on {images} held-out images" if images else ""
     return f"""\
 - Paper: {table.setting}.
 - Here: {config.image_size} x {config.image_size} images from `{data}`{crops}{scored}; {config.num_coupling_layers} \
 coupling layers of depth {config.num_hidden_layers} and width {config.hidden_size} unless the table sets them; \
-{length} with a batch size of {arguments.train_batch_size} and a learning rate of {arguments.learning_rate:g}; \
-seeds {seeds}.
-
-Where the data or the sizes differ from the paper's, compare only the orderings, not the numbers. An ordering that is \
-shown here is shown for this setting."""
+{steps or "an unknown number of"} steps with a batch size of {arguments.train_batch_size} and a learning rate of \
+{arguments.learning_rate:g}; seeds {seeds}."""
 
 
 def results_table(table: Table, cells: pd.DataFrame, bits: pd.DataFrame) -> str:
@@ -219,9 +198,9 @@ def plus_minus(mean: float, error: float, sign: str = "") -> str:
     return show(mean, f"{sign}.4f") + ("" if math.isnan(error) else f" ± {error:.4f}")
 
 
-def claims_text(claims: Sequence[dict], cells: pd.DataFrame, bits: pd.DataFrame) -> str:
-    """Return the table of verdicts on the paper's claims, and its explanation."""
-    lines, number = [["claim", "here", "comparisons", "smallest margin here", "smallest margin in the paper"]], 0
+def claims_table(claims: Sequence[dict], cells: pd.DataFrame, bits: pd.DataFrame) -> str:
+    """Return the table of verdicts on the paper's claims."""
+    lines = [["claim", "here", "comparisons", "smallest margin here", "smallest margin in the paper"]]
     for claim in claims:
         comparisons = compare(differences(claim, cells, bits))
         verdicts = list(comparisons["verdict"])
@@ -235,8 +214,7 @@ def claims_text(claims: Sequence[dict], cells: pd.DataFrame, bits: pd.DataFrame)
             margin += f" ({weakest})" if len(comparisons) > 1 else ""
         in_paper = differences(claim, cells, cells[["paper"]].T).min().min()
         lines.append([claim["text"], f"**{judge(comparisons)}**", text, margin, show(in_paper, "+.3f")])
-        number += len(comparisons)
-    return markdown_table(lines, left=4) + "\n\n" + CLAIMS_LEGEND.format(number=number, chance=number / 40)
+    return markdown_table(lines, left=4)
 
 
 def plot_compute(path: Path, title: str, cells: pd.DataFrame) -> None:

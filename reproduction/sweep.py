@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 from jet_hf.analysis.cost import count_parameters, training_flops
@@ -96,7 +95,8 @@ def run_sweep(arguments: SweepArguments, command: str) -> int:
         name, recipe, seeds = arguments.table, "", [0]
         table = read_table(name, parse_assignments(arguments.axis or [], "axis"))
     folder = Path(arguments.output_dir) / name
-    recipe, overrides = arguments.config or recipe, parse_assignments(arguments.override or [], "override")
+    recipe = arguments.config or recipe
+    overrides = parse_assignments(arguments.override or [], "override")
     runs = make_runs(table.cells, recipe, overrides, arguments.seeds or seeds, folder)
     for run in runs:
         check_settings(run)
@@ -122,7 +122,7 @@ def run_sweep(arguments: SweepArguments, command: str) -> int:
         logger.info(f"wrote {arguments.report}")
     missing = [row for row in rows if row["status"] != FINISHED]
     for row in missing:
-        logger.warning(f"{row['cell']}/seed_{row['seed']} has no result: {row['reason']}.")
+        logger.warning(f"{row['cell']}/seed_{row['seed']} has no result: {row['status']}.")
     return 1 if missing else 0
 
 
@@ -208,9 +208,7 @@ def check_settings(run: Run) -> None:
     recipe = run.folder / "recipe.yaml"
     if not recipe.is_file():
         return
-    known = {item.name for item in dataclasses.fields(TrainArguments)}
-    fields = {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name in known}
-    before, now = decisive_settings(TrainArguments(**fields)), decisive_settings(run.arguments)
+    before, now = decisive_settings(parse_arguments(["--config", str(recipe)])), decisive_settings(run.arguments)
     if changes := [f"`{name}` was {before[name]} and is now {now[name]}" for name in now if before[name] != now[name]]:
         raise ValueError(
             f"{run.folder} holds a run with other settings: {'; '.join(changes)}. Give another `output_dir`, or "
@@ -247,14 +245,12 @@ def describe(table: Table, rows: list[dict]) -> str:
     """Return the plan of a sweep: the axes of the table, and the status and the size of each run."""
     lines = [f"{table.title}. Paper: {table.setting}." if table.setting else f"{table.title}."]
     lines += [f"axis {name}: {', '.join(map(str, values))}" for name, values in table.axes.items()]
-    for row in rows:
-        flops = f"{row['training_flops']:.3g}" if row["training_flops"] else "unknown"
-        lines.append(
-            f"{row['cell']}/seed_{row['seed']}: {row['status']}, {row['num_parameters']:,} parameters, "
-            f"{flops} training FLOPs"
-        )
-    left = [row["training_flops"] for row in rows if row["status"] != FINISHED]
-    total = "unknown" if None in left else f"{sum(left):.3g}"
+    columns = ["cell", "seed", "num_parameters", "training_flops", "status"]
+    frame = pd.DataFrame(rows)[columns].astype({"training_flops": float})
+    formatters = {"num_parameters": "{:,}".format}
+    lines.append(frame.to_string(index=False, formatters=formatters, float_format="{:.3g}".format, na_rep="unknown"))
+    left = frame["training_flops"][frame["status"] != FINISHED]
+    total = "unknown" if left.hasnans else f"{left.sum():.3g}"
     lines.append(f"{len(left)} of {len(rows)} runs have no result; their training FLOPs: {total}.")
     return "\n".join(lines)
 
@@ -268,22 +264,21 @@ def mean_table(rows: list[dict]) -> str:
     return markdown_table([header, *map(list, numbers.itertuples(name=None))], left=1)
 
 
-def read_run(run: Run) -> tuple[str, str | None, dict]:
-    """Return the status of a run, the reason if it has no result, and its last evaluation."""
+def read_run(run: Run) -> tuple[str, dict]:
+    """Return the status of a run, and its last evaluation if the run is finished."""
     if not run.is_complete:
         if not (run.folder / "recipe.yaml").is_file():
-            return "not started", "not started", {}
+            return "not started", {}
         checkpoints = list_checkpoints(run.folder)
-        last = checkpoints[-1].name if checkpoints else "none"
-        return "unfinished", f"running, stopped or failed; last checkpoint: {last}", {}
+        return f"unfinished; last checkpoint: {checkpoints[-1].name if checkpoints else 'none'}", {}
     path = run.folder / "evaluations.jsonl"
     if not path.is_file():
-        return "failed", "finished without an evaluation, for want of held-out images", {}
+        return "finished without an evaluation, for want of held-out images", {}
     evaluation = json.loads(path.read_text().splitlines()[-1])
     bits = evaluation["bits_per_dim"]
     if bits is None or not math.isfinite(bits):  # null, or the NaN and Infinity of earlier releases
-        return "failed", f"diverged: {bits} bits per dimension at the end", {}
-    return FINISHED, None, evaluation
+        return f"diverged: {bits} bits per dimension at the end", {}
+    return FINISHED, evaluation
 
 
 def collect_rows(table: str, runs: list[Run]) -> list[dict]:
@@ -297,7 +292,7 @@ def collect_rows(table: str, runs: list[Run]) -> list[dict]:
     sizes = {name: (count_parameters(config), training_flops(config)) for name, config in configs.items()}
     rows = []
     for run in runs:
-        status, reason, evaluation = read_run(run)
+        status, evaluation = read_run(run)
         num_parameters, flops_per_image = sizes[run.cell.name]
         arguments = run.arguments
         num_steps, num_images = evaluation.get("step"), release_images(arguments)
@@ -309,7 +304,6 @@ def collect_rows(table: str, runs: list[Run]) -> list[dict]:
                 "cell": run.cell.name,
                 "seed": run.seed,
                 "status": status,
-                "reason": reason,
                 "bits_per_dim": evaluation.get("bits_per_dim"),
                 "standard_error": evaluation.get("standard_error"),
                 "num_eval_images": evaluation.get("num_images"),

@@ -135,17 +135,18 @@ def parse_axis_value(axis: str, text: str, known: list) -> str | int:
 
 def ablation_cells(table: dict, chosen: dict[str, list[str]]) -> list[Cell]:
     """Return the cells whose choices are among the chosen ones. Channel couplings alone have no spatial pattern."""
-    results: dict[tuple[str, ...], float | None] = {}
+    results: dict[str, float | None] = {}
     for first, row in table["results"].items():
-        results |= (
-            {(first, second): bits for second, bits in row.items()} if isinstance(row, dict) else {(first,): row}
-        )
+        if isinstance(row, dict):
+            results |= {f"{first}-{second}": bits for second, bits in row.items()}
+        else:
+            results[first] = row
     cells = []
-    for path, bits in results.items():
-        labels = dict(zip(chosen, path, strict=False))
+    for name, bits in results.items():
+        labels = dict(zip(chosen, name.split("-"), strict=False))
         if all(label in chosen[axis] for axis, label in labels.items()):
             fields = {k: v for axis, label in labels.items() for k, v in PAPER["choices"][axis][label].items()}
-            labels, name = dict.fromkeys(chosen, "none") | labels, "-".join(path)
+            labels = dict.fromkeys(chosen, "none") | labels
             cells.append(Cell(name, labels, fields, bits, table.get("notes", {}).get(name, "")))
     return cells
 
@@ -157,7 +158,7 @@ def dequantization_cells(num_coupling_layers: list[int], dequantization_num_coup
         flow = {"num_coupling_layers": layers, "dequantization_num_coupling_layers": extra}
         uniform = {"num_coupling_layers": layers + extra}
         for kind, size, fields in (("flow", f"{layers}-and-{extra}", flow), ("uniform", f"{layers + extra}", uniform)):
-            labels = {"dequantization": kind, "total_layers": layers + extra}
+            labels = {"total_layers": layers + extra, "dequantization": kind}
             name = f"{kind}-{size}"
             cells[name] = Cell(name, labels, fields | {"dequantization": kind})
     return list(cells.values())
@@ -175,16 +176,12 @@ def size_cells(table: dict, sizes: list[list[int]], backbone: str, prefix: str =
     """
     # The first and the third axis of any such table hold the layers and widths of its results.
     layers, _, widths, *_ = table["axes"].values()
-    columns = list(itertools.product(layers, widths))
-    results = {
-        (n, depth, width): bits
-        for depth, row in table["results"].items()
-        for (n, width), bits in zip(columns, row, strict=False)  # the last column of the CNNs was left out
-    }
+    places = itertools.product(table["results"], layers, widths)
+    results = dict(zip(places, itertools.chain(*table["results"].values()), strict=True))
     return [
         Cell(
             f"{prefix}layers{n}-depth{depth}-width{width}",
-            {"backbone": backbone, "layers": n, "depth": depth, "width": width},
+            {"layers": n, "depth": depth, "width": width, "backbone": backbone},
             {
                 "num_coupling_layers": n,
                 "num_hidden_layers": depth,
@@ -192,7 +189,7 @@ def size_cells(table: dict, sizes: list[list[int]], backbone: str, prefix: str =
                 "num_attention_heads": max(1, width // HEAD_WIDTH),
                 "backbone": backbone,
             },
-            results.get((n, depth, width)),
+            results.get((depth, n, width)),
         )
         for n, depth, width in itertools.product(*sizes)
     ]

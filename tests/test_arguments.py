@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import get_args
 
 import datasets
@@ -26,7 +27,7 @@ from jet_hf.arguments import (
 from jet_hf.model.configuration_jet import COUPLING_KINDS
 from jet_hf.training import train
 from jet_hf.training.checkpoints import read_manifest
-from jet_hf.utils.arguments import UsageError, argument, value_type
+from jet_hf.utils.arguments import BoundedArguments, UsageError, argument, parse, value_type
 
 
 # Fields
@@ -84,6 +85,17 @@ def test_every_bound_holds():
         TrainArguments(learning_rate=float("nan"))
 
 
+def test_a_sequence_has_a_default_and_a_bound_of_each_number(capsys):
+    fields = [("sizes", Sequence[int], argument("Sizes.", (4, 2), at_least=1))]
+    kind = dataclasses.make_dataclass("Sizes", fields, bases=(BoundedArguments,))
+    assert parse(kind, [], "sizes").sizes == (4, 2) and parse(kind, ["--sizes", "3", "1"], "sizes").sizes == [3, 1]
+    with pytest.raises(ValueError, match="`sizes` must be a whole number of at least 1, got 0"):
+        parse(kind, ["--sizes", "3", "0"], "sizes")
+    with pytest.raises(SystemExit):
+        parse(kind, ["--help"], "sizes")
+    assert "Sizes. (default: 4 2)" in capsys.readouterr().out
+
+
 # Recipes and flags
 
 
@@ -136,13 +148,13 @@ def test_other_precisions_are_refused_by_one_sentence(tmp_path, monkeypatch):
     for precision in ("fp16", "fp8", "half"):
         (tmp_path / "recipe.yaml").write_text(f"mixed_precision: {precision}\n")
         expected = f"the mixed precision must be 'no' or 'bf16', got '{precision}' from"
-        for parse in (
+        for make in (
             lambda precision=precision: TrainArguments(mixed_precision=precision),
             lambda precision=precision: parse_arguments(["--mixed_precision", precision]),
             lambda: parse_arguments(["--config", str(tmp_path / "recipe.yaml")]),
         ):
             with pytest.raises(ValueError, match=expected):
-                parse()
+                make()
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
         with pytest.raises(ValueError, match=expected):
             parse_arguments([])

@@ -247,12 +247,13 @@ def test_the_script_writes_results_and_a_report(tmp_path, run_script):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--contenders", "zuko"], "`contenders` must be one of jet_hf, jet_hf-prepared, jet_pytorch,"),
-        (["--contenders", "jet_hf", "floor-compiled"], "got floor-compiled"),
+        (["--contenders", "zuko"], "--contenders: invalid choice: 'zuko' (choose from"),
+        (["--contenders", "jet_hf", "floor-compiled"], "--contenders: invalid choice: 'floor-compiled'"),
         (["--contenders", "floor"], "`contenders` must include jet_hf, got floor"),
-        (["--parts", "speeds"], "`parts` must be one of speed, memory"),
-        (["--operations", "sample"], "`operations` must be one of encode, decode, train, got sample"),
-        (["--device", "tpu"], "`device` must be one of cpu, cuda, got tpu"),
+        (["--parts", "speeds"], "--parts: invalid choice: 'speeds' (choose from"),
+        (["--operations", "sample"], "--operations: invalid choice: 'sample' (choose from"),
+        (["--device", "tpu"], "--device: invalid choice: 'tpu' (choose from"),
+        (["--round", "1"], "unknown flag --round, did you mean --rounds? (see python scripts/benchmark.py --help)"),
         (["--rounds", "0"], "`rounds` must be a whole number of at least 1, got 0"),
         (["--compile_layers", "8", "0"], "`compile_layers` must be a whole number of at least 1, got 0"),
         (["--patch_sizes", "5"], "patch_size"),

@@ -368,7 +368,7 @@ def test_a_finished_run_is_not_started_again_and_other_settings_are_refused(swee
         assert words[:2] == ["python", "scripts/launch.py"] and f"--output_dir={run.with_name('seed_1')}" in words
     assert run_sweep(sweep.arguments("whole", seeds=[0, 1], dry_run=True), "") == 0
     plan = capsys.readouterr().out
-    assert "4to1-mix/seed_0: finished" in plan and "2 of 4 runs have no result" in plan
+    assert re.search(r"4to1-mix +0 .* finished$", plan, re.MULTILINE) and "2 of 4 runs have no result" in plan
     assert len(sweep.launched) == num_launched
 
 
@@ -394,10 +394,8 @@ def test_a_killed_sweep_ends_with_the_results_of_one_that_was_not(sweep):
 
     num_launched = len(sweep.launched)
     assert run_sweep(sweep.arguments("killed", report_only=True), "") == 1 and len(sweep.launched) == num_launched
-    assert [(row["status"], row["reason"]) for row in sweep.rows("killed")] == [
-        ("unfinished", "running, stopped or failed; last checkpoint: checkpoint-6"),
-        ("not started", "not started"),
-    ]
+    statuses = [row["status"] for row in sweep.rows("killed")]
+    assert statuses == ["unfinished; last checkpoint: checkpoint-6", "not started"]
     report = sweep.root / "report.md"
     assert run_sweep(sweep.arguments("killed", report=str(report)), "python scripts/sweep.py") == 0
     assert report.read_text().startswith("`python scripts/sweep.py`\n") and "one seed, no error" in report.read_text()

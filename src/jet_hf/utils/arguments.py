@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
@@ -27,8 +27,9 @@ def argument(help: str, default: Any = dataclasses.MISSING, **metadata) -> Any:
 
     Args:
         help: Line in `--help`.
-        default: Default value; without one, the argument is required.
-        metadata: Bounds of a number, by the names in `BOUNDS`; `choices`; `positional=True`; `short`, such as "-o".
+        default: Default value, a tuple for a `Sequence`; without one, the argument is required.
+        metadata: Bounds of a number, or of each number of a list, by the names in `BOUNDS`; `choices`;
+            `positional=True`; `short`, such as "-o".
     """
     # Dataclasses allow a required field after inherited ones with defaults only as a keyword.
     is_required = default is dataclasses.MISSING
@@ -51,9 +52,10 @@ class BoundedArguments:
                 limit = item.metadata.get(bound)
                 if value is None or limit is None:
                     continue
-                if not holds(value, limit) or (is_whole and not isinstance(value, int)):
-                    words = ("a whole number of " if is_whole else "") + bound.replace("_", " ")
-                    raise ValueError(f"`{item.name}` must be {words} {limit}, got {value}.")
+                for number in value if isinstance(value, list | tuple) else [value]:
+                    if not holds(number, limit) or (is_whole and not isinstance(number, int)):
+                        words = ("a whole number of " if is_whole else "") + bound.replace("_", " ")
+                        raise ValueError(f"`{item.name}` must be {words} {limit}, got {number}.")
 
     def changed(self, names: Iterable[str]) -> list[str]:
         """Return those of the fields of these names whose values are not the defaults."""
@@ -70,7 +72,7 @@ def value_type(annotation: Any) -> tuple[type, bool]:
     if isinstance(annotation, UnionType):
         parts = [part for part in get_args(annotation) if part is not NoneType]
         annotation = next((part for part in parts if get_origin(part) is list), parts[0])
-    return (get_args(annotation)[0], True) if get_origin(annotation) is list else (annotation, False)
+    return (get_args(annotation)[0], True) if get_origin(annotation) in (list, Sequence) else (annotation, False)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -155,14 +157,15 @@ def _add_field(add_argument, item: dataclasses.Field) -> None:
     if default is dataclasses.MISSING:
         text += " Required."
     elif default is not None:
-        text += f" (default: {str(default).lower() if kind is bool else default})"
+        words = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        text += f" (default: {words.lower() if kind is bool else words})"
     choices = item.metadata.get("choices")
     options: dict[str, Any] = {"metavar": None if choices else kind.__name__.upper(), "choices": choices}
     if kind is bool:
         options |= {"type": _parse_bool, "nargs": "?", "const": True}
     else:
         options |= {"type": kind, "nargs": "+" if is_list else None}
-    if is_list and kind in get_args(item.type):
+    if isinstance(item.type, UnionType) and is_list and kind in get_args(item.type):
         options["action"] = _OneOrList
     flags = [f"--{item.name}", *([item.metadata["short"]] if "short" in item.metadata else [])]
     add_argument(*flags, default=default, help=text, **options)
