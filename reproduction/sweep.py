@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 from jet_hf.analysis.cost import count_parameters, training_flops
@@ -208,7 +209,10 @@ def check_settings(run: Run) -> None:
     recipe = run.folder / "recipe.yaml"
     if not recipe.is_file():
         return
-    before, now = decisive_settings(parse_arguments(["--config", str(recipe)])), decisive_settings(run.arguments)
+    # The recipe may come from another release, with fields that this one lacks.
+    known = {item.name for item in dataclasses.fields(TrainArguments)}
+    fields = {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name in known}
+    before, now = decisive_settings(TrainArguments(**fields)), decisive_settings(run.arguments)
     if changes := [f"`{name}` was {before[name]} and is now {now[name]}" for name in now if before[name] != now[name]]:
         raise ValueError(
             f"{run.folder} holds a run with other settings: {'; '.join(changes)}. Give another `output_dir`, or "
