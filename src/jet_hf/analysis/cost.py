@@ -63,12 +63,12 @@ def peak_flops(device_name: str) -> float | None:
 
 def count_parameters(config: JetConfig) -> int:
     """Return the number of parameters of a model."""
-    return _count(strict_json(_fields(config)))[1]
+    return _count(config)[1]
 
 
 def forward_flops(config: JetConfig) -> int:
     """Return the operations of one image's forward pass, as many as sampling takes; a context counts as one token."""
-    return _count(strict_json(_fields(config)))[0]
+    return _count(config)[0]
 
 
 def training_flops(config: JetConfig, gradient_checkpointing: bool = False) -> int:
@@ -81,17 +81,18 @@ def training_flops(config: JetConfig, gradient_checkpointing: bool = False) -> i
     return (4 if gradient_checkpointing else 3) * forward_flops(config)
 
 
-@lru_cache(maxsize=64)
-def _count(fields: str) -> tuple[int, ...]:
+def _count(config: JetConfig) -> tuple[int, ...]:
     """Return the operations of one image's forward pass, and the number of parameters."""
+    return _extrapolate(config, lambda part: _count_whole(strict_json(_fields(part))))
 
-    def measure(config: JetConfig) -> tuple[int, int]:
-        model = _empty_model(config)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(**_inputs(config, 1, "meta"))
-        return counter.get_total_flops(), model.num_parameters()
 
-    return _extrapolate(JetConfig(**json.loads(fields)), measure)
+@lru_cache(maxsize=256)  # the configurations of a sweep share most of their models of one and two layers
+def _count_whole(fields: str) -> tuple[int, int]:
+    config = JetConfig(**json.loads(fields))
+    model = _empty_model(config)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**_inputs(config, 1, "meta"))
+    return counter.get_total_flops(), model.num_parameters()
 
 
 def _fields(config: JetConfig) -> dict[str, Any]:
