@@ -13,7 +13,7 @@ from torch.nn.functional import gelu
 from jet_hf import JetForDensityEstimation
 from jet_hf.analysis import inference
 from jet_hf.analysis.inference import (
-    FusedMLP,
+    PreparedMLP,
     prepare_for_inference,
     prepared_for_inference,
     undo_preparation,
@@ -37,7 +37,7 @@ def test_scores_and_images_are_those_of_the_plain_model(fields, is_fused, monkey
     model = tiny_model(hidden_size=64, num_coupling_layers=3, **fields)
     prepared = copy.deepcopy(model)
     prepare_for_inference(prepared)
-    assert types(prepared) == {FusedMLP} and types(model) == {JetMLP}
+    assert types(prepared) == {PreparedMLP} and types(model) == {JetMLP}
     images, noise = random_images(8, model.config), torch.full((8, 3, 8, 8), 0.5)
     labels = None if model.config.num_classes is None else torch.arange(8) % 4
     expected, output = (each(images, labels=labels, noise=noise) for each in (model, prepared))
@@ -71,7 +71,7 @@ def test_saved_files_are_those_of_the_plain_model(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path / "plain")
     with prepared_for_inference(model):
-        assert types(model) == {FusedMLP}
+        assert types(model) == {PreparedMLP}
         model.save_pretrained(tmp_path / "prepared")
     assert types(model) == {JetMLP}
     plain, prepared = (

@@ -23,7 +23,7 @@ from ..model.modeling_jet import JetPreTrainedModel
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-class FusedMLP(JetMLP):
+class PreparedMLP(JetMLP):
     """[`JetMLP`] with a faster activation: in one kernel with the first product, or by the sigmoid."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -77,8 +77,8 @@ def check_density_model(name: str, model: object) -> None:
 
 def prepare_for_inference(model: JetPreTrainedModel) -> None:
     """
-    Replace the MLPs of a model on the CPU, in place, by [`FusedMLP`]. Weights and saved files stay the same; results
-    change by rounding. Models without tanh GELU are not changed.
+    Replace the MLPs of a model on the CPU, in place, by [`PreparedMLP`]. Weights and saved files stay the same;
+    results change by rounding. Models without tanh GELU are not changed.
 
     Raises:
         ValueError: for a model in training mode, on another device, with compiled couplings, or with quantized,
@@ -87,7 +87,7 @@ def prepare_for_inference(model: JetPreTrainedModel) -> None:
     if problem := _problem_of(model):
         raise ValueError(f"`model` {problem}.")
     for mlp in _mlps(model):
-        mlp.__class__ = FusedMLP
+        mlp.__class__ = PreparedMLP
 
 
 def can_prepare(model: nn.Module) -> bool:
@@ -98,7 +98,7 @@ def can_prepare(model: nn.Module) -> bool:
 def undo_preparation(model: nn.Module) -> None:
     """Undo [`prepare_for_inference`] in place."""
     for module in model.modules():
-        if type(module) is FusedMLP:
+        if type(module) is PreparedMLP:
             module.__class__ = JetMLP  # type: ignore[assignment]
 
 
