@@ -17,8 +17,9 @@ demo: $(VENV)/.demo
 docs: $(VENV)/.docs
 	$(VENV)/bin/python -m mkdocs build --strict
 
-# One thread in each of two processes: sums keep their order, and the cores are not oversubscribed.
-PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One thread in each process keeps the order of sums. Three processes occupy two cores, since tests wait for servers and
+# browsers a good part of their time.
+PYTEST := $(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # mypy takes half a minute without its cache. It runs beside the tests, which sometimes wait, not before them.
 test: style $(VENV)/.peer chromium

@@ -84,6 +84,8 @@ def test_an_address_opens_what_it_names_and_back_returns(page, server):
     expect(panel.get_by_label("Seed")).to_have_value("7")
     samples = image_of(panel, "Samples")
     expect(samples).to_have_attribute("src", re.compile("seed7-t0.8-class-3"))
+    # Until then, each step replaces the image and its button.
+    expect(panel.get_by_text("12 of 12 coupling layers inverted.")).to_be_visible()
     with page.expect_download() as download:
         panel.get_by_label("Download").first.click()
     assert download.value.suggested_filename == "jet-digits-8-seed7-t0.8-class-3.png"
