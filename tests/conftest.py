@@ -43,11 +43,12 @@ def pytest_addoption(parser):
     parser.addoption("--large-models", action="store_true", help="Run tests/test_large_models.py, in 9 GiB of memory.")
 
 
-# Long files start early, so that two processes finish at the same time.
+# Long files start early, so that all processes finish at the same time.
 LONGEST = (
-    *("test_parity", "test_stopping", "test_space_server", "test_variants", "test_train_script", "test_benchmark"),
-    *("test_transformers", "test_space_browser", "test_jobs", "test_space_deploy", "test_kills", "test_hub"),
-    *("test_docs", "test_sweep", "test_recipes", "test_distributed", "test_evaluation", "test_run_lock", "test_demo"),
+    *("test_parity", "test_stopping", "test_space_server", "test_docs", "test_variants", "test_train_script"),
+    *("test_space_browser", "test_transformers", "test_codec", "test_recipes", "test_space_deploy", "test_demo"),
+    *("test_jobs", "test_benchmark", "test_integrations", "test_prior", "test_sweep", "test_distributed"),
+    *("test_sample_quality", "test_kills", "test_site", "test_anomaly", "test_space", "test_hub", "test_cost"),
 )
 
 
