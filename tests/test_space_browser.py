@@ -23,6 +23,7 @@ OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "
 OPTIONS += ["--disable-sync", "--no-first-run"]
 SCREENS = {"desktop": ({"width": 1280, "height": 900}, "light"), "phone": ({"width": 390, "height": 844}, "dark")}
 TIMEOUT = 60_000
+CONTRAST = {"type": "rule", "values": ["color-contrast"]}
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
@@ -169,17 +170,21 @@ def test_no_older_result_stands_under_a_new_input(page, server, monkeypatch):
 
 
 def look(page, name: str) -> None:
-    """
-    Check that the page fits the screen and is accessible, and take pictures of it on request.
-
-    Of all rules, only contrast depends on the theme, and not on the screen: each screen stands for a theme.
-    """
+    """Check that the page fits the screen and is accessible in both themes, and take pictures of it on request."""
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
-    page.wait_for_function("document.getAnimations().every(animation => animation.playState !== 'running')")
-    found = Axe().run(page, options={"runOnly": WCAG}).response["violations"]
-    assert [(rule["id"], node["html"]) for rule in found for node in rule["nodes"]] == [], name
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/{name.replace(' ', '-')}-{page.screen}.png", full_page=True)
+    scheme = SCREENS[page.screen][1]
+    # Of all rules, only contrast depends on the theme.
+    for theme, rules in (("dark" if scheme == "light" else "light", CONTRAST), (scheme, WCAG)):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_function(
+            "dark => document.body.classList.contains('dark') === dark"
+            " && document.getAnimations().every(animation => animation.playState !== 'running')",
+            arg=theme == "dark",
+        )
+        found = Axe().run(page, options={"runOnly": rules}).response["violations"]
+        assert [(rule["id"], node["html"]) for rule in found for node in rule["nodes"]] == [], (name, theme)
+        if folder := os.environ.get("SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/{name.replace(' ', '-')}-{page.screen}-{theme}.png", full_page=True)
 
 
 def open_tab(page, name: str):
