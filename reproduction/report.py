@@ -19,8 +19,7 @@ from jet_hf.training.fine_tuning import find_config
 from jet_hf.utils.files import replace_file, replace_text
 from jet_hf.utils.tables import markdown_table
 
-from .sweep import FINISHED
-from .tables import Cell, Table
+from .tables import FINISHED, Cell, Table
 
 
 UNKNOWN = "n/a"

@@ -33,12 +33,11 @@ from jet_hf.utils.launch import launch
 from jet_hf.utils.tables import markdown_table
 
 from .arguments import SweepArguments
-from .tables import Cell, Table, read_grid, read_table
+from .tables import FINISHED, Cell, Table, read_grid, read_table
 
 
 logger = logging.getLogger(__name__)
 
-FINISHED = "finished"
 STOP_CODES = (0, 130, 143)  # of an early end: after a checkpoint, or by SIGINT or SIGTERM before the first step
 
 

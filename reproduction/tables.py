@@ -16,6 +16,7 @@ import yaml
 
 PAPER = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
 TABLES = tuple(PAPER["tables"])
+FINISHED = "finished"  # status of a run with a result
 HEAD_WIDTH = 64  # in all models of appendix A.1
 
 

@@ -11,6 +11,7 @@ saved or travels to the Hub.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import nn
@@ -44,6 +45,7 @@ class PreparedMLP(JetMLP):
         return self.fc2(tanh_gelu(self.fc1(hidden_states)))
 
 
+@cache
 def has_fused_kernel() -> bool:
     """Return whether oneDNN has a fast kernel of a matrix product and its activation for this processor."""
     # The operator is not part of PyTorch's public interface.
