@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 
 
@@ -34,6 +35,15 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 # `make test-xla` runs this folder, in an environment of its own.
 collect_ignore = [] if find_spec("torch_xla") else ["xla"]
+
+
+# The imports of the tests create hundreds of thousands of objects, hardly any of them garbage.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser):

@@ -79,6 +79,7 @@ def test_a_first_visit(page, server, tmp_path, record_property):
     record_property("demo", f"an edited image follows a slider after {seconds_to_follow(page):.2f} s ({page.screen})")
 
 
+@pytest.mark.parametrize("page", ["desktop"], indirect=True)
 def test_an_address_opens_what_it_names_and_back_returns(page, server):
     page.goto(f"{server.url}/?tab=sample&model=jet-digits-8&seed=7&temperature=0.8&label=3&images=4")
     panel = page.get_by_role("tabpanel").filter(visible=True)
@@ -181,7 +182,8 @@ def look(page, name: str) -> None:
             " && document.getAnimations().every(animation => animation.playState !== 'running')",
             arg=theme == "dark",
         )
-        found = Axe().run(page, options={"runOnly": rules}).response["violations"]
+        options = {"runOnly": rules, "resultTypes": ["violations"], "preload": False}
+        found = Axe().run(page, options=options).response["violations"]
         assert [(rule["id"], node["html"]) for rule in found for node in rule["nodes"]] == [], (name, theme)
         if folder := os.environ.get("SCREENSHOTS"):
             page.screenshot(path=f"{folder}/{name.replace(' ', '-')}-{page.screen}-{theme}.png", full_page=True)

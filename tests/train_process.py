@@ -1,6 +1,7 @@
 """Tiny training runs, in this process and in processes of their own."""
 
 import atexit
+import gc
 import importlib
 import json
 import multiprocessing
@@ -150,6 +151,8 @@ def run_forked(
     arguments: list[str], cache: Path, stdout: Path, stderr: Path, variables: dict[str, str], under_parent: bool
 ) -> None:
     """Be the process of a script, or its parent: in a session of its own, with the settings of [`environment`]."""
+    gc.freeze()
+    gc.enable()  # again, after the imports
     os.setsid()
     if under_parent and os.fork():
         os.wait()
@@ -185,7 +188,7 @@ class ForkedScript:
     """
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train_process", "jet_hf.commands.train"])
+    context.set_forkserver_preload(["conftest", "train_process", "jet_hf.commands.train"])
 
     def __init__(
         self,

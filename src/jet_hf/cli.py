@@ -3,6 +3,7 @@
 
 import argparse
 import difflib
+import gc
 import os
 import sys
 from importlib import import_module
@@ -59,12 +60,15 @@ def run(argv: list[str]) -> None:
             if not rank():
                 print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from error
+    gc.disable()  # imports create hundreds of thousands of objects, hardly any of them garbage
     try:
         command = import_module(f".commands.{name}", __package__)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(__package__):
             raise
         raise SystemExit(f"error: jet-hf {name} needs the package {error.name}, which is not installed.") from error
+    finally:
+        gc.enable()
     try:
         with console(*command.EXPECTED_ERRORS):
             command.run(arguments)
