@@ -31,7 +31,7 @@ from api import add_api
 from endpoints import Service
 from fairness import CallLimits
 from fastapi.exceptions import RequestValidationError
-from gradio_internals import GuardedBlocks, forget_files, forget_unread
+from gradio_internals import GuardedBlocks, forget_files, forget_unread, remember_configurations
 from guard import RequestGuard, RequestLimits, explain_validation_error
 from jet_demo import JetDemo, Sampler
 from openapi import describe
@@ -98,6 +98,7 @@ def build_app(demo: JetDemo, samplers: Sequence[Sampler] = ()) -> GuardedBlocks:
         with gr.Row(visible=False):
             add_api(page)
     storage.keep_present_files()
+    remember_configurations(app)
     app.storage, app.calls = storage, service.calls
     return app
 

@@ -74,6 +74,12 @@ class GuardedBlocks(gr.Blocks):
             raise gr.Error(server_fault(error), print_exception=False) from None
 
 
+def remember_configurations(blocks: gr.Blocks) -> None:
+    """Compute the configuration of each component once, which Gradio would do for each session: for each API call."""
+    for component in blocks.blocks.values():
+        component.get_config = component.get_config().copy
+
+
 def forget_files(blocks: gr.Blocks, paths: Collection[str]) -> None:
     """Remove deleted files from Gradio's lists, which otherwise grow as long as the server runs."""
     for known in blocks.temp_file_sets:

@@ -55,12 +55,24 @@ class SpaceClient:
         answer.raise_for_status()
         return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
 
-    def call(self, name: str, data: list, client: str = "127.0.0.1") -> tuple[str, object]:
-        """Call a function as curl does, and return the name and the data of the last event."""
+    def call(
+        self, name: str, data: list, client: str = "127.0.0.1", readers: list[socket.socket] | None = None
+    ) -> tuple[str, object]:
+        """
+        Call a function as curl does, and return the name and the data of the last event.
+
+        Args:
+            name: Name of the function.
+            data: Its values.
+            client: Address that calls it.
+            readers: List to which the connection that waits for the result is appended.
+        """
         answer = self.post(f"call/{name}", client, json={"data": data})
         answer.raise_for_status()
-        url = f"{self.url}/gradio_api/call/{name}/{answer.json()['event_id']}"
-        lines = self.http.get(url).text.strip().splitlines()
+        with self.http.stream("GET", f"{self.url}/gradio_api/call/{name}/{answer.json()['event_id']}") as events:
+            if readers is not None:
+                readers.append(events.extensions["network_stream"].get_extra_info("socket"))
+            lines = events.read().decode().strip().splitlines()
         return lines[-2].removeprefix("event: "), json.loads(lines[-1].removeprefix("data: "))
 
     def post(self, route: str, client: str = "127.0.0.1", **content) -> httpx.Response:

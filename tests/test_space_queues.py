@@ -10,7 +10,8 @@ import pytest
 import uploads
 from endpoints import Service
 from fairness import CallLimits, Calls, FairQueue, RefusedCallError, client_of
-from gradio_internals import GuardedBlocks, forget_files, forget_unread, has_results
+from gradio.state_holder import SessionState
+from gradio_internals import GuardedBlocks, forget_files, forget_unread, has_results, remember_configurations
 from pictures import jpeg_of_scans, photograph
 from space_server import SPACE
 from storage import Quota, QuotaError, Storage, delete_abandoned
@@ -283,3 +284,15 @@ def test_gradio_still_keeps_files_and_results_that_the_demo_forgets():
     forget_unread(page, {"read"}, unread)
     assert set(queue.pending_event_ids_session) == {"read"}
     assert has_results(page, "read") and not has_results(page, "unread")
+
+
+def test_sessions_get_equal_configurations_and_share_no_values():
+    with GuardedBlocks() as page:
+        box = gr.Textbox("hello", label="Text")
+        box.submit(lambda text: text, box, gr.Gallery(columns=3))
+    derived = SessionState(page).config_values
+    remember_configurations(page)
+    one, other = SessionState(page), SessionState(page)
+    one._update_value_in_config(box._id, "mine")
+    assert one.config_values[box._id]["props"]["value"] == "mine"
+    assert other.config_values == SessionState(page).config_values == derived
