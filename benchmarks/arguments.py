@@ -42,7 +42,7 @@ class BenchmarkArguments(BoundedArguments):
     rounds: int = argument("Number of timed calls of each contender.", 15, at_least=1)
     device: str = argument("Device.", "cpu", choices=("cpu", "cuda"))
     compile_mode: str | None = argument("Mode of torch.compile, such as reduce-overhead for CUDA graphs.", None)
-    report: str | None = argument("Markdown file whose tables are replaced; the plot is written beside it.", None)
+    report: str | None = argument("Markdown file whose tables are replaced, but not its text; a plot is added.", None)
 
     def __post_init__(self):
         super().__post_init__()

@@ -161,7 +161,7 @@ def make_runs(
     Raises:
         ValueError: for a recipe, an override, a seed or a cell that does not fit.
     """
-    are_seeds = isinstance(seeds, list | tuple) and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+    are_seeds = isinstance(seeds, list) and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
     if not seeds or not are_seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"`seeds` must be distinct integers of at least 0, got {seeds}.")
     in_cells = {name for cell in cells for name in cell.fields}

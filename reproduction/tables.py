@@ -8,7 +8,7 @@ ablation of the dequantization flow set the sizes themselves.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -62,7 +62,7 @@ class Table:
     axes: dict[str, list]
     cells: list[Cell]
     recipe: str | None = None
-    seeds: Sequence[int] = (0,)
+    seeds: list[int] = field(default_factory=lambda: [0])
     setting: str | None = None
     claims: Sequence[dict] = ()
     reference: str | None = None
@@ -93,7 +93,7 @@ def read_grid(path: Path) -> Table:
     for values in itertools.product(*lists):
         fields = dict(zip(axes, values, strict=True))
         labels = {name: "+".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in fields.items()}
-        name = ",".join(f"{field}={label}" for field, label in labels.items())
+        name = ",".join(f"{axis}={label}" for axis, label in labels.items())
         cells.append(Cell(name.replace("/", "_"), labels, fields))
     return Table(path.stem, f"Grid of {path.name}", axes, cells, str(grid["config"]), grid.get("seeds", [0]))
 
