@@ -38,15 +38,11 @@ class BenchmarkArguments(BoundedArguments):
     hidden_size: int = argument("Width of a conditioner.", 256)
     num_attention_heads: int = argument("Attention heads of a conditioner.", 4)
     batch_size: int = argument("Number of images in a batch.", 8, at_least=1)
-    compile_layers: Sequence[int] = argument(
-        "Numbers of coupling layers of the part compilation.", (8, 32), at_least=1
-    )
+    compile_layers: Sequence[int] = argument("Coupling layers of the part compilation.", (8, 32), at_least=1)
     rounds: int = argument("Number of timed calls of each contender.", 15, at_least=1)
     device: str = argument("Device.", "cpu", choices=("cpu", "cuda"))
     compile_mode: str | None = argument("Mode of torch.compile, such as reduce-overhead for CUDA graphs.", None)
-    report: str | None = argument(
-        "Markdown file whose tables are replaced and whose text is kept; the plot is written beside it.", None
-    )
+    report: str | None = argument("Markdown file whose tables are replaced, but not its text; a plot is added.", None)
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,16 +55,12 @@ class BenchmarkArguments(BoundedArguments):
 
     def entrants(self, operation: str) -> list[str]:
         """Return the contenders that are installed and concern an operation."""
-        excluded = {
-            "jet_pytorch": not HAS_PEER,
-            "checkpointed": operation != "train",
-            "prepared": operation == "train" or self.device != "cpu",
-        }
-        return [name for name in self.contenders if not any(excluded[word] for word in excluded if word in name)]
+        trains = operation == "train"
+        unfit = {"jet_pytorch": not HAS_PEER, "checkpointed": not trains, "prepared": trains or self.device != "cpu"}
+        return [name for name in self.contenders if not any(unfit[word] for word in unfit if word in name)]
 
     def task(self, operation: str, batch_size: int | None = None, **sizes: int) -> Task:
         """Return a task with `sizes` of the model in place of the arguments."""
-        names = ("image_size", "num_coupling_layers", "num_hidden_layers", "hidden_size", "num_attention_heads")
-        given = {name: getattr(self, name) for name in names} | {"patch_size": self.patch_sizes[0]}
-        config = JetConfig(**given | sizes)
+        given = {name: value for name, value in vars(self).items() if name in JetConfig.__annotations__}
+        config = JetConfig(**{"patch_size": self.patch_sizes[0]} | given | sizes)
         return Task(operation, config, batch_size or self.batch_size, self.device, self.compile_mode)

@@ -2,8 +2,9 @@
 """Contenders of the benchmark: jet_hf, jet-pytorch, and the matrix products and attention alone."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -11,26 +12,17 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.optim import AdamW, Optimizer
 
+from jet_hf import JetConfig, JetForDensityEstimation
 from jet_hf.analysis.cost import forward_flops, training_flops
 from jet_hf.analysis.inference import prepare_for_inference
-from jet_hf.model.configuration_jet import JetConfig
-from jet_hf.model.modeling_jet import (
-    JetForDensityEstimation,
-    bits_per_dim,
-    dequantize,
-    scale_bytes,
-    standard_normal_log_prob,
-)
+from jet_hf.model.modeling_jet import bits_per_dim, dequantize, scale_bytes, standard_normal_log_prob
 from jet_hf.training import build_optimizer
 
 
 OPERATIONS = ("encode", "decode", "train")
-# Each name is a library with its options. The contenders that run unless others are chosen:
-STANDARD = (
-    *("jet_hf", "jet_hf-prepared", "jet_pytorch", "floor", "jet_hf-compiled", "jet_pytorch-compiled"),
-    *("jet_hf-bf16", "jet_hf-prepared-bf16", "jet_pytorch-bf16", "floor-bf16"),
-    *("jet_hf-compiled-bf16", "jet_pytorch-compiled-bf16"),
-)
+# Each name is a library with its options. Those of STANDARD run unless others are chosen.
+FLOAT32 = ("jet_hf", "jet_hf-prepared", "jet_pytorch", "floor", "jet_hf-compiled", "jet_pytorch-compiled")
+STANDARD = (*FLOAT32, *(f"{name}-bf16" for name in FLOAT32))
 CONTENDERS = (*STANDARD, "jet_hf-checkpointed")
 HAS_PEER = all(map(find_spec, ("jet_pytorch", "einops")))
 
@@ -54,56 +46,63 @@ class Task:
 
 @dataclass
 class Work:
-    """A contender ready to be measured; before [`build`] completes it, `run` returns the tensors to differentiate."""
+    """A contender ready to be measured."""
 
     model: nn.Module
-    run: Callable[[], object]
-    optimizer: Optimizer | None = None
+    run: Callable[[], None]
+    optimizer: Optimizer | None
+
+
+# Model, function that computes the task and, in training, returns the tensors to differentiate, and optimizer.
+Contender = tuple[nn.Module, Callable[[], Sequence[torch.Tensor]], Optimizer | None]
 
 
 def build(contender: str, task: Task) -> Work:
     """Set up a contender for a task, with random weights and random images."""
     torch.manual_seed(0)
-    shape = (task.batch_size, task.config.num_channels, task.config.image_size, task.config.image_size)
+    shape = (task.batch_size, *task.config.image_shape)
     pixel_values = scale_bytes(torch.randint(256, shape, dtype=torch.uint8)).to(task.device)
     noise = torch.rand(shape).to(task.device)
     builder = {"jet_hf": _jet_hf, "jet_pytorch": _jet_pytorch, "floor": _floor}[contender.split("-")[0]]
-    work = builder(contender, task, pixel_values, noise)
+    model, compute, optimizer = builder(contender, task, pixel_values, noise)
+    with torch.no_grad():  # conditioners end in layers of zeros, with which a new model is the identity
+        for name, parameter in model.named_parameters():
+            if name.split(".")[-2] in ("out_proj", "final_proj"):
+                parameter.normal_(std=0.02)
     is_training = task.operation == "train"
-    work.model.train(is_training)
-    is_autocast = "bf16" in contender and next(work.model.parameters()).dtype == torch.float32
+    model.train(is_training)
+    is_autocast = "bf16" in contender and next(model.parameters()).dtype == torch.float32
 
     def run() -> None:
         with torch.set_grad_enabled(is_training), torch.autocast(task.device, torch.bfloat16, enabled=is_autocast):
-            outputs = work.run()
+            outputs = compute()
         if is_training:
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-            if work.optimizer is not None:
-                nn.utils.clip_grad_norm_(work.model.parameters(), 1.0)
-                work.optimizer.step()
-            work.model.zero_grad()
+            if optimizer is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+            model.zero_grad()
 
-    return replace(work, run=run)
+    return Work(model, run, optimizer)
 
 
-def _jet_hf(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Work:
+def _jet_hf(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Contender:
     model = JetForDensityEstimation(copy.deepcopy(task.config)).to(task.device)
-    _randomize_outputs(model)
     if "compiled" in contender:
         model.compile_couplings(mode=task.compile_mode)
     if "checkpointed" in contender:
         model.gradient_checkpointing_enable()
     if task.operation == "train":
-        return Work(model, lambda: [model(pixel_values, noise=noise).loss], build_optimizer(model))
+        return model, lambda: [model(pixel_values, noise=noise).loss], build_optimizer(model)
     if "bf16" in contender:
         model.bfloat16()
     if "prepared" in contender:
         prepare_for_inference(model.eval())
     function, images = getattr(model, task.operation), dequantize(pixel_values, noise)
-    return Work(model, lambda: function(images))
+    return model, lambda: function(images), None
 
 
-def _jet_pytorch(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Work:
+def _jet_pytorch(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Contender:
     from jet_pytorch import Jet
 
     config = task.config
@@ -120,63 +119,40 @@ def _jet_pytorch(contender: str, task: Task, pixel_values: torch.Tensor, noise: 
         coupling_types=tuple(config.coupling_kinds),
         spatial_coupling_projs=tuple(config.spatial_couplings),
     ).to(task.device)
-    _randomize_outputs(model)
-    function, inputs = model, dequantize(pixel_values, noise).permute(0, 2, 3, 1).contiguous()
-    if task.operation == "decode":
-        function, inputs = model.inverse, torch.randn_like(model.patchify(inputs))
+    images = dequantize(pixel_values, noise).permute(0, 2, 3, 1).contiguous()
+    function, inputs = (model.inverse, model.patchify(images)) if task.operation == "decode" else (model, images)
     if "compiled" in contender:
         function = torch.compile(function, mode=task.compile_mode)
     if task.operation != "train":
-        return Work(model, lambda: function(inputs))
+        return model, lambda: function(inputs), None
 
     def loss() -> list[torch.Tensor]:
         latents, log_det = function(inputs)
         return [bits_per_dim(standard_normal_log_prob(latents) + log_det[:, 0], config.num_dims).mean()]
 
-    return Work(model, loss, AdamW(model.parameters(), lr=3e-4, weight_decay=1e-5))
+    return model, loss, AdamW(model.parameters(), lr=3e-4, weight_decay=1e-5)
 
 
-@torch.no_grad()
-def _randomize_outputs(model: nn.Module) -> None:
-    """Randomize the zero-initialized output layers of the conditioners, which make a new model the identity."""
-    for name, parameter in model.named_parameters():
-        if name.split(".")[-2] in ("out_proj", "final_proj"):
-            parameter.normal_(std=0.02)
+class Attention(nn.Module):
+    """Map the queries, keys and values of H heads (B, N, 3, H, W / H) to attended values (B, N, W)."""
+
+    def forward(self, heads: torch.Tensor) -> torch.Tensor:
+        return scaled_dot_product_attention(*heads.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
 
 
-class Floor(nn.Module):
+def _floor(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Contender:
     """
-    The matrix products and attention of all coupling layers, and nothing else.
+    Compute the matrix products and attention of all coupling layers, and nothing else.
 
     All coupling layers read the same input: without norms and residuals, values would vanish along a chain.
     """
-
-    def __init__(self, config: JetConfig):
-        super().__init__()
-        width, inner, half = config.hidden_size, config.intermediate_size, config.patch_dim // 2
-        block = [(width, 3 * width), (width, width), (width, inner), (inner, width)]
-        sizes = [(half, width), *(config.num_hidden_layers * block), (width, 2 * half)]
-        self.num_heads = config.num_attention_heads
-        self.couplings = nn.ModuleList(
-            nn.ModuleList(nn.Linear(*size, bias=False) for size in sizes) for _ in range(config.num_coupling_layers)
-        )
-
-    def forward(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        """Map tokens (B, N, D/2) to an output (B, N, D) for each coupling layer."""
-        outputs = []
-        for in_proj, *blocks, out_proj in self.couplings:
-            states = in_proj(tokens)
-            for i in range(0, len(blocks), 4):
-                qkv_proj, o_proj, fc1, fc2 = blocks[i : i + 4]
-                heads = qkv_proj(states).unflatten(2, (3, self.num_heads, -1))
-                attended = scaled_dot_product_attention(*heads.permute(2, 0, 3, 1, 4)).transpose(1, 2)
-                states = fc2(fc1(o_proj(attended.flatten(2))))
-            outputs.append(out_proj(states))
-        return outputs
-
-
-def _floor(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.Tensor) -> Work:
-    dtype = torch.bfloat16 if "bf16" in contender else torch.float32
-    model = Floor(task.config).to(task.device, dtype)
-    tokens = noise.reshape(len(noise), task.config.num_patches, task.config.patch_dim)[..., ::2].to(dtype).contiguous()
-    return Work(model, lambda: model(tokens.detach().requires_grad_(task.operation == "train")))
+    config, product = task.config, partial(nn.Linear, bias=False)
+    width, inner, half = config.hidden_size, config.intermediate_size, config.patch_dim // 2
+    attention = [product(width, 3 * width), nn.Unflatten(2, (3, config.num_attention_heads, -1)), Attention()]
+    block = [*attention, product(width, width), product(width, inner), product(inner, width)]
+    layers = [product(half, width), *(config.num_hidden_layers * block), product(width, 2 * half)]
+    chains = (nn.Sequential(*map(copy.deepcopy, layers)) for _ in range(config.num_coupling_layers))
+    options = {"device": task.device, "dtype": torch.bfloat16 if "bf16" in contender else torch.float32}
+    couplings = nn.ModuleList(chains).to(**options)
+    tokens = torch.rand(len(noise), config.num_patches, half, requires_grad=task.operation == "train", **options)
+    return couplings, lambda: [coupling(tokens) for coupling in couplings], None

@@ -16,7 +16,6 @@ import datasets
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
-from torch.profiler import ProfilerActivity
 from torch.utils.benchmark import Measurement, Timer, timer
 
 from jet_hf.analysis.cost import peak_flops
@@ -48,15 +47,13 @@ def interleave(runs: dict, rounds: int) -> dict:
     `Timer.timeit` makes two calls of the same function before the timed one: after matrix products in bfloat16, some
     processors are slow for a while. Times are in seconds and include the work queued on an accelerator.
     """
-    threads = torch.get_num_threads()
-    timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in runs.items()}
-    measured: dict = {name: [] for name in runs}
-    order = deque(runs)
+    order, timings = deque(runs), {name: [] for name in runs}
     for _ in range(rounds):
         for name in order:
-            measured[name].append(timers[name].timeit(1))
+            stopwatch = Timer("run()", globals={"run": runs[name]}, num_threads=torch.get_num_threads())
+            timings[name].append(stopwatch.timeit(1))
         order.rotate(-1)
-    return {name: Measurement.merge(measurements)[0] for name, measurements in measured.items()}
+    return {name: Measurement.merge(measured)[0] for name, measured in timings.items()}
 
 
 def peak_memory(work: Work) -> tuple[int, int]:
@@ -76,7 +73,7 @@ def peak_memory(work: Work) -> tuple[int, int]:
         torch.cuda.reset_peak_memory_stats()
         work.run()
         return resident, torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with torch.profiler.profile(profile_memory=True) as recorded:
         work.run()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     live = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
@@ -118,18 +115,17 @@ def memory(arguments: BenchmarkArguments) -> Iterator[dict]:
     contenders = dict.fromkeys([*arguments.entrants("train"), "jet_hf-checkpointed"])
     for patch_size, name in product(arguments.patch_sizes, contenders):
         resident, peak = peak_memory(build(name, arguments.task("train", patch_size=patch_size)))
-        row = {"patch_size": patch_size, "contender": name}
-        yield row | {"resident": resident, "peak": peak, "total": resident + peak}
+        total = resident + peak
+        yield {"patch_size": patch_size, "contender": name, "resident": resident, "peak": peak, "total": total}
 
 
 def precision(arguments: BenchmarkArguments) -> Iterator[dict]:
     """Measure the error of bits per dimension with bfloat16 conditioners, on the same images and noise."""
-    shape = (3, arguments.image_size, arguments.image_size)
     # Smooth images: noise has 8 bits per dimension under any model.
     small = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    images = interpolate(small, size=shape[1:], mode="bicubic").clamp(0, 1)
+    images = interpolate(small, arguments.image_size, mode="bicubic").clamp(0, 1)
     pixel_values = scale_bytes((255 * images).byte()).to(arguments.device)
-    noise = uniform_noise(0, torch.arange(len(images), device=arguments.device), shape)
+    noise = uniform_noise(0, torch.arange(len(images), device=arguments.device), images.shape[1:])
     for patch_size in arguments.patch_sizes:
         model = build("jet_hf", arguments.task("encode", patch_size=patch_size)).model
         with torch.no_grad():
@@ -171,17 +167,16 @@ KINDS = {
 
 def profile(arguments: BenchmarkArguments) -> Iterator[dict]:
     """Measure the share of jet_hf's time in each kind of operator."""
-    on_cuda = arguments.device == "cuda"
     for patch_size, operation in product(arguments.patch_sizes, ("encode", "train")):
         run = build("jet_hf", arguments.task(operation, patch_size=patch_size)).run
         run()
-        with torch.profiler.profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda) as recorded:
+        with torch.profiler.profile() as recorded:
             for _ in range(3):
                 run()
         times: Counter[str] = Counter()
         for event in recorded.key_averages():
             kind = next(kind for kind, names in KINDS.items() if any(name in event.key for name in names))
-            times[kind] += event.self_device_time_total if on_cuda else event.self_cpu_time_total
+            times[kind] += event.self_device_time_total if arguments.device == "cuda" else event.self_cpu_time_total
         shares = {kind: times[kind] / times.total() for kind in KINDS}
         yield {"operation": operation, "patch_size": patch_size, **shares}
 
@@ -231,6 +226,5 @@ def scoring(arguments: BenchmarkArguments) -> Iterator[dict]:
     for patch_size in arguments.patch_sizes:
         model = build("jet_hf", arguments.task("encode", patch_size=patch_size)).model
         runs = {"bare": partial(bare, model), "evaluate": partial(evaluate, model, dataset, arguments.batch_size)}
-        timings = interleave(runs, arguments.rounds)
-        speeds = {name: len(pixels) / timing.median for name, timing in timings.items()}
+        speeds = {name: len(pixels) / timing.median for name, timing in interleave(runs, arguments.rounds).items()}
         yield {"patch_size": patch_size, **speeds, "evaluate / bare": speeds["evaluate"] / speeds["bare"]}

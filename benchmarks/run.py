@@ -6,12 +6,12 @@ import json
 import logging
 import platform
 import re
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from jet_hf import __version__
 from jet_hf.training.environment import checkout_commit
 from jet_hf.utils.files import replace_text, strict_json
 
@@ -44,22 +44,20 @@ def run_benchmark(arguments: BenchmarkArguments, command: str) -> None:
     if not HAS_PEER:
         logger.warning("jet_pytorch is left out: pip install --no-deps jet-pytorch==0.0.2 einops")
     parts.keep_freed_memory()
-    commit = checkout_commit(Path(__file__).parents[1])
     origin = {
         "machine": describe_machine(arguments.device),
-        "commit": commit[:7] if commit else "unknown",
+        "commit": (checkout_commit(Path(__file__).parents[1]) or "unknown")[:7],
         "command": command,
         "date": datetime.date.today().isoformat(),
         "batch_size": arguments.batch_size,
     }
     for part in arguments.parts:
         logger.info(f"measuring {part}")
-        rows = list(getattr(parts, part)(arguments))
-        if not rows:
+        if rows := list(getattr(parts, part)(arguments)):
+            results[part] = origin | {"rows": rows}
+            replace_text(path, strict_json(results, indent=1) + "\n")
+        else:
             logger.warning(f"{part} is left out: no contender takes part in it")
-            continue
-        results[part] = origin | {"rows": rows}
-        replace_text(path, strict_json(results, indent=1) + "\n")
     if arguments.report:
         report = Path(arguments.report)
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +76,5 @@ def describe_machine(device: str) -> dict[str, str | int | None]:
     machine = {"processor": processor, "threads": torch.get_num_threads()}
     if device == "cuda":
         machine |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    for package in ("jet_hf", "torch", "transformers", "jet_pytorch"):
-        with suppress(PackageNotFoundError):
-            machine[package] = version(package)
-    return machine | {"python": platform.python_version()}
+    packages = {name: version(name) for name in ["torch", "transformers"] + ["jet_pytorch"] * HAS_PEER}
+    return machine | {"jet_hf": __version__, **packages, "python": platform.python_version()}

@@ -30,20 +30,16 @@ COLUMNS = {
     "bare": ("bare model, images/s", 1, ".1f"),
     "evaluate": ("evaluate, images/s", 1, ".1f"),
 }
-# Ratios of a part by header: the column, and the contender to divide by.
-RATIOS = {
-    "speed": {
-        "x floor": ("seconds", lambda name: "floor-bf16" if "bf16" in name else "floor"),
-        "x jet_pytorch": ("seconds", lambda name: "jet_pytorch"),
-        "x jet_pytorch in the same mode": ("seconds", lambda name: re.sub(r"^\w+", "jet_pytorch", name)),
-    },
-    "memory": {
-        "peak x jet_pytorch": ("peak", lambda name: "jet_pytorch"),
-        "sum x jet_pytorch": ("total", lambda name: "jet_pytorch"),
-    },
-    "compilation": {"x jet_pytorch": ("compile_seconds", lambda name: re.sub(r"^\w+", "jet_pytorch", name))},
-    "latency": {"later x jet_pytorch": ("later", lambda name: "jet_pytorch")},
-}
+# Header and column of the ratios, with the contender to divide by.
+RATIOS = (
+    ("x floor", "seconds", lambda name: "floor-bf16" if "bf16" in name else "floor"),
+    ("x jet_pytorch", "seconds", lambda name: "jet_pytorch"),
+    ("x jet_pytorch in the same mode", "seconds", lambda name: re.sub(r"^\w+", "jet_pytorch", name)),
+    ("peak x jet_pytorch", "peak", lambda name: "jet_pytorch"),
+    ("sum x jet_pytorch", "total", lambda name: "jet_pytorch"),
+    ("x jet_pytorch", "compile_seconds", lambda name: re.sub(r"^\w+", "jet_pytorch", name)),
+    ("later x jet_pytorch", "later", lambda name: "jet_pytorch"),
+)
 
 
 def update_tables(text: str, results: dict[str, dict]) -> str:
@@ -60,17 +56,16 @@ def update_tables(text: str, results: dict[str, dict]) -> str:
         start, end = f"<!-- {part} -->\n", f"<!-- end of {part} -->\n"
         if start not in text:
             text = f"{text}\n{start}{end}".lstrip()
-        before, rest = text.split(start, 1)
-        if end not in rest:
-            raise ValueError(f"the report must contain the line {end.strip()} after {start.strip()}.")
         machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-        origin = f"`{result['command']}` at commit {result['commit']} on {result['date']}"
-        origin = f"Measured by {origin} with batches of {result['batch_size']}: {machine}."
-        text = f"{before}{start}\n{table(part, result['rows'])}\n\n{origin}\n\n{end}{rest.split(end, 1)[1]}"
+        origin = "Measured by `{command}` at commit {commit} on {date} with batches of {batch_size}".format(**result)
+        block = f"{start}\n{table(result['rows'])}\n\n{origin}: {machine}.\n\n{end}"
+        text, found = re.subn(f"{start}.*?{end}", lambda _, block=block: block, text, count=1, flags=re.DOTALL)
+        if not found:
+            raise ValueError(f"the report must contain the line {end.strip()} after {start.strip()}.")
     return text
 
 
-def table(part: str, rows: list[dict]) -> str:
+def table(rows: list[dict]) -> str:
     """
     Format the rows of a part as a Markdown table: labels, measured columns, ratios.
 
@@ -86,10 +81,11 @@ def table(part: str, rows: list[dict]) -> str:
                 header, factor, spec = COLUMNS.get(key, (key, 1, ".1%"))
                 numbers[header] = format(factor * value, spec)
         setting = {key: row[key] for key in ("operation", "patch_size", "layers") if key in row}
-        for header, (column, reference) in RATIOS.get(part, {}).items():
-            wanted = setting | {"contender": reference(row["contender"])}
-            other = next((other for other in rows if wanted.items() <= other.items()), None)
-            numbers[header] = f"{row[column] / other[column]:.2f}" if other else ""
+        for header, column, reference in RATIOS:
+            if isinstance(row.get(column), int | float):
+                wanted = setting | {"contender": reference(row["contender"])}
+                other = next((other for other in rows if wanted.items() <= other.items()), None)
+                numbers[header] = f"{row[column] / other[column]:.2f}" if other else ""
         lines.append(labels | numbers)
     return markdown_table([list(lines[0]), *(list(line.values()) for line in lines)], len(labels))
 
@@ -97,16 +93,15 @@ def table(part: str, rows: list[dict]) -> str:
 def plot_growth(path: str | os.PathLike, rows: list[dict]) -> None:
     """Plot the seconds of encoding and training against each size, for jet_hf and the floor."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
-    figure, axes = plt.subplots(1, len(sizes), figsize=(3.5 * len(sizes), 3.5), squeeze=False)
+    figure, axes = plt.subplots(1, len(sizes), figsize=(3.5 * len(sizes), 3.5), squeeze=False, layout="tight")
     for row in rows:
         axis = axes[0][sizes.index(row["size"])]
-        color, style = {"encode": "C0", "train": "C1"}[row["operation"]], {"jet_hf": "o-", "floor": ":"}
+        style = {"encode": "C0", "train": "C1"}[row["operation"]] + {"jet_hf": "o-", "floor": ":"}[row["contender"]]
         label = f"{row['operation']}, {row['contender']}"
-        axis.loglog(row["values"], row["seconds"], style[row["contender"]], color=color, markersize=4, label=label)
+        axis.loglog(row["values"], row["seconds"], style, markersize=4, label=label)
         axis.set(xlabel=row["size"], xticks=row["values"], xticklabels=row["values"])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("seconds")
     axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
     save_figure(path, figure)

@@ -1,6 +1,7 @@
 # Copyright 2026 The jet_hf authors. Licensed under the Apache License, Version 2.0.
 """Command-line arguments of `scripts/sweep.py`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jet_hf.utils.arguments import BoundedArguments, argument
@@ -28,25 +29,13 @@ class SweepArguments(BoundedArguments):
     grid: str | None = argument("YAML file with a recipe (config), values of fields (grid) and seeds.", None)
     table: str | None = argument("Table of the paper, instead of a grid.", None, choices=TABLES)
     config: str | None = argument("Recipe that every run starts from; by default that of the grid.", None)
-    output_dir: str = argument(
-        "Output folder. A run writes to TABLE/CELL/seed_SEED, results go to TABLE/results.jsonl.", "runs/sweep"
-    )
-    seeds: list[int] | None = argument(  # noqa: RUF009
-        "Seeds; each cell is run with each seed. By default those of the grid, or else 0.", None
-    )
-    override: list[str] | None = argument(  # noqa: RUF009
-        "FIELD=VALUE, or FIELD=A,B for a list: replaces a field of the recipe.", None
-    )
-    axis: list[str] | None = argument(  # noqa: RUF009
-        "NAME=A,B: replaces the paper's values on an axis of the table. --dry_run lists the axes.", None
-    )
-    accelerate_config: str | None = argument(
-        "Configuration file of accelerate launch, such as those in recipes/accelerate.", None
-    )
-    dry_run: bool = argument("List the runs with their status and size, and exit.", False)
-    print_commands: bool = argument(
-        "Print the command of each run that is not finished, one per line, and exit.", False
-    )
+    output_dir: str = argument("Output folder, of TABLE/CELL/seed_SEED and TABLE/results.jsonl.", "runs/sweep")
+    seeds: Sequence[int] | None = argument("Seeds to run each cell with; by default those of the grid, or 0.", None)
+    override: Sequence[str] | None = argument("FIELD=VALUE, or FIELD=A,B for a list: replaces a field.", None)
+    axis: Sequence[str] | None = argument("NAME=A,B: replaces the paper's values on an axis; see --dry_run.", None)
+    accelerate_config: str | None = argument("Configuration of accelerate, such as in recipes/accelerate.", None)
+    dry_run: bool = argument("List the axes, and the runs with their status and size, and exit.", False)
+    print_commands: bool = argument("Print the commands of unfinished runs, one per line, and exit.", False)
     report: str | None = argument("Markdown file to write the report to; a plot goes beside it.", None)
     report_only: bool = argument("Start no run; collect the results and write the report.", False)
 

@@ -5,8 +5,6 @@ The report of a table in Markdown: results over seeds beside the paper's, verdic
 docs/sweeps/README.md explains the statistics.
 """
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +24,8 @@ UNKNOWN = "n/a"
 MARKERS = "osD^vP*X"
 
 # Outcomes of a comparison. A claim has the first of these that one of its comparisons has.
-CONTRARY, NOT_RUN, ONE_SEED, WITHIN_ERROR, SHOWN = VERDICTS = (
-    "contrary",
-    "not run",
-    "one seed, no error",
-    "within the error",
-    "shown",
-)
+VERDICTS = ("contrary", "not run", "one seed, no error", "within the error", "shown")
+CONTRARY, NOT_RUN, ONE_SEED, WITHIN_ERROR, SHOWN = VERDICTS
 
 
 def write_report(path: Path, command: str, table: Table, rows: list[dict], arguments: TrainArguments) -> None:
@@ -58,10 +51,10 @@ def write_report(path: Path, command: str, table: Table, rows: list[dict], argum
         *(f"On `{cell.name}`: {cell.note}." for cell in table.cells if cell.note),
     ]
     if table.claims:
-        parts += ["## The paper's claims", claims_table(table.claims, summary, bits)]
-    if missing := [row for row in rows if row["status"] != FINISHED]:
-        lines = [f"- `{row['cell']}`, seed {row['seed']}: {row['status']}" for row in missing]
-        parts += ["## Runs without a result", "\n".join(lines)]
+        parts += ["## The paper's claims", claims_table(table, summary, bits)]
+    missing = [f"- `{row['cell']}`, seed {row['seed']}: {row['status']}" for row in rows if row["status"] != FINISHED]
+    if missing:
+        parts += ["## Runs without a result", "\n".join(missing)]
     parts += ["## Compute", f"![Bits per dimension against training compute]({picture.name})"]
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_compute(picture, table.title, summary)
@@ -110,12 +103,11 @@ def differences(claim: dict, cells: pd.DataFrame, bits: pd.DataFrame) -> pd.Data
     Returns:
         A table with a column for each comparison, named after it, and the rows of `bits`.
     """
-    pairs = select_pairs(cells, claim["pairs"])
+    pairs = select_pairs(cells.assign(mean=bits.mean()), claim["pairs"])
     if claim.get("like_compute"):
-        means = bits.mean()
-        pairs = pairs.assign(high=pairs["high_name"].map(means), low=pairs["low_name"].map(means))
-        pairs = pairs.dropna(subset=["high", "low", "high_flops", "low_flops"])
-        pairs = pairs[pairs["high"] == pairs["high"].min()].query("low_flops <= high_flops").nsmallest(1, "low")
+        pairs = pairs.dropna(subset=["high_mean", "low_mean", "high_flops", "low_flops"])
+        best = pairs[pairs["high_mean"] == pairs["high_mean"].min()]
+        pairs = best.query("low_flops <= high_flops").nsmallest(1, "low_mean")
     if "minus" in claim:
         pairs = pairs.merge(select_pairs(cells, claim["minus"]).add_prefix("minus_"), how="cross")
     found = {}
@@ -131,8 +123,8 @@ def differences(claim: dict, cells: pd.DataFrame, bits: pd.DataFrame) -> pd.Data
 def compare(values: pd.DataFrame) -> pd.DataFrame:
     """Return the mean, the error and the verdict of each column of differences, of the seeds without NaN."""
     count, mean, error = values.count(), values.mean(), confidence_margin(values)
-    outcomes = [(count == 0, NOT_RUN), (count == 1, ONE_SEED), (mean.abs() <= error, WITHIN_ERROR), (mean > 0, SHOWN)]
-    verdict = np.select(*zip(*outcomes, strict=True), default=CONTRARY)
+    conditions = [count == 0, count == 1, mean.abs() <= error, mean > 0]
+    verdict = np.select(conditions, [NOT_RUN, ONE_SEED, WITHIN_ERROR, SHOWN], default=CONTRARY)
     return pd.DataFrame({"mean": mean, "error": error, "verdict": verdict})
 
 
@@ -174,13 +166,12 @@ def results_table(table: Table, cells: pd.DataFrame, bits: pd.DataFrame) -> str:
         columns["paper"] = [show(value, "g") for value in cells["paper"]]
     columns["here"] = list(map(plus_minus, cells["mean"], cells["sem"]))
     if table.reference in bits:
-        others = bits.drop(columns=table.reference).columns
-        in_paper = (cells["paper"] - cells["paper"][table.reference])[others].reindex(cells.index)
-        here = bits[others].sub(bits[table.reference], axis=0).reindex(columns=cells.index)
+        in_paper = cells["paper"] - cells["paper"][table.reference]
+        here = bits.sub(bits[table.reference], axis=0)
+        in_paper[table.reference] = here[table.reference] = np.nan
         columns[f"paper: minus `{table.reference}`"] = [show(value, "+.3f") for value in in_paper]
-        columns[f"here: minus `{table.reference}`"] = [
-            plus_minus(mean, error, "+") for mean, error in zip(here.mean(), confidence_margin(here), strict=True)
-        ]
+        margins = zip(here.mean(), confidence_margin(here), strict=True)
+        columns[f"here: minus `{table.reference}`"] = [plus_minus(mean, error, "+") for mean, error in margins]
     columns["seeds"] = [f"{number} of {len(bits)}" for number in cells["finished"]]
     columns["parameters"] = [f"{number:,}" for number in cells["parameters"]]
     columns["training FLOPs"] = [show(value, ".3g") for value in cells["flops"]]
@@ -189,18 +180,18 @@ def results_table(table: Table, cells: pd.DataFrame, bits: pd.DataFrame) -> str:
 
 def show(value: float, form: str) -> str:
     """Return a number in a format, where it is known."""
-    return UNKNOWN if math.isnan(value) else f"{value:{form}}"
+    return UNKNOWN if np.isnan(value) else f"{value:{form}}"
 
 
 def plus_minus(mean: float, error: float, sign: str = "") -> str:
     """Return a mean with its error, where they are known."""
-    return show(mean, f"{sign}.4f") + ("" if math.isnan(error) else f" ± {error:.4f}")
+    return show(mean, f"{sign}.4f") + ("" if np.isnan(error) else f" ± {error:.4f}")
 
 
-def claims_table(claims: Sequence[dict], cells: pd.DataFrame, bits: pd.DataFrame) -> str:
+def claims_table(table: Table, cells: pd.DataFrame, bits: pd.DataFrame) -> str:
     """Return the table of verdicts on the paper's claims."""
     lines = [["claim", "here", "comparisons", "smallest margin here", "smallest margin in the paper"]]
-    for claim in claims:
+    for claim in table.claims:
         comparisons = compare(differences(claim, cells, bits))
         verdicts = list(comparisons["verdict"])
         counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in reversed(VERDICTS) if verdict in verdicts]

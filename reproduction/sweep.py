@@ -6,15 +6,13 @@ Each run is an ordinary run of `scripts/train.py` in its own folder, with `--res
 the checkpoints and the comparison of settings of `scripts/train.py` make its command safe to repeat.
 """
 
-import dataclasses
-import inspect
 import itertools
 import json
 import logging
 import math
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +22,7 @@ from huggingface_hub.errors import StrictDataclassError
 from jet_hf.analysis.cost import count_parameters, training_flops
 from jet_hf.model.configuration_jet import JetConfig
 from jet_hf.training import TrainArguments, parse_arguments
-from jet_hf.training.checkpoints import list_checkpoints
+from jet_hf.training.checkpoints import changed_settings, list_checkpoints
 from jet_hf.training.dry_run import release_images
 from jet_hf.training.fine_tuning import find_config
 from jet_hf.training.setup import count_steps
@@ -49,6 +47,7 @@ class Run:
     Args:
         cell: Cell of the table.
         seed: Seed of the weights, the channel permutations, the data order and the noise.
+        folder: Output folder.
         flags: Command line of `scripts/train.py`.
         arguments: Arguments that it is parsed to.
         config: Configuration of the model.
@@ -56,13 +55,10 @@ class Run:
 
     cell: Cell
     seed: int
+    folder: Path
     flags: list[str]
     arguments: TrainArguments
     config: JetConfig
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.arguments.output_dir)
 
     @property
     def is_complete(self) -> bool:
@@ -89,20 +85,16 @@ def run_sweep(arguments: SweepArguments, command: str) -> int:
     Raises:
         ValueError: for arguments that do not fit the table or the recipe, or a folder with a run of other settings.
     """
-    if arguments.grid is not None:
-        name, (table, recipe, seeds) = Path(arguments.grid).stem, read_grid(arguments.grid)
-    else:
-        name, recipe, seeds = arguments.table, "", [0]
-        table = read_table(name, parse_assignments(arguments.axis or [], "axis"))
-    folder = Path(arguments.output_dir) / name
-    recipe = arguments.config or recipe
+    axes = parse_assignments(arguments.axis or [], "axis")
     overrides = parse_assignments(arguments.override or [], "override")
-    runs = make_runs(table.cells, recipe, overrides, arguments.seeds or seeds, folder)
+    table = read_table(arguments.table, axes) if arguments.grid is None else read_grid(Path(arguments.grid))
+    folder, recipe = Path(arguments.output_dir) / table.name, arguments.config or table.recipe
+    runs = make_runs(table.cells, recipe, overrides, arguments.seeds or table.seeds, folder)
     for run in runs:
         check_settings(run)
     left = [run for run in runs if not run.is_complete]
     if arguments.dry_run:
-        print(describe(table, collect_rows(name, runs)))
+        print(describe(table, collect_rows(table.name, runs)))
         return 0
     if arguments.print_commands:
         for run in left:
@@ -110,7 +102,7 @@ def run_sweep(arguments: SweepArguments, command: str) -> int:
         return 0
     if not arguments.report_only:
         run_all(left, arguments.accelerate_config)
-    rows = collect_rows(name, runs)
+    rows = collect_rows(table.name, runs)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "results.jsonl", "".join(strict_json(row) + "\n" for row in rows))
     print(mean_table(rows))
@@ -144,12 +136,12 @@ def parse_assignments(texts: list[str], argument: str) -> dict[str, list[str]]:
     return values
 
 
-def to_flags(fields: dict) -> list[str]:
-    """Return the flags of `scripts/train.py` that set these fields."""
+def to_flags(values: dict) -> list[str]:
+    """Return the flags of `scripts/train.py` that set fields to these values."""
     flags = []
-    for name, value in fields.items():
-        values = value if isinstance(value, list) else [value]
-        flags += [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *map(str, values)]
+    for name, value in values.items():
+        items = value if isinstance(value, list) else [value]
+        flags += [f"--{name}={items[0]}"] if len(items) == 1 else [f"--{name}", *map(str, items)]
     return flags
 
 
@@ -184,15 +176,15 @@ def make_runs(
     draws_permutations = base.model_name_or_path is None and base.permutation_seed is None
     runs = []
     for seed, cell in itertools.product(seeds, cells):
-        permutations = {"permutation_seed": seed} if draws_permutations else {}
-        output = {"output_dir": folder / cell.name / f"seed_{seed}", "resume_from_checkpoint": "latest"}
-        fields = {"seed": seed, **permutations, **cell.fields, **output, "push_to_hub": False, "dry_run": False}
-        flags = [*shared, *to_flags(fields)]
+        output = folder / cell.name / f"seed_{seed}"
+        values = {"seed": seed, **({"permutation_seed": seed} if draws_permutations else {}), **cell.fields}
+        values |= {"output_dir": output, "resume_from_checkpoint": "latest", "push_to_hub": False, "dry_run": False}
+        flags = [*shared, *to_flags(values)]
         try:
             arguments = parse_arguments(flags)
             config = find_config(arguments)
             config.check_bits_per_dim()
-            runs.append(Run(cell, seed, flags, arguments, config))
+            runs.append(Run(cell, seed, output, flags, arguments, config))
         except (ValueError, StrictDataclassError) as error:
             raise ValueError(f"the cell {cell.name} does not fit the recipe: {error}") from error
     return runs
@@ -209,21 +201,20 @@ def check_settings(run: Run) -> None:
     if not recipe.is_file():
         return
     # The recipe may come from another release, with fields that this one lacks.
-    known = {item.name for item in dataclasses.fields(TrainArguments)}
-    fields = {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name in known}
-    before, now = decisive_settings(TrainArguments(**fields)), decisive_settings(run.arguments)
-    if changes := [f"`{name}` was {before[name]} and is now {now[name]}" for name in now if before[name] != now[name]]:
+    known = {item.name for item in fields(TrainArguments)}
+    earlier = {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name in known}
+    before, now = decisive_settings(TrainArguments(**earlier)), decisive_settings(run.arguments)
+    if changes := changed_settings(before, now):
         raise ValueError(
-            f"{run.folder} holds a run with other settings: {'; '.join(changes)}. Give another `output_dir`, or "
-            "move the folder away."
+            f"{run.folder} holds a run with other settings: {'; '.join(changes.values())}. Give another "
+            "`output_dir`, or move the folder away."
         )
 
 
 def decisive_settings(arguments: TrainArguments) -> dict:
     """Return the settings on which the numbers of a run depend, with the defaults of the model filled in."""
-    config = find_config(arguments)
-    values = vars(arguments) | {name: getattr(config, name) for name in inspect.get_annotations(JetConfig)}
-    return {item.name: values[item.name] for item in dataclasses.fields(arguments) if item.metadata["decides"]}
+    values = vars(arguments) | find_config(arguments).own_fields()
+    return {item.name: values[item.name] for item in fields(arguments) if item.metadata["decides"]}
 
 
 def run_all(runs: list[Run], accelerate_config: str | None) -> None:
@@ -236,20 +227,19 @@ def run_all(runs: list[Run], accelerate_config: str | None) -> None:
     for number, run in enumerate(runs, 1):
         logger.info(f"run {number} of {len(runs)}: {run.folder}")
         code = launch(run.launch_arguments(accelerate_config))
-        if run.is_complete:
-            continue
-        if code in STOP_CODES:
+        if not run.is_complete and code in STOP_CODES:
             logger.warning(f"{run.folder} was stopped by a signal. The same command resumes the sweep.")
             return
-        logger.warning(f"{run.folder} failed with exit code {code}.")
+        if not run.is_complete:
+            logger.warning(f"{run.folder} failed with exit code {code}.")
 
 
 def describe(table: Table, rows: list[dict]) -> str:
     """Return the plan of a sweep: the axes of the table, and the status and the size of each run."""
     lines = [f"{table.title}. Paper: {table.setting}." if table.setting else f"{table.title}."]
     lines += [f"axis {name}: {', '.join(map(str, values))}" for name, values in table.axes.items()]
-    columns = ["cell", "seed", "num_parameters", "training_flops", "status"]
-    frame = pd.DataFrame(rows)[columns].astype({"training_flops": float})
+    frame = pd.DataFrame(rows)[["cell", "seed", "num_parameters", "training_flops", "status"]]
+    frame = frame.astype({"training_flops": float})
     formatters = {"num_parameters": "{:,}".format}
     lines.append(frame.to_string(index=False, formatters=formatters, float_format="{:.3g}".format, na_rep="unknown"))
     left = frame["training_flops"][frame["status"] != FINISHED]
@@ -261,10 +251,10 @@ def describe(table: Table, rows: list[dict]) -> str:
 def mean_table(rows: list[dict]) -> str:
     """Return a table of the cells' bits per dimension: mean, standard deviation, and extremes over the seeds."""
     bits = pd.DataFrame(rows).astype({"bits_per_dim": float}).groupby("cell", sort=False)["bits_per_dim"]
-    numbers = bits.agg(["mean", "std", "min", "max"]).map(lambda value: "n/a" if math.isnan(value) else f"{value:.4f}")
+    columns = {"bits per dimension": "mean", "standard deviation": "std", "lowest": "min", "highest": "max"}
+    numbers = bits.agg(**columns).map(lambda value: "n/a" if math.isnan(value) else f"{value:.4f}")
     numbers["seeds"] = bits.count().astype(str)
-    header = ["cell", "bits per dimension", "standard deviation", "lowest", "highest", "seeds"]
-    return markdown_table([header, *map(list, numbers.itertuples(name=None))], left=1)
+    return markdown_table([["cell", *numbers], *map(list, numbers.itertuples(name=None))], left=1)
 
 
 def read_run(run: Run) -> tuple[str, dict]:
@@ -297,27 +287,23 @@ def collect_rows(table: str, runs: list[Run]) -> list[dict]:
     for run in runs:
         status, evaluation = read_run(run)
         num_parameters, flops_per_image = sizes[run.cell.name]
-        arguments = run.arguments
-        num_steps, num_images = evaluation.get("step"), release_images(arguments)
-        if not num_steps and (arguments.max_steps or num_images):
-            num_steps = count_steps(arguments, num_images)
-        rows.append(
-            {
-                "table": table,
-                "cell": run.cell.name,
-                "seed": run.seed,
-                "status": status,
-                "bits_per_dim": evaluation.get("bits_per_dim"),
-                "standard_error": evaluation.get("standard_error"),
-                "num_eval_images": evaluation.get("num_images"),
-                "paper_bits_per_dim": run.cell.paper,
-                "num_parameters": num_parameters,
-                "training_flops": num_steps and float(flops_per_image * arguments.train_batch_size * num_steps),
-                "num_steps": num_steps,
-                "train_batch_size": arguments.train_batch_size,
-                "learning_rate": arguments.learning_rate,
-                **{name: getattr(run.config, name) for name in inspect.get_annotations(JetConfig)},
-                **run.cell.fields,
-            }
-        )
+        num_steps, num_images = evaluation.get("step"), release_images(run.arguments)
+        if not num_steps and (run.arguments.max_steps or num_images):
+            num_steps = count_steps(run.arguments, num_images)
+        row = {
+            "table": table,
+            "cell": run.cell.name,
+            "seed": run.seed,
+            "status": status,
+            "bits_per_dim": evaluation.get("bits_per_dim"),
+            "standard_error": evaluation.get("standard_error"),
+            "num_eval_images": evaluation.get("num_images"),
+            "paper_bits_per_dim": run.cell.paper,
+            "num_parameters": num_parameters,
+            "training_flops": num_steps and float(flops_per_image * run.arguments.train_batch_size * num_steps),
+            "num_steps": num_steps,
+            "train_batch_size": run.arguments.train_batch_size,
+            "learning_rate": run.arguments.learning_rate,
+        }
+        rows.append(row | run.config.own_fields() | run.cell.fields)
     return rows

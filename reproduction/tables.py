@@ -8,7 +8,7 @@ ablation of the dequantization flow set the sizes themselves.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -46,34 +46,40 @@ class Table:
     Cells to run, with the paper's claims about them.
 
     Args:
+        name: Name of the table and of its folder.
         title: Heading of the report.
         axes: The paper's values on each axis.
         cells: The cells.
+        recipe: Recipe of a grid of the user.
+        seeds: Seeds, unless others are chosen.
         setting: Data, length and sizes behind the paper's results; `None` for a grid of the user.
         claims: The paper's claims, as `paper.yaml` describes them.
         reference: Name of the cell that the others are compared with.
     """
 
+    name: str
     title: str
     axes: dict[str, list]
     cells: list[Cell]
+    recipe: str | None = None
+    seeds: list[int] = field(default_factory=lambda: [0])
     setting: str | None = None
     claims: Sequence[dict] = ()
     reference: str | None = None
 
 
-def read_grid(path: str) -> tuple[Table, str, list[int]]:
+def read_grid(path: Path) -> Table:
     """
     Read a grid: a YAML file with a recipe (`config`), values of fields (`grid`), and seeds (`seeds`, by default 0).
 
     Returns:
-        A table with a cell for each combination of values, the recipe and the seeds.
+        A table with a cell for each combination of values.
 
     Raises:
         ValueError: for a file that is not such a grid; the message names the entry.
     """
     try:
-        grid = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        grid = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} must be a YAML file: {error}") from error
     if not isinstance(grid, dict) or not {"config", "grid"} <= grid.keys() <= {"config", "grid", "seeds"}:
@@ -87,9 +93,9 @@ def read_grid(path: str) -> tuple[Table, str, list[int]]:
     for values in itertools.product(*lists):
         fields = dict(zip(axes, values, strict=True))
         labels = {name: "+".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in fields.items()}
-        name = ",".join(f"{field}={label}" for field, label in labels.items())
+        name = ",".join(f"{axis}={label}" for axis, label in labels.items())
         cells.append(Cell(name.replace("/", "_"), labels, fields))
-    return Table(f"Grid of {Path(path).name}", axes, cells), str(grid["config"]), grid.get("seeds", [0])
+    return Table(path.stem, f"Grid of {path.name}", axes, cells, str(grid["config"]), grid.get("seeds", [0]))
 
 
 def read_table(name: str, axes: dict[str, list[str]] | None = None) -> Table:
@@ -108,8 +114,8 @@ def read_table(name: str, axes: dict[str, list[str]] | None = None) -> Table:
     for axis, texts in (axes or {}).items():
         if axis not in values:
             raise ValueError(f"`axis` must name one of {', '.join(values)}, got {axis!r}.")
-        values[axis] = [parse_axis_value(axis, text, entry["axes"][axis]) for text in texts]
-    if name in ("coupling_layouts", "masking_vs_pairing", "glow_parts"):
+        values[axis] = [parse_axis_value(axis, text, values[axis]) for text in texts]
+    if values.keys() <= PAPER["choices"].keys():
         cells = ablation_cells(entry, values)
     elif name == "dequantization":
         cells = dequantization_cells(*values.values())
@@ -120,35 +126,29 @@ def read_table(name: str, axes: dict[str, list[str]] | None = None) -> Table:
         cells += size_cells(PAPER["tables"]["imagenet1k_64"], [layers, *vit], "vit", "vit-")
     else:
         cells = size_cells(entry, list(values.values()), "vit")
-    return Table(entry["title"], entry["axes"], cells, entry["setting"], entry["claims"], entry.get("reference"))
+    return Table(name, cells=cells, **{key: entry[key] for key in entry if key not in ("results", "notes")})
 
 
 def parse_axis_value(axis: str, text: str, known: list) -> str | int:
     """Return a value of an axis: one of the paper's choices, or any positive integer for a size."""
-    if isinstance(known[0], str):
-        if text not in known:
-            raise ValueError(f"`axis` {axis} must be one of {', '.join(known)}, got {text!r}.")
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"`axis` {axis} must be a positive integer, got {text!r}.")
-    return int(text)
+    is_size = isinstance(known[0], int)
+    if not (text.isdecimal() and int(text) > 0 if is_size else text in known):
+        allowed = "a positive integer" if is_size else f"one of {', '.join(known)}"
+        raise ValueError(f"`axis` {axis} must be {allowed}, got {text!r}.")
+    return int(text) if is_size else text
 
 
 def ablation_cells(table: dict, chosen: dict[str, list[str]]) -> list[Cell]:
     """Return the cells whose choices are among the chosen ones. Channel couplings alone have no spatial pattern."""
-    results: dict[str, float | None] = {}
-    for first, row in table["results"].items():
-        if isinstance(row, dict):
-            results |= {f"{first}-{second}": bits for second, bits in row.items()}
-        else:
-            results[first] = row
     cells = []
-    for name, bits in results.items():
-        labels = dict(zip(chosen, name.split("-"), strict=False))
-        if all(label in chosen[axis] for axis, label in labels.items()):
-            fields = {k: v for axis, label in labels.items() for k, v in PAPER["choices"][axis][label].items()}
-            labels = dict.fromkeys(chosen, "none") | labels
-            cells.append(Cell(name, labels, fields, bits, table.get("notes", {}).get(name, "")))
+    for first, row in table["results"].items():
+        for second, bits in row.items() if isinstance(row, dict) else [(None, row)]:
+            labels = {axis: label for axis, label in zip(chosen, (first, second), strict=False) if label}
+            if all(label in chosen[axis] for axis, label in labels.items()):
+                name = "-".join(labels.values())
+                fields = {k: v for axis, label in labels.items() for k, v in PAPER["choices"][axis][label].items()}
+                labels = dict.fromkeys(chosen, "none") | labels
+                cells.append(Cell(name, labels, fields, bits, table.get("notes", {}).get(name, "")))
     return cells
 
 
@@ -156,12 +156,11 @@ def dequantization_cells(num_coupling_layers: list[int], dequantization_num_coup
     """Return pairs of cells with the same number of coupling layers: some in a dequantization flow, or none."""
     cells = {}
     for layers, extra in itertools.product(num_coupling_layers, dequantization_num_coupling_layers):
-        flow = {"num_coupling_layers": layers, "dequantization_num_coupling_layers": extra}
-        uniform = {"num_coupling_layers": layers + extra}
-        for kind, size, fields in (("flow", f"{layers}-and-{extra}", flow), ("uniform", f"{layers + extra}", uniform)):
-            labels = {"total_layers": layers + extra, "dequantization": kind}
-            name = f"{kind}-{size}"
-            cells[name] = Cell(name, labels, fields | {"dequantization": kind})
+        flow = {"num_coupling_layers": layers, "dequantization_num_coupling_layers": extra, "dequantization": "flow"}
+        uniform = {"num_coupling_layers": layers + extra, "dequantization": "uniform"}
+        for name, fields in ((f"flow-{layers}-and-{extra}", flow), (f"uniform-{layers + extra}", uniform)):
+            labels = {"total_layers": layers + extra, "dequantization": fields["dequantization"]}
+            cells[name] = Cell(name, labels, fields)
     return list(cells.values())
 
 
@@ -179,18 +178,11 @@ def size_cells(table: dict, sizes: list[list[int]], backbone: str, prefix: str =
     layers, _, widths, *_ = table["axes"].values()
     places = itertools.product(table["results"], layers, widths)
     results = dict(zip(places, itertools.chain(*table["results"].values()), strict=True))
-    return [
-        Cell(
-            f"{prefix}layers{n}-depth{depth}-width{width}",
-            {"layers": n, "depth": depth, "width": width, "backbone": backbone},
-            {
-                "num_coupling_layers": n,
-                "num_hidden_layers": depth,
-                "hidden_size": width,
-                "num_attention_heads": max(1, width // HEAD_WIDTH),
-                "backbone": backbone,
-            },
-            results.get((depth, n, width)),
-        )
-        for n, depth, width in itertools.product(*sizes)
-    ]
+    cells = []
+    for n, depth, width in itertools.product(*sizes):
+        labels = {"layers": n, "depth": depth, "width": width, "backbone": backbone}
+        fields = {"num_coupling_layers": n, "num_hidden_layers": depth, "hidden_size": width}
+        fields |= {"num_attention_heads": max(1, width // HEAD_WIDTH), "backbone": backbone}
+        name = f"{prefix}layers{n}-depth{depth}-width{width}"
+        cells.append(Cell(name, labels, fields, results.get((depth, n, width))))
+    return cells

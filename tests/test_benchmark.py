@@ -185,7 +185,7 @@ def test_growth_is_fitted(tmp_path):
     assert all(row["flops"] == pytest.approx(1) for row in rows[:4]) and all(row["flops"] > 2 for row in rows[4:])
     plot_growth(tmp_path / "growth.png", rows)
     assert (tmp_path / "growth.png").stat().st_size > 10_000
-    assert "| image_size | train | `floor` | 8 to 16 |" in table("growth", rows)
+    assert "| image_size | train | `floor` | 8 to 16 |" in table(rows)
 
 
 def test_tables_are_replaced_and_prose_is_kept():
