@@ -441,7 +441,7 @@ def test_detectors_refuse_wrong_arguments_and_images(fitted, tmp_path, monkeypat
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(metrics, "NUM_RESAMPLES", 40)
+    monkeypatch.setattr(metrics, "NUM_RESAMPLES", 15)
 
 
 @pytest.fixture(scope="module")

@@ -120,13 +120,13 @@ def test_the_largest_patch_finds_odd_products():
 
 
 def test_a_prior_denoises_and_fills_in_pixels():
-    results = denoise_and_inpaint.main(str(ROOT / "space" / "model"), steps=20)
+    results = denoise_and_inpaint.main(str(ROOT / "space" / "model"), steps=12)
     assert results["denoised"] > results["noisy"] + 4 and results["filled in"] > results["mean of neighbors"] + 1
 
 
 def test_the_table_of_restorations_has_every_task_and_method(tmp_path, monkeypatch):
     monkeypatch.setattr(restoration, "CROP_SIZE", 32)
-    flags = ["--num_crops", "1", "--num_steps", "3", "--sigmas", "25", "--langevin_steps", "8"]
+    flags = ["--num_crops", "1", "--num_steps", "2", "--sigmas", "25", "--langevin_steps", "4"]
     restoration.main(["--model", str(ROOT / "space" / "model"), "--output_dir", str(tmp_path / "table"), *flags])
     results = json.loads((tmp_path / "table" / "results.json").read_text())
     methods = {task: list(rows) for task, rows in results.items()}
@@ -143,11 +143,13 @@ def test_the_table_of_restorations_has_every_task_and_method(tmp_path, monkeypat
 
 
 def test_the_tables_of_anomaly_scores_have_every_kind_of_image_and_method(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "NUM_RESAMPLES", 5)
+    monkeypatch.setattr(metrics, "NUM_RESAMPLES", 2)
     monkeypatch.setattr(anomaly_table, "REDUCTIONS", (4,))
     monkeypatch.setattr(anomaly_table, "NUM_CLASSES", 2)
     monkeypatch.setattr(anomaly_table, "GridSearchCV", lambda estimator, *_, **__: estimator)
-    flags = {"num_normal": 16, "num_odd": 8, "background_steps": 1, "digits_steps": 1}
+    list_images = anomaly_table.list_images
+    monkeypatch.setattr(anomaly_table, "list_images", lambda pixels: list_images(pixels)[:24])
+    flags = {"num_normal": 8, "num_odd": 4, "background_steps": 1, "digits_steps": 1}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     anomaly_table.main(["--output_dir", str(tmp_path / "tables"), *words])
     results = json.loads((tmp_path / "tables" / "results.json").read_text())
@@ -169,12 +171,12 @@ def test_per_sample_gradients_equal_those_of_a_loop():
 
 
 def test_variational_inference_approaches_the_posterior():
-    results = variational_inference.main(steps=30)
+    results = variational_inference.main(steps=24)
     assert 0 < results["gap"] < 0.7 * results["independent"] and results["mean_error"] < 0.25
 
 
 def test_a_causal_transformer_learns_the_latents():
-    results = autoregressive_latents.main(steps=8)
+    results = autoregressive_latents.main(steps=5)
     for before, after in results.values():
         assert before > after + 0.2
 

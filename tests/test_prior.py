@@ -107,7 +107,7 @@ def test_restoration_with_an_affine_flow_is_the_mean_of_its_normal_posterior(nam
     model, operator = affine_model(), OPERATORS[name]
     measurements = operator.forward(noise(1, 1, 8, 8, dtype=torch.float64))
     mean, _ = normal_posterior(model, operator, measurements)
-    found = JetPrior(model).restore(measurements, operator, SIGMA, space=space, num_steps=300, step_size=0.2)
+    found = JetPrior(model).restore(measurements, operator, SIGMA, space=space, num_steps=230, step_size=0.2)
     torch.testing.assert_close(found.images.flatten(), mean, rtol=0, atol=1e-4)
 
 
@@ -134,6 +134,7 @@ def test_langevin_samples_have_the_mean_and_the_covariance_of_a_normal_posterior
         SIGMA,
         200,
         step_size=0.3,
+        start=mean.view(1, 1, 8, 8).expand(chains, -1, -1, -1),
         num_samples=1,
         generator=generator,
     )
@@ -179,17 +180,24 @@ def test_langevin_samples_depend_on_the_generator_only():
     first, again, other = draw(0), draw(0), draw(1)
     assert torch.equal(first.samples, again.samples) and not torch.equal(first.mean, other.mean)
     assert len(first.samples.unique(dim=0)) == 3
+    # By default, the chain starts at the restored image.
+    prior, noisy = JetPrior(new_model()), noisy[..., :8, :]
+    options["start"] = prior.restore(noisy, identity(), SIGMA).images
+    restored = draw(0)
+    options["start"] = None
+    assert torch.equal(draw(0).samples, restored.samples)
 
 
 def test_a_chain_tells_whether_it_has_mixed():
     """Under N(0, I) the posterior has the standard deviation `1 / sqrt(1 + 1 / sigma^2)`."""
-    prior, noisy = JetPrior(new_model()), noise(2, 3, 8, 8)
-    exact = (1 + SIGMA**-2) ** -0.5
+    prior, noisy = JetPrior(new_model()), noise(8, 3, 8, 8)
+    exact, start = (1 + SIGMA**-2) ** -0.5, prior.restore(noisy, identity(), SIGMA).images
 
     def draw(**options):
-        return prior.sample_posterior(noisy, identity(), SIGMA, generator=torch.Generator().manual_seed(0), **options)
+        generator = torch.Generator().manual_seed(0)
+        return prior.sample_posterior(noisy, identity(), SIGMA, start=start, generator=generator, **options)
 
-    long = draw(num_steps=800, step_size=0.3)
+    long = draw(num_steps=400, step_size=0.3)
     assert long.mixed.all() and abs(float(long.std.mean()) / exact - 1) < 0.02
     short = draw(num_steps=100, step_size=0.01)
     assert (short.r_hat > 1.5).all() and not short.mixed.any() and float(short.std.mean()) < 0.5 * exact
@@ -203,13 +211,15 @@ def test_a_chain_tells_whether_it_has_mixed():
 def test_results_have_no_graph_and_need_none():
     model, measurements = tiny_model(), noise(1, 3, 8, 12)
     prior, operator = JetPrior(model), mask(torch.arange(12) % 3 > 0)
-    generator = torch.Generator()
+    generator, start = torch.Generator(), torch.zeros(1, 3, 8, 12)
     calls = (
         lambda images: prior.score(images),
         lambda images: prior.denoise(images, SIGMA, num_steps=3),
         lambda images: prior.restore(images, operator, torch.tensor([SIGMA]), num_steps=3).images,
         lambda images: prior.restore(images[..., :8].contiguous(), identity(), SIGMA, "latent", num_steps=3).images,
-        lambda images: prior.sample_posterior(images, operator, SIGMA, 3, generator=generator.manual_seed(0)).mean,
+        lambda images: (
+            prior.sample_posterior(images, operator, SIGMA, 3, start=start, generator=generator.manual_seed(0)).mean
+        ),
     )
     for call in calls:
         expected = call(measurements)
@@ -224,7 +234,7 @@ def test_measurements_may_be_numbers_of_any_shape():
     weights = noise(3, 8, 8) / noise(3, 8, 8).norm()
     operator = LinearOperator(lambda x: (x * weights).sum((1, 2, 3)), lambda y: y[:, None, None, None] * weights)
     measurements = torch.tensor([1.0, -2.0])
-    found = JetPrior(new_model()).restore(measurements, operator, SIGMA, num_steps=300, step_size=0.2).images
+    found = JetPrior(new_model()).restore(measurements, operator, SIGMA, num_steps=200, step_size=0.2).images
     exact = operator.adjoint(measurements / (weights.square().sum() + SIGMA**2))
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-3)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,10 @@ def in_processes(work: Callable, tasks: Sequence[tuple], arguments: CodecArgumen
             yield work(*task)
         return
     num_threads = max(1, (os.cpu_count() or 1) // num_proc)
-    # Forks of a process with threads may hang.
-    with ProcessPoolExecutor(num_proc, get_context("spawn"), torch.set_num_threads, (num_threads,)) as pool:
+    # Forks of a process with threads may hang. The fork server has none, and imports once for all processes.
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(num_proc, context, torch.set_num_threads, (num_threads,)) as pool:
         try:
             yield from pool.map(work, *zip(*tasks, strict=True))
         finally:

@@ -4,7 +4,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -241,7 +241,7 @@ class AnomalyDetector:
         if len(images) == 1:
             raise ValueError("`images` must be at least two images for the test of a batch, got one.")
         self._fitted("the test of a batch")
-        return self._batch_test(self._measure(images, progress))
+        return self._batch_test(self._measure(images, progress, scores=()))
 
     def judge(self, images: Sequence[Any], progress: bool = False) -> Judgment:
         """Return the results of [`score`], [`p_value`], [`batch_test`] and [`heat_map`] at the cost of one of them."""
@@ -270,16 +270,24 @@ class AnomalyDetector:
         _check_finite(PATCHES, patch_bits)
         return patch_bits - self.mean_patch_bits
 
-    def _measure(self, images: Sequence[Any], progress: bool) -> dict[str, np.ndarray]:
+    def _measure(
+        self, images: Sequence[Any], progress: bool, scores: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """Return the scores that need no reference images, the likelihood in any case, and the bits of patches."""
-        parts = [self._measure_batch(*batch) for batch in self._passes(images, progress)]
+        names = dict.fromkeys(["negative_log_likelihood", PATCHES, *(self.scores if scores is None else scores)])
+        parts = [self._measure_batch(names, *batch) for batch in self._passes(images, progress)]
         measured = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for name, values in measured.items():
             _check_finite(name, values)
         return measured
 
     def _measure_batch(
-        self, levels: np.ndarray, pixel_values: torch.Tensor, noise: torch.Tensor, bits: PatchBits
+        self,
+        names: Iterable[str],
+        levels: np.ndarray,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor,
+        bits: PatchBits,
     ) -> dict[str, np.ndarray]:
         labels = self._labels(len(levels))
         compute = {
@@ -292,7 +300,6 @@ class AnomalyDetector:
             ),
             PATCHES: lambda: formulas.patch_bits_per_dim(bits),
         }
-        names = dict.fromkeys(["negative_log_likelihood", PATCHES, *self.scores])
         return {name: compute[name]().cpu().numpy() for name in names if name in compute}
 
     def _passes(
