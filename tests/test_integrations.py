@@ -171,7 +171,7 @@ def test_per_sample_gradients_equal_those_of_a_loop():
 
 
 def test_variational_inference_approaches_the_posterior():
-    results = variational_inference.main(steps=24)
+    results = variational_inference.main(steps=30)
     assert 0 < results["gap"] < 0.7 * results["independent"] and results["mean_error"] < 0.25
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 from importlib import import_module
 from inspect import cleandoc
+from types import ModuleType
 
 from . import __version__
 from .arguments import (
@@ -60,15 +61,12 @@ def run(argv: list[str]) -> None:
             if not rank():
                 print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from error
-    gc.disable()  # imports create hundreds of thousands of objects, hardly any of them garbage
     try:
-        command = import_module(f".commands.{name}", __package__)
+        command = _import_command(name)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(__package__):
             raise
         raise SystemExit(f"error: jet-hf {name} needs the package {error.name}, which is not installed.") from error
-    finally:
-        gc.enable()
     try:
         with console(*command.EXPECTED_ERRORS):
             command.run(arguments)
@@ -102,3 +100,21 @@ def _command(argv: list[str]) -> str:
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
         raise UsageError(f"unknown command {name}, {hint} (see jet-hf --help)")
     return name
+
+
+def _import_command(name: str) -> ModuleType:
+    """
+    Import the module of a command.
+
+    An import creates hundreds of thousands of objects, hardly any of them garbage. Neither collections during the
+    import, nor later ones, nor the one at the end of the process, need to look at them.
+    """
+    module = f"{__package__}.commands.{name}"
+    if module not in sys.modules:
+        gc.disable()
+        try:
+            import_module(module)
+        finally:
+            gc.freeze()
+            gc.enable()
+    return sys.modules[module]
