@@ -220,6 +220,7 @@ class ForkedScript:
             patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
             # Killed runs cannot clean up their semaphores.
             patch.setenv("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+            patch.setenv("PYTHONHASHSEED", "1")  # no result may depend on the hashes of strings, which differ here
             given = (arguments, cache, stdout, stderr, variables, under_parent)
             self.process = self.context.Process(target=run_forked, args=given)
             self.process.start()
