@@ -117,7 +117,10 @@ result = {
 
 
 REMOTE = """
-import sys, torch
+import gc, sys
+
+gc.disable()  # imports are faster without it
+import torch
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
