@@ -334,7 +334,7 @@ def figures_of_samples(
     **sampling: Any,
 ) -> dict[str, dict[str, float | None]]:
     """Return figures of samples beside those of real images of the training data, by default all."""
-    options = SampleOptions(num_samples, figures=figures, seed=seed, sampling=sampling)
+    options = SampleOptions(num_samples, figures=figures, batch_size=256, seed=seed, sampling=sampling)
     report = evaluate_samples(model, data.processor, data.held_out, data.train, options)
     assert report is not None
     return describe_samples(report)

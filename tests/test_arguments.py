@@ -4,16 +4,15 @@ import dataclasses
 import inspect
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import get_args
 
 import datasets
 import pytest
 import yaml
+from accelerate.commands import launch
 from conftest import ROOT, tiny_model
-from train_process import TINY, environment, write_images
+from train_process import TINY, ForkedScript, write_images
 
 from jet_hf import JetConfig
 from jet_hf.arguments import (
@@ -165,16 +164,13 @@ def test_launched_processes_refuse_float16_of_a_configuration_file_in_a_line_eac
     settings = yaml.safe_load((ROOT / "recipes" / "accelerate" / "cpu.yaml").read_text())
     settings |= {"mixed_precision": "fp16", "num_processes": 2}
     (tmp_path / "fp16.yaml").write_text(yaml.safe_dump(settings))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", tmp_path / "fp16.yaml"]
-    run = subprocess.run(
-        [*launch, "-m", "jet_hf.train", "--output_dir", tmp_path / "run"],
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 1
-    assert run.stderr.count("error: the mixed precision must be 'no' or 'bf16', got 'fp16' from the settings")
-    assert "jet_hf" not in run.stderr.partition("Traceback")[2], "a traceback may only be the launcher's"
+    log = tmp_path / "log.txt"
+    words = [launch.__file__, "--quiet", "--config_file", tmp_path / "fp16.yaml"]
+    words += ["-m", "jet_hf.train", "--output_dir", tmp_path / "run"]
+    assert ForkedScript(list(map(str, words)), tmp_path, log, log, {}).wait(timeout=300) == 1
+    output = log.read_text()
+    assert output.count("error: the mixed precision must be 'no' or 'bf16', got 'fp16' from the settings")
+    assert "jet_hf" not in output.partition("Traceback")[2], "a traceback may only be the launcher's"
     assert not (tmp_path / "run").exists()
 
 

@@ -2,9 +2,7 @@
 
 import io
 import logging
-import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -15,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from train_process import ForkedScript
 
 from examples.photographs import SPLITS, load_photograph, write_photographs
 from jet_hf import JetImageProcessor
@@ -291,13 +290,15 @@ def test_pixels_are_decoded_once_for_all_processes(tmp_path, monkeypatch, capsys
     def parse(output: str) -> list[list[int]]:
         return [[int(word) for word in line.split()] for line in output.splitlines()]
 
-    environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONHASHSEED": "1"}
-    command = [sys.executable, "-c", LOAD, str(tmp_path / "images")]
-    first = parse(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    (tmp_path / "load.py").write_text(LOAD)
+    command = [str(tmp_path / "load.py"), str(tmp_path / "images")]
+    output = tmp_path / "output.txt"
+    assert ForkedScript(command, tmp_path / "cache", output, output, {}).wait(timeout=300) == 0, output.read_text()
+    first = parse(output.read_text())
     assert [line[0] for line in first] == [3, 3, 6, 9]  # without crops the seed draws nothing
     assert [line[1] for line in first] == [3, 3, 6, 6] and first[0][2] == GOOD[1, 0, :, 0].sum()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(sys, "argv", command[2:])
+    monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(pixels_module, "decode_image", pixels_module.decode_image)  # restored after the script
     exec(LOAD, {})
     assert parse(capsys.readouterr().out) == [[0, *line[1:]] for line in first]

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from test_files import parse_strictly
 from train_process import (
     TINY,
+    ForkedScript,
     TrainProcess,
-    command,
-    environment,
+    flags,
     like_a_process,
     rows,
     run_to_end,
@@ -193,27 +193,31 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(root, images, straig
 
 def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints_whole(root, images, straight):
     """On a real file system that is too small for a second checkpoint; where none may be mounted, under a limit."""
-    small, result = root / "small", root / "full"
+    small, log = root / "small", root / "full.txt"
     small.mkdir()
     size = sum(file.stat().st_size for file in (straight / "checkpoint-9").rglob("*") if file.is_file())
-    fields = {"dataset_path": images, "output_dir": small / "run", "use_ema": True, "sample_steps": 0, "eval_steps": 0}
-    script = (
-        f"mount -t tmpfs -o size={int(1.6 * size)} tmpfs {small} || exit 99\n"
-        f"{shlex.join(command(**fields))}\ncode=$?\ncp -r {small}/run {result}\nexit $code"
-    )
+    fields = {"dataset_path": images, "use_ema": True, "sample_steps": 0, "eval_steps": 0}
+    # The file system is there as long as this process, and other processes see it through /proc.
+    script = f"mount -t tmpfs -o size={int(1.6 * size)} tmpfs {small} && echo mounted && read"
     mount = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user", "--user"]), "bash", "-c", script]
-    process = subprocess.run(mount, env=environment(root), capture_output=True, text=True)
-    if process.returncode == 99 or "unshare" in process.stderr:  # this machine mounts nothing
-        limit = f"ulimit -f {size // 4096}; exec {shlex.join(command(**fields | {'output_dir': result}))}"
-        process = subprocess.run(["bash", "-c", limit], env=environment(root), capture_output=True, text=True)
-        assert "checkpoint-3 could not be written" in process.stderr
-    else:
-        assert "checkpoint-6 could not be written" in process.stderr and "untouched: checkpoint-3" in process.stderr
-        (checkpoint,) = result.glob("checkpoint-*")
-        assert read_manifest(checkpoint)["step"] == 3
-        JetForDensityEstimation.from_pretrained(checkpoint)
-    assert process.returncode == 1 and process.stderr.count("\nerror: ") == 1, process.stderr
-    assert "Traceback" not in process.stderr and not list(result.glob(".checkpoint-*"))
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(mount, text=True, **streams) as holder:
+        can_mount = holder.stdout.readline() == "mounted\n"
+        result = Path(f"/proc/{holder.pid}/root{small}" if can_mount else small, "run")
+        arguments = [str(ROOT / "scripts" / "train.py"), *flags(**fields, output_dir=result)]
+        process = ForkedScript(arguments, root, log, log, {"ACCELERATE_USE_CPU": "true"})
+        if not can_mount:
+            psutil.Process(process.pid).rlimit(psutil.RLIMIT_FSIZE, (size // 4, size // 4))
+        code, output = process.wait(timeout=300), log.read_text()
+        if can_mount:
+            assert "checkpoint-6 could not be written" in output and "untouched: checkpoint-3" in output
+            (checkpoint,) = result.glob("checkpoint-*")
+            assert read_manifest(checkpoint)["step"] == 3
+            JetForDensityEstimation.from_pretrained(checkpoint)
+        else:
+            assert "checkpoint-3 could not be written" in output
+        assert code == 1 and output.count("\nerror: ") == 1, output
+        assert "Traceback" not in output and not list(result.glob(".checkpoint-*"))
 
 
 def test_a_run_that_turns_non_finite_names_the_step_and_keeps_the_last_checkpoint(root, images):

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate.commands import launch
 from conftest import ROOT
 from huggingface_hub import constants, hf_api
 from PIL import Image
@@ -91,15 +93,20 @@ def slow_saves(folder: Path, seconds: float) -> dict[str, str]:
     return {"PYTHONPATH": path, "SECONDS_PER_SAVE": str(seconds)}
 
 
+def launch_flags(num_processes: int) -> list[str]:
+    """Return the flags of a launcher."""
+    settings = ROOT / "recipes" / "accelerate" / ("cpu.yaml" if num_processes == 1 else "ddp.yaml")
+    flags = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--main_process_port", "0"]
+    return ["--config_file", str(settings), *(flags if num_processes > 1 else [])]
+
+
 def launch_command(num_processes: int, launcher: str | None) -> list[str]:
     """Return the start of a command line: `None` starts one process without a launcher."""
     if launcher is None:
         assert num_processes == 1
         return [sys.executable]
-    program = {"accelerate": ["-m", "accelerate.commands.launch"], "jet": [str(ROOT / "scripts" / "launch.py")]}
-    settings = ROOT / "recipes" / "accelerate" / ("cpu.yaml" if num_processes == 1 else "ddp.yaml")
-    flags = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--main_process_port", "0"]
-    return [sys.executable, *program[launcher], "--config_file", str(settings), *(flags if num_processes > 1 else [])]
+    assert launcher == "jet"
+    return [sys.executable, str(ROOT / "scripts" / "launch.py"), *launch_flags(num_processes)]
 
 
 def flags(**fields) -> list[str]:
@@ -145,6 +152,15 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Return the first true result of a condition."""
+    deadline = time.monotonic() + 120
+    while not (result := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return result
 
 
 def run_forked(
@@ -204,6 +220,7 @@ class ForkedScript:
             patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
             # Killed runs cannot clean up their semaphores.
             patch.setenv("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+            patch.setenv("PYTHONHASHSEED", "1")  # no result may depend on the hashes of strings, which differ here
             given = (arguments, cache, stdout, stderr, variables, under_parent)
             self.process = self.context.Process(target=run_forked, args=given)
             self.process.start()
@@ -249,7 +266,7 @@ class TrainProcess:
         cache: Folder for the output and for the cache of `datasets`.
         num_processes: Number of training processes.
         launcher: See [`launch_command`]; without one, several processes join by themselves. With "parent", the process
-            is forked from one that waits for it, as a launcher does.
+            is forked from one that waits for it, as a launcher does. With "accelerate", its launcher is forked.
         variables: Environment variables.
         imports: Whether the process does its own imports; without them and without a launcher, it is forked.
         fields: See [`flags`].
@@ -267,8 +284,11 @@ class TrainProcess:
         self.log = cache / f"log-{time.monotonic_ns()}.txt"
         self.folder = Path(fields["output_dir"])
         variables = variables or {}
-        if launcher in (None, "parent") and not imports:
+        if launcher != "jet" and not imports:
             arguments = [str(ROOT / "scripts" / "train.py"), *flags(**fields)]
+            if launcher == "accelerate":
+                arguments = [launch.__file__, *launch_flags(num_processes), *arguments]
+                num_processes = 1  # the launcher starts the others
             self.log.touch()
             self.processes = [
                 ForkedScript(arguments, cache, self.log, self.log, rank | variables, launcher == "parent")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -129,14 +130,19 @@ class _Pixels(Dataset):
             raise ValueError(
                 f"`dataset` must have a column `{PIXELS}` of uint8 or uint16 arrays (C, H, W), got {feature}."
             )
-        self.dataset = dataset.with_format("numpy", columns=[PIXELS], dtype=np.dtype(dtype))
-        has_labels = LABEL in dataset.column_names
-        self.labels = dataset.with_format("numpy", columns=[LABEL], dtype=np.int64) if has_labels else None
+        self.has_labels = LABEL in dataset.column_names
+        self.dataset = dataset.with_format("arrow", columns=[PIXELS, LABEL] if self.has_labels else [PIXELS])
 
     def __getitem__(self, item: tuple[np.ndarray, np.ndarray]) -> Batch:
         rows, indices = item
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows][LABEL])
-        return Batch(torch.from_numpy(self.dataset[rows][PIXELS]), torch.from_numpy(indices), labels)
+        table = self.dataset[rows]
+        # The numpy format of `datasets` makes an array of each image first.
+        values = table[PIXELS].combine_chunks().storage
+        while pa.types.is_list(values.type):
+            values = values.flatten()
+        pixels = values.to_numpy().copy().reshape(len(rows), -1, *self.dataset.features[PIXELS].shape[1:])
+        labels = torch.from_numpy(table[LABEL].to_numpy().astype(np.int64)) if self.has_labels else None
+        return Batch(torch.from_numpy(pixels), torch.from_numpy(indices), labels)
 
 
 def read_pixels(dataset: datasets.Dataset) -> torch.Tensor:
