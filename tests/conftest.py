@@ -46,6 +46,10 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def pytest_sessionfinish():
+    gc.freeze()  # Python and pytest would look at all objects several times before they end
+
+
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="Kills in each loop of tests/test_kills.py.")
     parser.addoption("--codec-crops", type=int, default=128, help="Crops in the rate test of tests/test_codec.py.")

@@ -117,7 +117,9 @@ result = {
 
 
 REMOTE = """
-import sys, torch
+import gc, os, sys
+gc.disable()  # imports take less time, and so does the end
+import torch
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
@@ -132,6 +134,7 @@ with torch.no_grad():
     again = model(inputs["pixel_values"], noise=inputs["noise"]).bits_per_dim
 torch.save({"bits_per_dim": again, "pixels": pixel_values, "scores": scores}, sys.argv[3])
 assert not any(name.split(".")[0] == "jet_hf" for name in sys.modules)
+os._exit(0)
 """
 
 
