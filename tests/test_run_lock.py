@@ -108,3 +108,28 @@ def test_a_start_that_is_interrupted_right_after_the_file_was_written_leaves_not
     with pytest.raises(KeyboardInterrupt), RunLock(tmp_path / "run"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_start_that_is_interrupted_before_the_file_was_written_leaves_nothing(tmp_path, monkeypatch):
+    os_open, folder = os.open, tmp_path / "run"
+
+    def interrupt(path, flags, *mode):
+        descriptor = os_open(path, flags, *mode)
+        if flags & os.O_CREAT and os.fspath(path) == str(folder / LOCK_FILE):
+            os.close(descriptor)
+            raise KeyboardInterrupt
+        return descriptor
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "open", interrupt)
+        with RunLock(folder):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_file_of_a_killed_takeover_is_deleted_at_the_end(tmp_path):
+    left = tmp_path / f"{LOCK_FILE}.break.4194304.0123456789abcdef0123456789abcdef"
+    left.write_text("of a process that was killed")
+    with RunLock(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())

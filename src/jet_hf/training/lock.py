@@ -115,10 +115,15 @@ class RunLock:
             )
 
     def _release(self) -> None:
+        marker = self.folder / LOCK_FILE
+        if self._lease.is_lock_held_by_us:
+            # A process that is killed while it takes over a lock leaves a file of its own.
+            for left in self.folder.glob(f"{LOCK_FILE}.break.*"):
+                left.unlink(missing_ok=True)
         self._lease.release()
-        # A signal may have come after the file was written and before the lease recorded that it holds it.
-        if self._begun and self._lease.is_lock_held_by_us:
-            (self.folder / LOCK_FILE).unlink(missing_ok=True)
+        # A signal may have come after the file was created and before the lease recorded that it holds it.
+        if self._begun and (self._lease.is_lock_held_by_us or _is_empty(marker)):
+            marker.unlink(missing_ok=True)
         for path in self._created:
             with suppress(OSError):
                 path.rmdir()
@@ -139,3 +144,10 @@ class RunLock:
                 started = datetime.fromtimestamp(psutil.Process(owner.pid).create_time())
                 start = f", started {started:%Y-%m-%d %H:%M:%S}"
         return f"process {owner.pid} on {host}{start}"
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return False
