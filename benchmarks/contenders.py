@@ -154,5 +154,10 @@ def _floor(contender: str, task: Task, pixel_values: torch.Tensor, noise: torch.
     chains = (nn.Sequential(*map(copy.deepcopy, layers)) for _ in range(config.num_coupling_layers))
     options = {"device": task.device, "dtype": torch.bfloat16 if "bf16" in contender else torch.float32}
     couplings = nn.ModuleList(chains).to(**options)
-    tokens = torch.rand(len(noise), config.num_patches, half, requires_grad=task.operation == "train", **options)
-    return couplings, lambda: [coupling(tokens) for coupling in couplings], None
+    tokens = torch.rand(len(noise), config.num_patches, half, **options)
+
+    def run() -> list[torch.Tensor]:
+        states = tokens.detach().requires_grad_(task.operation == "train")
+        return [coupling(states) for coupling in couplings]
+
+    return couplings, run, None

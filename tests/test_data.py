@@ -325,3 +325,14 @@ def test_histogram_model_is_the_entropy_of_the_levels():
     bits = histogram_bits_per_dim(np.repeat(train, 10**4, axis=0), train)
     assert bits == pytest.approx([0.5], abs=1e-3)
     assert histogram_bits_per_dim(train, np.full((1, 2, 4, 4), 7, np.uint8)) == pytest.approx([9], abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_pixels_of_a_dataset_in_several_parts_keep_their_places(dtype):
+    images = np.random.default_rng(0).integers(256, size=(9, 3, 4, 5)).astype(dtype)
+    features = datasets.Features({"pixels": datasets.Array3D((3, 4, 5), dtype)})
+    parts = [datasets.Dataset.from_dict({"pixels": list(part)}, features) for part in np.split(images, [4, 5])]
+    whole = datasets.concatenate_datasets(parts)
+    assert np.array_equal(read_pixels(whole).numpy(), images)
+    assert np.array_equal(read_pixels(whole.select([8, 0, 4, 4, 3])).numpy(), images[[8, 0, 4, 4, 3]])
+    assert read_pixels(whole.select([])).shape == (0, 3, 4, 5)

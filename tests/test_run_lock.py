@@ -133,3 +133,15 @@ def test_the_file_of_a_killed_takeover_is_deleted_at_the_end(tmp_path):
     with RunLock(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_the_end_of_a_run_leaves_the_lock_that_another_has_just_created(tmp_path, monkeypatch):
+    release, marker = SoftFileLease.release, tmp_path / LOCK_FILE
+
+    def release_to_another(lease):
+        release(lease)
+        marker.touch()
+
+    with monkeypatch.context() as patch, RunLock(tmp_path):
+        patch.setattr(SoftFileLease, "release", release_to_another)
+    assert marker.exists()

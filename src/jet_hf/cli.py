@@ -111,10 +111,12 @@ def _import_command(name: str) -> ModuleType:
     """
     module = f"{__package__}.commands.{name}"
     if module not in sys.modules:
+        was_enabled = gc.isenabled()
         gc.disable()
         try:
             import_module(module)
         finally:
             gc.freeze()
-            gc.enable()
+            if was_enabled:
+                gc.enable()
     return sys.modules[module]

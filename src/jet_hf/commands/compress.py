@@ -99,7 +99,7 @@ def in_processes(work: Callable, tasks: Sequence[tuple], arguments: CodecArgumen
             yield work(*task)
         return
     num_threads = max(1, (os.cpu_count() or 1) // num_proc)
-    # Forks of a process with threads may hang. The fork server has none, and imports once for all processes.
+    # Forks of this process, which has threads, may hang. The fork server imports once for all processes.
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(num_proc, context, torch.set_num_threads, (num_threads,)) as pool:

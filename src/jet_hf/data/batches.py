@@ -15,6 +15,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -137,10 +138,11 @@ class _Pixels(Dataset):
         rows, indices = item
         table = self.dataset[rows]
         # The numpy format of `datasets` makes an array of each image first.
-        values = table[PIXELS].combine_chunks().storage
+        column = table[PIXELS]
+        values = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
         while pa.types.is_list(values.type):
-            values = values.flatten()
-        pixels = values.to_numpy().copy().reshape(len(rows), -1, *self.dataset.features[PIXELS].shape[1:])
+            values = pc.list_flatten(values)
+        pixels = values.to_numpy().copy().reshape(len(rows), *self.dataset.features[PIXELS].shape)
         labels = torch.from_numpy(table[LABEL].to_numpy().astype(np.int64)) if self.has_labels else None
         return Batch(torch.from_numpy(pixels), torch.from_numpy(indices), labels)
 

@@ -53,7 +53,7 @@ class RunLock:
             thread_local=False,
         )
         self._created: list[Path] = []
-        self._begun = False
+        self._was_free = self._is_acquiring = False
 
     def __enter__(self) -> "RunLock":
         try:
@@ -97,17 +97,18 @@ class RunLock:
             now = self._refresh_time()
             return None not in (now, refreshed) and now != refreshed
 
-        self._begun = True
+        self._was_free, self._is_acquiring = refreshed is None, True
         try:
             self._lease.acquire(
                 timeout=self._lease.lease_duration + 10, poll_interval=0.1, cancel_check=holder_is_alive
             )
         except (Timeout, LeaseSettingsMismatch) as error:
-            self._begun = False
+            self._is_acquiring = False
             raise RunLockedError(
                 f"`output_dir` {self.folder} is in use by {self._describe_holder() or before}: wait until that run "
                 "has ended, or choose another folder."
             ) from error
+        self._is_acquiring = False
         if before:
             logger.warning(
                 f"took over the lock of {self.folder} from {before}, which has ended or has not refreshed it for "
@@ -115,14 +116,16 @@ class RunLock:
             )
 
     def _release(self) -> None:
-        marker = self.folder / LOCK_FILE
         if self._lease.is_lock_held_by_us:
-            # A process that is killed while it takes over a lock leaves a file of its own.
-            for left in self.folder.glob(f"{LOCK_FILE}.break.*"):
-                left.unlink(missing_ok=True)
+            # A process that is killed while it takes over a lock leaves a file named after it.
+            for left in self.folder.glob(f"{LOCK_FILE}.break.*.*"):
+                process = left.name.split(".")[3]
+                if process.isdecimal() and not psutil.pid_exists(int(process)):
+                    left.unlink(missing_ok=True)
         self._lease.release()
         # A signal may have come after the file was created and before the lease recorded that it holds it.
-        if self._begun and (self._lease.is_lock_held_by_us or _is_empty(marker)):
+        marker = self.folder / LOCK_FILE
+        if self._is_acquiring and (self._lease.is_lock_held_by_us or (self._was_free and _is_empty(marker))):
             marker.unlink(missing_ok=True)
         for path in self._created:
             with suppress(OSError):

@@ -235,7 +235,8 @@ class AnomalyDetector:
             progress: See [`score`].
 
         Raises:
-            ValueError: without [`fit`], for a single image, or for what [`score`] refuses.
+            ValueError: without [`fit`], for a single image, an image that cannot be converted, or a likelihood that is
+                not finite.
         """
         check_several(images, self.model.config)
         if len(images) == 1:
