@@ -79,7 +79,6 @@ def test_a_first_visit(page, server, tmp_path, record_property):
     record_property("demo", f"an edited image follows a slider after {seconds_to_follow(page):.2f} s ({page.screen})")
 
 
-@pytest.mark.parametrize("page", ["desktop"], indirect=True)
 def test_an_address_opens_what_it_names_and_back_returns(page, server):
     page.goto(f"{server.url}/?tab=sample&model=jet-digits-8&seed=7&temperature=0.8&label=3&images=4")
     panel = page.get_by_role("tabpanel").filter(visible=True)

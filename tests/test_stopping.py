@@ -24,7 +24,6 @@ from train_process import (
     rows,
     slow_saves,
     train_here,
-    wait_for,
     write_images,
 )
 
@@ -149,6 +148,14 @@ def test_a_process_that_waits_for_others_to_join_ends_with_its_launcher(root, fi
     with pytest.raises(ConnectionError, match="the launcher of this process has ended"):  # noqa: SIM117
         with killable_join(Launcher(os.getppid(), None)):
             pass
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 120
+    while not (result := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return result
 
 
 def is_listening(port: int) -> bool:
